@@ -1,0 +1,1 @@
+"""llm_jax: from raw text to a chatbot, every choice on the way an ablation."""

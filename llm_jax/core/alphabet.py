@@ -1,0 +1,153 @@
+"""The alphabet: one capital letter per array dimension, project-wide.
+
+A letter is in a variable's name (`q_BTKGH`), in an equation (`Einsum("BTD,DKGH->BTKGH", ...)`) and in the sharding
+table `RULES`. Weight shape, fan-in and partitioning follow from the equation, so nobody writes them twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from math import prod
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from llm_jax.core.parts import Part
+
+LEGEND = dict(
+    B="batch", T="query time", S="key time", D="model width", K="key heads", G="queries per key head", H="head width",
+    F="hidden", E="experts", C="expert capacity", V="vocabulary", L="layers", P="positions",
+)  # fmt: skip
+
+RULES = dict(
+    L=("stage",), B=("data", "fsdp"), C=("data", "fsdp"), T=("sequence",), E=("expert",),
+    V=("tensor",), K=("tensor",), F=("tensor",), D=("fsdp",),
+)  # fmt: skip  # letter -> the mesh axes that may split it
+
+
+def partition(letters: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> PartitionSpec:
+    """Which mesh axes split each dimension. An axis that a tensor already uses, or that does not divide, is skipped.
+
+    So a tensor with one key head (multi-query attention) is copied over the tensor axis, as it must be.
+    """
+    taken: set[str] = set()
+    spec = []
+    for letter, size in zip(letters, shape, strict=True):
+        here: list[str] = []
+        for axis in RULES.get(letter, ()):
+            parts = mesh.shape.get(axis, 1) * prod(mesh.shape[a] for a in here)
+            if axis not in taken and mesh.shape.get(axis, 1) > 1 and size % parts == 0:
+                here.append(axis)
+        taken.update(here)
+        spec.append(tuple(here) if len(here) > 1 else here[0] if here else None)
+    return PartitionSpec(*spec)
+
+
+def shard(x: jax.Array, letters: str) -> jax.Array:
+    """Pins `x` to the mesh axes that its letters stand for ("." for a dimension kept whole); no mesh, no effect."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition(letters, x.shape, mesh))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def contract(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """`einsum` of two arrays of one dtype, summed in float32 whatever that dtype is, forward and backward.
+
+    The result is float32. Gradients are contracted in the operands' own dtype: with bfloat16 operands every product
+    runs on the fast units and only sums are wide.
+    """
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+
+def _contract_forward(equation: str, a: jax.Array, b: jax.Array):
+    return contract(equation, a, b), (a, b)
+
+
+def _contract_backward(equation: str, saved: tuple[jax.Array, jax.Array], d_out: jax.Array):
+    a, b = saved
+    (in_a, in_b), out = equation.split("->")[0].split(","), equation.split("->")[1]
+    d_a = jnp.einsum(f"{out},{in_b}->{in_a}", d_out.astype(b.dtype), b, preferred_element_type=jnp.float32)
+    d_b = jnp.einsum(f"{in_a},{out}->{in_b}", a, d_out.astype(a.dtype), preferred_element_type=jnp.float32)
+    return d_a.astype(a.dtype), d_b.astype(b.dtype)
+
+
+contract.defvjp(_contract_forward, _contract_backward)
+
+
+# -------------------------------------------------------------------------------------------------------- initialisers
+
+
+class Init(Part):
+    """How a weight begins: `draw(key, shape, fan_in)`."""
+
+    def draw(self, key: jax.Array, shape: tuple[int, ...], fan_in: int) -> jax.Array:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class FanIn(Init):
+    """Normal with variance `scale`^2 / fan-in, so that a unit-variance input gives a `scale`^2-variance output."""
+
+    scale: float = 1.0
+
+    def draw(self, key, shape, fan_in):
+        return self.scale * fan_in**-0.5 * jax.random.normal(key, shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Normal(Init):
+    """Normal with one standard deviation everywhere (GPT-2: 0.02)."""
+
+    deviation: float = 0.02
+
+    def draw(self, key, shape, fan_in):
+        return self.deviation * jax.random.normal(key, shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Zeros(Init):
+    """All zero: a residual branch that starts as the identity."""
+
+    def draw(self, key, shape, fan_in):
+        return jnp.zeros(shape)
+
+
+class Einsum(nn.Module):
+    """A learned contraction. The equation alone fixes the kernel's shape, fan-in and sharding.
+
+    `Einsum("BTD,DKGH->BTKGH", dict(K=2, G=4, H=64))` maps [B, T, D] to [B, T, K, G, H].
+    The result has the input's dtype; with `bias`, one number per output letter that the kernel brings.
+    """
+
+    equation: str
+    sizes: Mapping[str, int]  # of the letters that the input does not fix
+    bias: bool = False
+    init: Init = FanIn()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        operands, out = self.equation.split("->")
+        given, weight = operands.split(",")
+        sizes = dict(zip(given, x.shape, strict=True)) | dict(self.sizes)
+        kernel = weigh(self, "kernel", weight, sizes, self.init, prod(sizes[a] for a in weight if a not in out))
+        y = contract(self.equation, x, kernel)
+        if self.bias:
+            new = "".join(a for a in out if a in weight)
+            bias = weigh(self, "bias", new, sizes, Zeros(), 1)
+            y = y + jnp.expand_dims(bias, [i for i, a in enumerate(out) if a not in new]).astype(jnp.float32)
+        return shard(y.astype(x.dtype), out)
+
+
+def weigh(module: nn.Module, name: str, letters: str, sizes: Mapping[str, int], init: Init, fan_in: int) -> jax.Array:
+    """A parameter of `module` whose shape and partitioning come from its letters."""
+    draw = nn.with_partitioning(lambda key, shape: init.draw(key, shape, fan_in), tuple(letters))
+    return module.param(name, draw, tuple(sizes[a] for a in letters))
+
+
+INITS = dict(FanIn=FanIn, Normal=Normal, Zeros=Zeros)

@@ -1,0 +1,42 @@
+"""Files that are either whole or absent, and the folder where things worth keeping between runs are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+
+def cache_folder(*below: str) -> Path:
+    """A folder under `$LLM_JAX_CACHE`, or the user's cache folder (`$XDG_CACHE_HOME`, `~/.cache`); made if absent."""
+    root = os.environ.get("LLM_JAX_CACHE")
+    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm_jax"
+    folder = base.joinpath(*below)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes beside `path` and renames, so that a reader or a crash never sees half a file."""
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def digest(*parts: str | bytes) -> str:
+    """A hash of the parts in order, as 64 hexadecimal digits; the boundaries between parts count."""
+    whole = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8") if isinstance(part, str) else part
+        whole.update(len(data).to_bytes(8, "little"))
+        whole.update(data)
+    return whole.hexdigest()

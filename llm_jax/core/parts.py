@@ -1,0 +1,324 @@
+"""Parts: what experiments are made of. A part is a frozen dataclass, or a linen module (a dataclass too).
+
+An experiment is a tree of parts. This file walks such trees: reads a part from what a user typed, replaces one by its
+path, writes the tree as JSON and builds it again. It knows nothing of what the parts do.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import importlib
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeGuard
+
+import flax.linen as nn
+
+from llm_jax.core.tables import InputError, lookup, nearest
+
+Json = dict[str, Any] | list[Any] | str | int | float | bool | None
+
+TRUSTED = ("llm_jax", "experiments")  # packages whose parts a manifest may name without being told
+
+
+class Part:
+    """A setting and its behaviour in one: subclasses are frozen dataclasses. A *family* is a direct subclass."""
+
+
+def is_part(value: object) -> TypeGuard[Part | nn.Module]:
+    return isinstance(value, (Part, nn.Module)) and dataclasses.is_dataclass(value)
+
+
+def settings(part: type | object) -> list[str]:
+    """The names of a part's fields that are settings, in the order of its constructor."""
+    return [f.name for f in dataclasses.fields(part) if f.init and f.name not in ("parent", "name")]  # pyright: ignore
+
+
+def family(cls: type) -> type:
+    """The base class that `cls` and its rivals share: the last of its bases that is still ours."""
+    ours = [base for base in cls.__mro__ if issubclass(base, (Part, nn.Module)) and base not in (Part, nn.Module)]
+    return [base for base in ours if not base.__module__.startswith("flax.")][-1]
+
+
+def descendants(cls: type) -> Iterator[type]:
+    for child in cls.__subclasses__():
+        yield child
+        yield from descendants(child)
+
+
+def catalogue(modules: tuple[str, ...] = ()) -> dict[str, type]:
+    """Every part that can be named now: those of the project, then those of the user's own modules."""
+    known = [c for root in (Part, nn.Module) for c in descendants(root) if not c.__name__.startswith("_")]
+    trusted = [c for c in known if _trusted(c.__module__, modules)]
+    return {c.__name__: c for c in sorted(trusted, key=lambda c: _trusted(c.__module__, ()), reverse=True)}
+
+
+def _trusted(module: str, modules: tuple[str, ...]) -> bool:
+    return module.split(".")[0] in TRUSTED or module in modules
+
+
+# ------------------------------------------------------------------------------------------------------------- types
+
+
+@functools.cache
+def types_of(cls: type) -> Mapping[str, Any]:
+    """The declared type of each setting of a part."""
+    found = {}
+    for base in reversed(cls.__mro__):
+        scope = vars(sys.modules[base.__module__]) if base.__module__ in sys.modules else {}
+        for name, declared in vars(base).get("__annotations__", {}).items():
+            if name in settings(cls):
+                found[name] = eval(declared, dict(scope)) if isinstance(declared, str) else declared
+    return found
+
+
+def conform(value: Any, declared: Any, where: str) -> Any:
+    """`value` as `declared`: a list becomes the tuple and a whole number the float that the type asks for.
+
+    Raises:
+      InputError: it is of another type; the message names `where`, the type, and the value.
+    """
+    refuse = InputError(f"{where} must be {describe(declared)}, not {value!r}")
+    origin, arguments = typing.get_origin(declared), typing.get_args(declared)
+    if declared in (Any, object):
+        return value
+    if origin in (types.UnionType, typing.Union):
+        for choice in arguments:
+            try:
+                return conform(value, choice, where)
+            except InputError:
+                continue
+        raise refuse
+    if origin is typing.Literal:
+        if value in arguments and type(value) in {type(a) for a in arguments}:
+            return value
+        raise InputError(f"{where} must be {describe(declared)}, not {value!r}: {nearest(str(value), map(str, arguments))}")
+    if origin is tuple or declared is tuple:
+        if not isinstance(value, (tuple, list)):
+            raise refuse
+        each = arguments[:1] * len(value) if arguments[1:] == (Ellipsis,) else arguments
+        if arguments and len(each) != len(value):
+            raise refuse
+        each = each or (Any,) * len(value)
+        return tuple(conform(v, t, f"{where}.{i}") for i, (v, t) in enumerate(zip(value, each, strict=True)))
+    if declared is float and type(value) is int:
+        return float(value)
+    if declared in (int, float, str, bool):
+        if type(value) is not declared:
+            raise refuse
+        return value
+    if declared is None or declared is type(None):
+        if value is not None:
+            raise refuse
+        return None
+    if isinstance(origin or declared, type) and isinstance(value, origin or declared):
+        return value
+    raise refuse
+
+
+def describe(declared: Any) -> str:
+    origin, arguments = typing.get_origin(declared), typing.get_args(declared)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(describe(a) for a in arguments)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(repr(a) for a in arguments)
+    if origin is tuple:
+        return f"a tuple of {describe(arguments[0])}"
+    words = {int: "a whole number", float: "a number", str: "text", bool: "True or False", type(None): "None"}
+    if declared in words:
+        return words[declared]
+    if isinstance(declared, type) and issubclass(declared, (Part, nn.Module)):
+        names = sorted(n for n, c in catalogue().items() if issubclass(c, declared) and c is not declared)
+        return f"a {declared.__name__}" + (f" ({', '.join(names)})" if names and len(names) < 20 else "")
+    return getattr(declared, "__name__", str(declared))
+
+
+def check(part: Any, where: str = "") -> Any:
+    """`part` with every setting below it checked against its declared type.
+
+    Raises:
+      InputError: a setting has the wrong type.
+    """
+    if isinstance(part, tuple):
+        return tuple(check(p, f"{where}.{i}") for i, p in enumerate(part))
+    if not is_part(part):
+        return part
+    here = {}
+    for name in settings(part):
+        at = f"{where}.{name}" if where else name
+        here[name] = conform(check(getattr(part, name), at), types_of(type(part))[name], at)
+    changed = {n: v for n, v in here.items() if v is not getattr(part, n)}
+    return replace(part, **changed) if changed else part
+
+
+# -------------------------------------------------------------------------------------------------------------- paths
+
+
+def replace(part: Any, **changes: Any) -> Any:
+    return part.clone(**changes) if isinstance(part, nn.Module) else dataclasses.replace(part, **changes)
+
+
+def override(part: Any, path: str, value: Any, where: str = "") -> Any:
+    """`part` with the setting at `path` (`"model.stack.pattern.0.attention"`) replaced by `value`.
+
+    A part may only be replaced by one of its own family, and a literal by one of the declared type.
+
+    Raises:
+      InputError: there is no such path (the nearest name is given), or the value is of the wrong type.
+    """
+    name, _, rest = path.partition(".")
+    at = f"{where}.{name}" if where else name
+    if isinstance(part, tuple):
+        if not name.isdigit() or int(name) >= len(part):
+            raise InputError(f"{at!r} is no place in {where!r}, which has 0 to {len(part) - 1}")
+        declared: Any = family(type(part[int(name)])) if is_part(part[int(name)]) else Any
+        new = _replacement(part[int(name)], declared, rest, value, at)
+        return part[: int(name)] + (new,) + part[int(name) + 1 :]
+    if not is_part(part):
+        raise InputError(f"{where!r} is {part!r}, which has no {name!r} inside")
+    if name not in settings(part):
+        owner = f"{type(part).__name__}" + (f" at {where!r}" if where else "")
+        raise InputError(f"no setting {at!r} ({owner}): {nearest(name, settings(part))}")
+    new = _replacement(getattr(part, name), types_of(type(part))[name], rest, value, at)
+    return replace(part, **{name: new})
+
+
+def _replacement(old: Any, declared: Any, rest: str, value: Any, at: str) -> Any:
+    if rest:
+        return override(old, rest, value, at)
+    value = conform(value, declared, at)
+    if is_part(old) and is_part(value) and declared in (Part, nn.Module):
+        conform(value, family(type(old)), at)
+    return value
+
+
+# ------------------------------------------------------------------------------------------------- what a user typed
+
+
+def parse(text: str, modules: tuple[str, ...] = ()) -> Any:
+    """The value of a literal, or of a call of a part's name: `"12"`, `"(1, 2)"`, `"Alibi()"`, `"Rope(theta=5e5)"`.
+
+    Nothing else is evaluated. A single word that names no part is taken as text.
+
+    Raises:
+      InputError: the text is neither; the message shows it, with the nearest name.
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError:
+        return text
+    return _value(tree, catalogue(modules), text)
+
+
+def _value(node: ast.expr, names: Mapping[str, type], text: str) -> Any:
+    inner = functools.partial(_value, names=names, text=text)
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=operand) if isinstance(inner(operand), (int, float)):
+            return -inner(operand)
+        case ast.Tuple(elts=elements) | ast.List(elts=elements):
+            return tuple(inner(e) for e in elements)
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=keywords):
+            part = lookup(names, name, "part")
+            return build(part, [inner(a) for a in arguments], {k.arg or "": inner(k.value) for k in keywords}, name)
+        case ast.Name(id=name):
+            if name in names:
+                raise InputError(f"{name!r} is a part: write {name}(...)")
+            return name
+    raise InputError(f"cannot read {text!r}: write a literal such as 12, or a part such as Rope(theta=5e5)")
+
+
+def build(part: type, arguments: list[Any], named: dict[str, Any], where: str) -> Any:
+    """`part(*arguments, **named)` with names and types checked first.
+
+    Raises:
+      InputError: a name is unknown, one is missing, or a value is of the wrong type.
+    """
+    known = settings(part)
+    if len(arguments) > len(known):
+        raise InputError(f"{where} takes at most {len(known)} settings ({', '.join(known)}), not {len(arguments)}")
+    given = dict(zip(known, arguments, strict=False)) | named
+    for name in given:
+        if name not in known:
+            raise InputError(f"{where} has no setting {name!r}: {nearest(name, known)}")
+    required = [f.name for f in dataclasses.fields(part) if f.init and f.default is dataclasses.MISSING
+                and f.default_factory is dataclasses.MISSING and f.name in known]
+    if missing := [name for name in required if name not in given]:
+        raise InputError(f"{where} needs {', '.join(missing)}")
+    return part(**{n: conform(v, types_of(part)[n], f"{where}.{n}") for n, v in given.items()})
+
+
+# ----------------------------------------------------------------------------------------------------------- manifest
+
+
+def to_json(value: Any) -> Json:
+    """The tree as JSON: a part is `{"part": "module:Class", setting: value, ...}`, a tuple is a list."""
+    if is_part(value):
+        cls = type(value)
+        return {"part": f"{cls.__module__}:{cls.__qualname__}"} | {n: to_json(getattr(value, n)) for n in settings(value)}
+    if isinstance(value, (tuple, list)):
+        return [to_json(v) for v in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raise InputError(f"{value!r} cannot be kept in a manifest: make it a part or a literal")
+
+
+def from_json(json: Json, modules: tuple[str, ...] = (), where: str = "manifest") -> Any:
+    """The tree that `to_json` wrote.
+
+    It may name only parts, of this project or of `modules` that the user passed: nothing else is imported or called.
+
+    Raises:
+      InputError: it names something else, or a setting is unknown, missing or of the wrong type.
+    """
+    if isinstance(json, list):
+        return tuple(from_json(v, modules, f"{where}.{i}") for i, v in enumerate(json))
+    if not isinstance(json, dict):
+        return json
+    part = _named(json.get("part"), modules, where)
+    given = {n: from_json(v, modules, f"{where}.{n}") for n, v in json.items() if n != "part"}
+    return build(part, [], given, where)
+
+
+def _named(name: Any, modules: tuple[str, ...], where: str) -> type:
+    module, _, attribute = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if not attribute or not _trusted(module, modules):
+        raise InputError(f"{where} names {name!r}, which is no part of this project: "
+                         "pass the file that defines it with --modules, if you trust it")
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ImportError:
+        raise InputError(f"{where} names {name!r}, but there is no module {module!r} here") from None
+    is_type = isinstance(found, type) and issubclass(found, (Part, nn.Module)) and dataclasses.is_dataclass(found)
+    if not is_type or found.__module__ != module:
+        raise InputError(f"{where} names {name!r}, which is not a part")
+    return found
+
+
+def walk(part: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every part of the tree with its path, parents first."""
+    if is_part(part):
+        yield path, part
+        children: list[tuple[str, Any]] = [(n, getattr(part, n)) for n in settings(part)]
+    elif isinstance(part, tuple):
+        children = [(str(i), p) for i, p in enumerate(part)]
+    else:
+        return
+    for name, child in children:
+        yield from walk(child, f"{path}.{name}" if path else name)
+
+
+def transform(part: Any, change: Callable[[Any], Any]) -> Any:
+    """The tree with `change` applied to every part, children first."""
+    if isinstance(part, tuple):
+        return tuple(transform(p, change) for p in part)
+    if not is_part(part):
+        return part
+    here = {n: transform(getattr(part, n), change) for n in settings(part)}
+    changed = {n: v for n, v in here.items() if v is not getattr(part, n)}
+    return change(replace(part, **changed) if changed else part)

@@ -1,0 +1,1 @@
+"""What a model is trained for: functions from a batch to sums."""

@@ -1,0 +1,1 @@
+"""Layouts: which device holds what."""

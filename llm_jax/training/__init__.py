@@ -1,0 +1,1 @@
+"""The loop, and all it needs: state, optimisers, evaluation, run directory, checkpoints."""
