@@ -111,11 +111,13 @@ class Normal(Init):
 
 
 @dataclasses.dataclass(frozen=True)
-class Zeros(Init):
-    """All zero: a residual branch that starts as the identity."""
+class Constant(Init):
+    """One number everywhere: 0 for biases (and residual branches that start as the identity), 1 for scales."""
+
+    value: float = 0.0
 
     def draw(self, key, shape, fan_in):
-        return jnp.zeros(shape)
+        return jnp.full(shape, self.value)
 
 
 class Einsum(nn.Module):
@@ -139,7 +141,7 @@ class Einsum(nn.Module):
         y = contract(self.equation, x, kernel)
         if self.bias:
             new = "".join(a for a in out if a in weight)
-            bias = weigh(self, "bias", new, sizes, Zeros(), 1)
+            bias = weigh(self, "bias", new, sizes, Constant(0.0), 1)
             y = y + jnp.expand_dims(bias, [i for i, a in enumerate(out) if a not in new]).astype(jnp.float32)
         return shard(y.astype(x.dtype), out)
 
@@ -150,4 +152,4 @@ def weigh(module: nn.Module, name: str, letters: str, sizes: Mapping[str, int], 
     return module.param(name, draw, tuple(sizes[a] for a in letters))
 
 
-INITS = dict(FanIn=FanIn, Normal=Normal, Zeros=Zeros)
+INITS = dict(FanIn=FanIn, Normal=Normal, Constant=Constant)

@@ -1,0 +1,63 @@
+"""Normalisation over the last dimension, in float32 whatever the input's dtype."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax.core.alphabet import Constant, weigh
+
+
+class Norm(nn.Module):
+    """`norm(x, letter)`: `letter` names the dimension that is normalised, for the sharding of its parameters."""
+
+    def __call__(self, x: jax.Array, letter: str = "D") -> jax.Array:
+        return x
+
+
+class NoNorm(Norm):
+    """Leaves everything as it is."""
+
+
+class RMSNorm(Norm):
+    """Divides by the root mean square (Zhang & Sennrich 2019)."""
+
+    epsilon: float = 1e-6
+    scale: bool = True
+    offset: float = 0.0  # added to the scale, which then begins at 1 - offset (Gemma: 1)
+
+    @nn.compact
+    def __call__(self, x, letter="D"):
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.epsilon)
+        if self.scale:
+            scale = weigh(self, "scale", letter, {letter: x.shape[-1]}, Constant(1.0 - self.offset), 1).astype(jnp.float32)
+            wide = wide * _along(scale + self.offset, x.ndim)
+        return wide.astype(x.dtype)
+
+
+class LayerNorm(Norm):
+    """Subtracts the mean and divides by the standard deviation (Ba et al. 2016)."""
+
+    epsilon: float = 1e-5
+    scale: bool = True
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, x, letter="D"):
+        wide = x.astype(jnp.float32)
+        wide = wide - wide.mean(-1, keepdims=True)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.epsilon)
+        if self.scale:
+            wide = wide * _along(weigh(self, "scale", letter, {letter: x.shape[-1]}, Constant(1.0), 1), x.ndim)
+        if self.bias:
+            wide = wide + _along(weigh(self, "bias", letter, {letter: x.shape[-1]}, Constant(0.0), 1), x.ndim)
+        return wide.astype(x.dtype)
+
+
+def _along(x: jax.Array, rank: int) -> jax.Array:
+    return x.astype(jnp.float32).reshape((1,) * (rank - 1) + x.shape)
+
+
+NORMS = dict(NoNorm=NoNorm, RMSNorm=RMSNorm, LayerNorm=LayerNorm)

@@ -1,0 +1,105 @@
+"""A stack repeats a pattern of blocks: as one scanned body (compiles once) or unrolled (faster on a CPU)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax.core.parts import transform
+from llm_jax.layers.attention import View
+from llm_jax.layers.block import Block
+from llm_jax.layers.cache import Cache
+
+REMAT = dict(
+    none=None,  # keep everything for the backward pass
+    dots=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep projections, compute the rest again
+    full=jax.checkpoint_policies.nothing_saveable,  # keep each repeat's input only
+)
+
+
+class Pattern(nn.Module):
+    """A few different blocks in a row, e.g. five local and one global."""
+
+    blocks: tuple[Block, ...]
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, view: View, caches: tuple[Cache | None, ...]):
+        after = []
+        for i, (block, cache) in enumerate(zip(self.blocks, caches, strict=True)):
+            here = view.replace(dropout_key=view.key(i))
+            x_BTD, cache = block.copy(name=f"block_{i}")(x_BTD, here, cache)
+            after.append(cache)
+        return x_BTD, tuple(after)
+
+
+class Stack(nn.Module):
+    """`repeats` copies of `pattern`, one after another. Parameters have a leading L axis, however they are run.
+
+    Loop and scan share parameters, dropout and results; `auto` loops on a CPU and scans elsewhere.
+    """
+
+    pattern: tuple[Block, ...]
+    repeats: int
+    run: Literal["auto", "loop", "scan"] = "auto"
+    remat: Literal["none", "dots", "full"] = "none"
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, view: View, caches: Any = None):
+        pattern = Pattern(transform(self.pattern, lambda part: part.clone(parent=None, name=None) if isinstance(part, nn.Module) else part), parent=None)  # fmt: skip
+        if self.is_initializing():
+            layers = self.param("layers", self._init, pattern, x_BTD, view)
+        else:
+            layers = self.get_variable("params", "layers")
+
+        def body(x_BTD: jax.Array, params: Any, caches: tuple[Cache | None, ...], number: jax.Array):
+            here = view.replace(dropout_key=None if view.dropout_key is None else jax.random.fold_in(view.dropout_key, number))  # fmt: skip
+            return pattern.apply({"params": params}, x_BTD, here, caches)
+
+        if self.remat != "none":
+            body = jax.checkpoint(body, policy=REMAT[self.remat])
+        if self.loops():
+            after = []
+            for i, params in enumerate(unstack(layers)):
+                x_BTD, cache = body(x_BTD, params, caches[i] if caches else (None,) * len(self.pattern), jnp.uint32(i))
+                after.append(cache)
+            return x_BTD, tuple(after) if caches else None
+
+        def step(x_BTD: jax.Array, each: Any):
+            params, caches, number = each
+            return body(x_BTD, params, caches, number)
+
+        caches = caches or (None,) * len(self.pattern)
+        x_BTD, after = jax.lax.scan(step, x_BTD, (layers, caches, jnp.arange(self.repeats, dtype=jnp.uint32)))
+        return x_BTD, after
+
+    def _init(self, key: jax.Array, pattern: Pattern, x_BTD: jax.Array, view: View):
+        def one(key: jax.Array):
+            return pattern.init(key, x_BTD, view, (None,) * len(self.pattern))["params"]
+
+        stacked = jax.vmap(one)(jax.random.split(key, self.repeats))
+        boxed = lambda leaf: isinstance(leaf, nn.Partitioned)  # noqa: E731
+        return jax.tree.map(lambda leaf: leaf.add_axis(0, {nn.PARTITION_NAME: "L"}), stacked, is_leaf=boxed)
+
+    def loops(self) -> bool:
+        return self.run == "loop" or (self.run == "auto" and jax.default_backend() == "cpu")
+
+    def empty_cache(self, batch: int, length: int, dtype) -> Any:
+        """Of the structure that `__call__` takes and returns: a cache per block, or the same stacked for the scan."""
+        one = tuple(block.attention.empty_cache(batch, length, dtype) for block in self.pattern)
+        if self.loops():
+            return (one,) * self.repeats
+        return jax.tree.map(lambda x: jnp.broadcast_to(x[None], (self.repeats, *x.shape)), one)
+
+
+def unstack(layers: Any) -> list[Any]:
+    """The parameters of each repeat. Split, not indexed: the gradient is one concatenation instead of a sum of pads."""
+    if not isinstance(layers, Mapping):  # a generator has split them already, once for many steps
+        return list(layers)
+    leaves, tree = jax.tree.flatten(layers)
+    repeats = leaves[0].shape[0]
+    split = [[x.reshape(x.shape[1:]) for x in jax.lax.split(leaf, (1,) * repeats)] for leaf in leaves]
+    return [tree.unflatten(each) for each in zip(*split, strict=True)]
