@@ -1,0 +1,31 @@
+"""The strict settings that every test runs under, on eight virtual devices and with caches of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+
+XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # no chatter, but the partitioner's warnings still reach stderr
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+if not XDIST_WORKER:  # the workers inherit the folder, so that what one has prepared serves all
+    os.environ["LLM_JAX_CACHE"] = tempfile.mkdtemp(prefix="llm_jax_tests_")
+
+import hypothesis
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Compiling makes the first example slow, and a failure on one machine should be one on all.
+hypothesis.settings.register_profile("llm_jax", deadline=None, derandomize=True, database=None, max_examples=30)
+hypothesis.settings.load_profile("llm_jax")
+
+
+def pytest_unconfigure() -> None:
+    if not XDIST_WORKER:
+        shutil.rmtree(os.environ["LLM_JAX_CACHE"], ignore_errors=True)

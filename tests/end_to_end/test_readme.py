@@ -1,0 +1,51 @@
+"""What the README tells people to type exists: its make targets, its verbs, and every flag of each."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Every command in the page's `sh` blocks as words, without comments; a trailing backslash joins lines."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+@functools.cache
+def help_page() -> str:
+    asked = subprocess.run([sys.executable, "-m", "llm_jax", "--help"], cwd=ROOT, capture_output=True, text=True)
+    return asked.stdout + asked.stderr
+
+
+COMMANDS = commands(ROOT / "README.md")
+OURS = [words[words.index("llm_jax") + 1 :] for words in COMMANDS if "llm_jax" in words]
+TARGETS = [words[1] for words in COMMANDS if words[0] == "make"]
+
+
+def test_the_readme_shows_the_two_commands_and_every_verb():
+    assert {"quickstart", "test"} <= set(TARGETS)
+    assert {words[0] for words in OURS} >= {"list", "show", "train", "eval", "sample", "chat"}
+
+
+@pytest.mark.parametrize("target", sorted(set(TARGETS)))
+def test_make_target_exists(target: str):
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("words", OURS, ids=" ".join)
+def test_verb_and_flags_exist(words: list[str]):
+    verb, *rest = words
+    assert re.search(rf"\b{verb}\b", help_page())
+    for word in rest:
+        if flag := re.match(r"--(?:no)?(\w+)", word):
+            assert re.search(rf"--(\[no\])?{flag[1]}\b", help_page()), word
