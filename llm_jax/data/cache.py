@@ -1,0 +1,115 @@
+"""Tokenised corpora on disk: made once for a text, a tokenizer and a rendering, then mapped into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from llm_jax.core.files import cache_folder, digest, write_atomically
+from llm_jax.core.parts import to_json
+from llm_jax.core.tables import InputError
+from llm_jax.data.documents import Document, Encoded, Rendering
+from llm_jax.text.tokenizer import Tokenizer
+
+FORMAT = "llm_jax corpus 1"
+HEADER = 512  # bytes: a line of JSON, padded with spaces; then offsets, tokens, learnt
+BATCH = 512  # documents encoded at once
+
+
+class Corpus:
+    """Documents as token ids, one after another.
+
+    Attributes:
+      tokens: uint16 or int32 [N], the token ids.
+      learnt: bool [N], whether a token is to be learnt as a target. The first token of a document never is.
+      offsets: int64 [documents + 1], where each document begins, and the end.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._map()
+
+    def _map(self) -> None:
+        with self.path.open("rb") as file:
+            self.header = json.loads(file.read(HEADER))
+        documents, tokens, dtype = self.header["documents"], self.header["tokens"], np.dtype(self.header["dtype"])
+        file = np.asarray(np.memmap(self.path, np.uint8, "r"))  # plain arrays are indexed faster than memmaps
+        ends = np.cumsum([HEADER, 8 * (documents + 1), dtype.itemsize * tokens, tokens])
+        self.offsets = file[ends[0] : ends[1]].view(np.int64)
+        self.tokens = file[ends[1] : ends[2]].view(dtype)
+        self.learnt = file[ends[2] : ends[3]].view(np.bool_)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}  # a worker maps the file again instead of being sent its content
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.path = state["path"]
+        self._map()
+
+
+def corpus(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Rendering) -> Corpus:
+    """The documents as token ids, from the cache if they are there and whole.
+
+    Raises:
+      InputError: the cache cannot be written.
+    """
+    key = digest(FORMAT, tokenizer.identity, json.dumps(to_json(rendering)), *map(repr, documents))
+    path = cache_folder("corpora") / f"{key}.tokens"
+    if path.exists():
+        if (fault := _fault(path)) is None:
+            return Corpus(path)
+        logging.warning("the cached corpus %s is damaged (%s): making it again", path, fault)
+    content = _tokenise(documents, tokenizer, rendering)
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise InputError(f"cannot write the corpus cache {path.parent} ({error.strerror}): "
+                         "free some space, or set LLM_JAX_CACHE to another folder") from None
+    return Corpus(path)
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with a cached corpus; None if nothing is."""
+    with path.open("rb") as file:
+        try:
+            header = json.loads(file.read(HEADER))
+        except ValueError:
+            return "no header"
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        return "not of this format"
+    return None if header.get("sha256") == found else "its checksum differs"
+
+
+def _tokenise(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Rendering) -> bytes:
+    dtype = np.dtype(np.uint16 if tokenizer.vocabulary <= 2**16 else np.int32)
+    tokens, learnt, lengths = [np.empty(0, dtype)], [np.empty(0, bool)], [0]
+    for batch in _progress([documents[i : i + BATCH] for i in range(0, len(documents), BATCH)]):
+        encoded = Encoded(tokenizer, batch)
+        for document in batch:
+            ids, learns = document.tokens(encoded, rendering)  # pyright: ignore[reportArgumentType]
+            if ids:
+                tokens.append(np.asarray(ids, dtype))
+                learnt.append(np.asarray([False, *learns[1:]], bool))
+                lengths.append(len(ids))
+    parts = (np.cumsum(lengths, dtype=np.int64), np.concatenate(tokens), np.concatenate(learnt))
+    body = b"".join(part.tobytes() for part in parts)
+    header = dict(format=FORMAT, documents=len(lengths) - 1, tokens=len(parts[1]), dtype=dtype.name,
+                  sha256=hashlib.sha256(body).hexdigest())
+    return json.dumps(header).encode().ljust(HEADER - 1) + b"\n" + body
+
+
+def _progress(batches: list[Sequence[Document]]) -> Any:
+    if len(batches) < 4 or not sys.stderr.isatty():
+        return batches
+    import rich.console
+    import rich.progress
+
+    return rich.progress.track(batches, "tokenising", console=rich.console.Console(stderr=True), transient=True)

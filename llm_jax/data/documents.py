@@ -1,0 +1,102 @@
+"""What sources yield (a text, a conversation, an example with prompt and answer), and how each becomes token ids."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+from llm_jax.core.parts import Part
+from llm_jax.text.chat import ChatTemplate, Message
+from llm_jax.text.tokenizer import Tokenizer
+
+Ids = tuple[list[int], list[bool]]  # token ids of a document, and which of them are learnt
+
+
+@dataclasses.dataclass(frozen=True)
+class Rendering(Part):
+    """How documents become token ids.
+
+    `bos` and `eos` go around texts and examples; conversations are rendered by the `template`, which has its own.
+    `learn="answers"` puts the loss only on what the assistant says and on `Example.answer`: a plain text has no answer.
+    """
+
+    bos: bool = True
+    eos: bool = True
+    learn: Literal["everything", "answers"] = "everything"
+    template: ChatTemplate = ChatTemplate()
+
+    def enclose(self, tokenizer: Tokenizer, ids: list[int], learnt: list[bool]) -> Ids:
+        before = [tokenizer.special["bos"]] if self.bos else []
+        after = [tokenizer.special["eos"]] if self.eos else []
+        learns_end = learnt[-1] if learnt else False
+        return before + ids + after, [False] * len(before) + learnt + [learns_end] * len(after)
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    content: str
+
+    def text(self) -> str:
+        return self.content
+
+    def strings(self) -> tuple[str, ...]:
+        """The strings that `tokens` encodes: known beforehand, they are encoded in one parallel batch."""
+        return (self.content,)
+
+    def tokens(self, tokenizer: Tokenizer, rendering: Rendering) -> Ids:
+        ids = tokenizer.encode(self.content)
+        return rendering.enclose(tokenizer, ids, [rendering.learn == "everything"] * len(ids))
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+    messages: tuple[Message, ...]
+
+    def text(self) -> str:
+        return "\n".join(message.content for message in self.messages)
+
+    def strings(self) -> tuple[str, ...]:
+        return tuple(message.content for message in self.messages)
+
+    def tokens(self, tokenizer: Tokenizer, rendering: Rendering) -> Ids:
+        ids, learnt = rendering.template.render(tokenizer, self.messages)
+        return ids, [True] * len(ids) if rendering.learn == "everything" else learnt
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A prompt and its answer, encoded apart, so that the prompt alone has the same ids when it is to be answered."""
+
+    prompt: str
+    answer: str
+
+    def text(self) -> str:
+        return self.prompt + self.answer
+
+    def strings(self) -> tuple[str, ...]:
+        return self.prompt, self.answer
+
+    def tokens(self, tokenizer: Tokenizer, rendering: Rendering) -> Ids:
+        prompt, answer = tokenizer.encode(self.prompt), tokenizer.encode(self.answer)
+        learnt = [rendering.learn == "everything"] * len(prompt) + [True] * len(answer)
+        return rendering.enclose(tokenizer, prompt + answer, learnt)
+
+
+Document = Text | Conversation | Example
+
+
+class Encoded:
+    """A tokenizer that has met the strings of `documents` already: what it renders is encoded in one parallel batch."""
+
+    def __init__(self, tokenizer: Tokenizer, documents: Sequence[Document]):
+        self.tokenizer, self.special = tokenizer, tokenizer.special
+        strings = list(dict.fromkeys(string for document in documents for string in document.strings()))
+        self.known = dict(zip(strings, tokenizer.encode_batch(strings), strict=True))
+
+    def encode(self, text: str) -> list[int]:
+        known = self.known.get(text)
+        return self.tokenizer.encode(text) if known is None else known
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]

@@ -1,0 +1,245 @@
+"""Batches as a pure function of (seed, batch number), and the iterator over them.
+
+Nothing a batch depends on is accumulated from batch to batch, so the state of an iterator is one number, whatever the
+packing, the mixture, the shuffling, the number of prefetching workers or of processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from llm_jax.core.tables import InputError
+from llm_jax.data.cache import Corpus
+from llm_jax.data.packing import Packing, Plan, WindowPlan, ramps
+
+Batch = dict[str, np.ndarray]
+PERIOD = 10_000  # rows after which the pattern of a mixture repeats: weights are exact to a part in so many
+
+
+@dataclasses.dataclass
+class Rows:
+    """The endless rows of one corpus, epoch after epoch; each epoch in its own order where there is a `seed`."""
+
+    corpus: Corpus
+    packing: Packing
+    length: int
+    seed: tuple[int, ...] | None
+
+    def __post_init__(self) -> None:
+        self._plans: dict[int, Plan | WindowPlan] = {}
+        self.count = len(self._plan(0))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_plans": {}}
+
+    def _plan(self, epoch: int) -> Plan | WindowPlan:
+        if epoch not in self._plans:
+            rng = None if self.seed is None else np.random.default_rng((*self.seed, epoch))
+            plan = self.packing.plan(self.corpus.offsets, self.length, rng)
+            # a batch may straddle two epochs: keep the one before
+            self._plans = {e: p for e, p in self._plans.items() if e == epoch - 1} | {epoch: plan}
+        return self._plans[epoch]
+
+    def pieces(self, number_R: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Per epoch that rows `number_R` touch: start and size of their pieces, and the index in `number_R` of each."""
+        epoch_R, index_R = np.divmod(number_R, self.count)
+        for epoch in range(epoch_R.min(), epoch_R.max() + 1):
+            here = np.flatnonzero(epoch_R == epoch)
+            index = index_R[here]
+            if self.seed is not None:
+                index = permuted(index, self.count, (*self.seed, epoch))
+            start, size, which = self._plan(epoch).pieces(index)
+            yield start, size, here[which]
+
+
+def permuted(index: np.ndarray, count: int, seed: tuple[int, ...]) -> np.ndarray:
+    """`permutation[index]` of a random permutation of `range(count)` that is never written out.
+
+    A Feistel network over a x b >= `count` numbers, nearly square; what falls outside goes through it again until it
+    falls inside (Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains").
+    """
+    a = np.uint64(math.isqrt(count - 1) + 1)
+    b = np.uint64(-(-count // int(a)))
+    value = index.astype(np.uint64)
+    outside = np.arange(len(value))
+    while len(outside):
+        left, right = np.divmod(value[outside], b)
+        for key_left, key_right in _keys(seed):
+            left = (left + _mixed(right, key_left)) % a
+            right = (right + _mixed(left, key_right)) % b
+        value[outside] = left * b + right
+        outside = outside[value[outside] >= count]
+    return value.astype(np.int64)
+
+
+@functools.lru_cache(maxsize=16)
+def _keys(seed: tuple[int, ...]) -> np.ndarray:
+    return np.random.SeedSequence(seed).generate_state(6, np.uint64).reshape(3, 2)
+
+
+def _mixed(x: np.ndarray, key: np.uint64) -> np.ndarray:
+    """Pseudorandom numbers below 2^32 (the finaliser of SplitMix64)."""
+    x = (x ^ key) * np.uint64(0xBF58476D1CE4E5B9)
+    return ((x ^ (x >> np.uint64(31))) * np.uint64(0x94D049BB133111EB)) >> np.uint64(32)
+
+
+class Mixed:
+    """Which component, and which of its rows, is row n of a mixture: as evenly spread as whole rows allow."""
+
+    def __init__(self, weights: list[float]):
+        share = np.asarray(weights) / np.sum(weights)
+        self.counts = np.maximum(1, np.round(share * PERIOD)).astype(np.int64)
+        due = np.concatenate([(np.arange(count) + 0.5) / count for count in self.counts])
+        order = np.argsort(due, kind="stable")
+        self.component = np.repeat(np.arange(len(weights)), self.counts)[order]
+        self.number = ramps(self.counts)[order]
+
+    def __call__(self, row_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        period, place = np.divmod(row_R, len(self.component))
+        component = self.component[place]
+        return component, period * self.counts[component] + self.number[place]
+
+
+@dataclasses.dataclass
+class Filler:
+    """Fills batches with rows of several corpora."""
+
+    components: list[Rows]
+    length: int
+    bytes_V: np.ndarray
+    pad: int
+
+    def __call__(self, component_B: np.ndarray, number_B: np.ndarray) -> Batch:
+        """The batch of these rows; a row of component -1 is padding."""
+        shape = len(component_B), self.length
+        batch = dict(tokens_BT=np.full(shape, self.pad, np.int32), targets_BT=np.full(shape, self.pad, np.int32),
+                     weight_BT=np.zeros(shape, np.float32), segment_BT=np.full(shape, -1, np.int32),
+                     position_BT=np.zeros(shape, np.int32), bytes_BT=np.zeros(shape, np.int32))
+        for c, rows in enumerate(self.components):
+            if len(here := np.flatnonzero(component_B == c)):
+                for start, size, which in rows.pieces(number_B[here]):
+                    self._fill(batch, rows.corpus, start, size, here[which])
+        return batch
+
+    def _fill(self, batch: Batch, corpus: Corpus, start: np.ndarray, size: np.ndarray, row: np.ndarray) -> None:
+        """Puts pieces into rows of the batch; `row` is ascending."""
+        before = np.cumsum(size) - size
+        opening = np.searchsorted(row, row)  # the first piece of the same row
+        place = np.repeat(row * self.length - before[opening], size) + np.arange(size.sum())
+        position = ramps(size)
+        source = np.repeat(start, size) + position
+        targets = corpus.tokens[source + 1]
+        batch["tokens_BT"].reshape(-1)[place] = corpus.tokens[source]
+        batch["targets_BT"].reshape(-1)[place] = targets
+        batch["weight_BT"].reshape(-1)[place] = corpus.learnt[source + 1]
+        batch["segment_BT"].reshape(-1)[place] = np.repeat(np.arange(len(row)) - opening, size)
+        batch["position_BT"].reshape(-1)[place] = position
+        batch["bytes_BT"].reshape(-1)[place] = self.bytes_V[targets]
+
+
+class TrainingBatches(grain.MapDataset):
+    """Batch number `first + i` at index i, endlessly; of its rows, those of one process."""
+
+    def __init__(self, filler: Filler, mixed: Mixed, batch: int, process: int, processes: int, first: int = 0):
+        super().__init__()
+        self.filler, self.mixed, self.rows = filler, mixed, batch
+        self.process, self.processes, self.first = process, processes, first
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        share = self.rows // self.processes
+        begin = (self.first + index) * self.rows + self.process * share
+        return self.filler(*self.mixed(np.arange(begin, begin + share)))
+
+    def starting(self, first: int) -> TrainingBatches:
+        return TrainingBatches(self.filler, self.mixed, self.rows, self.process, self.processes, first)
+
+
+class DataIterator(Iterator[Batch]):
+    """Endless training batches. Its state is what its user has *seen*, whatever has been prefetched."""
+
+    def __init__(self, batches: TrainingBatches, workers: int, stream: str):
+        self._batches, self._workers, self._stream = batches, workers, stream
+        self._seen = 0
+        self._running: Any = None
+
+    def __next__(self) -> Batch:
+        if self._running is None:
+            self._running = self._start()
+        batch = next(self._running)
+        self._seen += 1
+        return batch
+
+    def _start(self) -> Any:
+        dataset = self._batches.starting(self._seen).to_iter_dataset(grain.ReadOptions(num_threads=0))
+        if self._workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # grain's workers read absl's flags, also where there is no absl app
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+        return iter(dataset)
+
+    def save(self) -> dict[str, Any]:
+        """The state, as JSON; it holds for any number of workers and of processes."""
+        return {"batches": self._seen, "stream": self._stream}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on after the last batch that was seen before `save`.
+
+        Raises:
+          InputError: the state is of another stream: other texts, tokenizer, packing, batch, length, shuffling or seed.
+        """
+        if state.get("stream") != self._stream:
+            raise InputError("the state of the data is of another stream: the texts, the tokenizer, or a setting of "
+                             "the data (packing, batch, length, mixture, split, seed) is not what it was")
+        self.close()
+        self._seen = int(state["batches"])
+
+    def close(self) -> None:
+        """Ends the workers; the next batch starts them again."""
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """Every row of a split once, the corpora of a mixture evenly interleaved, so that a limit cuts all of them alike.
+
+    The last batch is padded with rows of weight 0. Can be iterated again.
+    """
+
+    filler: Filler
+    batch: int
+    process: int
+    processes: int
+    limit: int | None
+
+    def __len__(self) -> int:
+        batches = -(-sum(rows.count for rows in self.filler.components) // self.batch)
+        return batches if self.limit is None else min(batches, self.limit)
+
+    def __iter__(self) -> Iterator[Batch]:
+        counts = np.array([rows.count for rows in self.filler.components])
+        component, number = np.repeat(np.arange(len(counts)), counts), ramps(counts)
+        even = np.argsort((number + 0.5) / counts[component], kind="stable")
+        component, number = component[even], number[even]
+        share = self.batch // self.processes
+        for i in range(len(self)):
+            begin = i * self.batch + self.process * share
+            chosen = slice(begin, begin + share)
+            missing = share - len(component[chosen])
+            yield self.filler(np.append(component[chosen], np.full(missing, -1)),
+                              np.append(number[chosen], np.zeros(missing, np.int64)))

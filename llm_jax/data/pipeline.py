@@ -1,0 +1,129 @@
+"""`Data`: the part of an experiment that says what is trained on, and turns it into batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from typing import Literal
+
+import numpy as np
+
+from llm_jax.core.files import digest
+from llm_jax.core.parts import Part, to_json
+from llm_jax.core.tables import InputError, lookup
+from llm_jax.data.cache import Corpus, corpus
+from llm_jax.data.documents import Document, Rendering
+from llm_jax.data.loader import DataIterator, Evaluation, Filler, Mixed, Rows, TrainingBatches
+from llm_jax.data.packing import ConcatThenSplit, Packing
+from llm_jax.data.sources import Source
+from llm_jax.data.split import ByHash, Split
+from llm_jax.text.recipes import TokenizerRecipe
+from llm_jax.text.tokenizer import Tokenizer
+
+SplitName = Literal["train", "validation"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data(Part):
+    """Documents of a source, in `batch` rows of `length` tokens.
+
+    A batch is a dict of arrays [batch, length]: `tokens_BT` and `targets_BT` (int32 ids), `weight_BT` (float32, 0 where
+    nothing is learnt), `segment_BT` (int32, number of the document within its row, -1 in padding), `position_BT`
+    (int32, within the segment), `bytes_BT` (int32, bytes of text that the target stands for).
+
+    `evaluation_batches` limits evaluation to the first so many batches; None evaluates the whole split.
+    `workers` are processes that prefetch; most corpora are served faster than that from the training process itself.
+    """
+
+    source: Source
+    length: int = 256
+    batch: int = 32
+    packing: Packing = ConcatThenSplit()
+    split: Split = ByHash()
+    rendering: Rendering = Rendering()
+    shuffle: bool = True
+    workers: int = 0
+    evaluation_batches: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("length", 1), ("batch", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"data.{name} must be at least {least}, not {getattr(self, name)}")
+
+    @functools.cached_property
+    def _split_documents(self) -> list[dict[str, list[Document]]]:
+        """Per component of the mixture, the documents of each split."""
+        parts: list[dict[str, list[Document]]] = []
+        for source, _ in self.source.components():
+            documents, own = list(source.documents()), source.validation()
+            if not documents:
+                raise InputError(f"{source} has no documents: the corpus is empty")
+            train, validation = self.split(documents) if own is None else (documents, list(own))
+            parts.append({"train": train, "validation": validation})
+        return parts
+
+    def documents(self, split: SplitName) -> list[Document]:
+        """The documents of a split, of all components.
+
+        Raises:
+          InputError: there are none.
+        """
+        found = [d for part in self._split_documents for d in lookup(part, split, "split")]
+        if not found:
+            raise InputError(f"{self.split} leaves no {split} documents of {self.source}: change data.split")
+        return found
+
+    def prepare(self, recipe: TokenizerRecipe) -> Tokenizer:
+        """A tokenizer trained on the training documents alone."""
+        return recipe.train(document.text() for document in self.documents("train"))
+
+    def train(self, tokenizer: Tokenizer, *, seed: int, process: int = 0, processes: int = 1) -> DataIterator:
+        """Endless batches, of each of which this process gets batch / processes rows.
+
+        Raises:
+          InputError: there is nothing to train on or nothing learnt, or the batch cannot be divided.
+        """
+        self._check(process, processes)
+        corpora = self._corpora(tokenizer, "train")
+        if empty := [s for (s, _), c in zip(self.source.components(), corpora, strict=True) if c is None]:
+            raise InputError(f"{empty[0]} has no training documents of two tokens or more")
+        rows = [Rows(c, self.packing, self.length, (seed, i) if self.shuffle else None)
+                for i, c in enumerate(corpora) if c is not None]
+        weights = [weight for _, weight in self.source.components()]
+        stream = digest(json.dumps([to_json(self.packing), self.batch, self.length, self.shuffle, seed, weights]),
+                        *(part.corpus.path.name for part in rows))
+        batches = TrainingBatches(self._filler(rows, tokenizer), Mixed(weights), self.batch, process, processes)
+        return DataIterator(batches, self.workers, stream)
+
+    def evaluation(self, tokenizer: Tokenizer, *, split: SplitName = "validation", process: int = 0,
+                   processes: int = 1) -> Evaluation:
+        """Every target of a split exactly once, in order.
+
+        Raises:
+          InputError: the split is empty or nothing of it is learnt, or the batch cannot be divided.
+        """
+        self._check(process, processes)
+        packing = self.packing.once(self.length)
+        rows = [Rows(c, packing, self.length, None) for c in self._corpora(tokenizer, split) if c is not None]
+        return Evaluation(self._filler(rows, tokenizer), self.batch, process, processes, self.evaluation_batches)
+
+    def _check(self, process: int, processes: int) -> None:
+        if self.batch % processes:
+            raise InputError(f"data.batch={self.batch} cannot be divided among {processes} processes")
+        if not 0 <= process < processes:
+            raise InputError(f"process {process} is not one of 0 to {processes - 1}")
+
+    def _filler(self, rows: list[Rows], tokenizer: Tokenizer) -> Filler:
+        return Filler(rows, self.length, np.asarray(tokenizer.bytes_V, np.int32), tokenizer.special["pad"])
+
+    def _corpora(self, tokenizer: Tokenizer, split: SplitName) -> list[Corpus | None]:
+        """Per component, its tokens; None where there is no document of two tokens or more."""
+        self.documents(split)
+        parts = [part[split] for part in self._split_documents]
+        made = [corpus(documents, tokenizer, self.rendering) if documents else None for documents in parts]
+        usable = [c if c is not None and len(c.tokens) > len(c.offsets) - 1 else None for c in made]
+        if not any(c is not None and np.any(c.learnt) for c in usable):
+            learn = "" if self.rendering.learn == "everything" else f": rendering.learn={self.rendering.learn!r}"
+            raise InputError(f"nothing is learnt of the {split} documents of {self.source}{learn}")
+        return usable
