@@ -1,0 +1,68 @@
+"""A full disk, told in one line; and the one lock that lets a single process write in a run's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from llm_jax.core.tables import InputError
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+_locked: set[Path] = set()  # a record lock does not exclude its own process, so that is remembered here
+
+
+@contextlib.contextmanager
+def space_for(what: str) -> Iterator[None]:
+    """Turns the errors of a full disk (or quota, or file size limit) into one line about `what`.
+
+    Raises:
+      InputError: there was no space.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if not _is_full(error):
+            raise
+        raise InputError(f"no space left on the disk: {what}; free some and run the same command again") from error
+
+
+def _is_full(error: OSError | ValueError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore raises ValueError, with the number in its text
+    return code is not None and int(code[1]) in FULL
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock. The system lets go of it when the process ends, however it ends.
+
+    A record lock rather than `flock`: workers forked by the data loader would inherit a `flock`, and one that
+    outlives a killed trainer would keep the folder locked.
+
+    Raises:
+      InputError: another process, or another run of this process, holds it.
+    """
+    path = folder.resolve() / ".lock"
+    busy = InputError(f"another process is training in {folder}: wait for it, stop it, or use another --workdir")
+    if path in _locked:
+        raise busy
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise busy from None
+        _locked.add(path)
+        try:
+            yield
+        finally:
+            _locked.discard(path)
+    finally:
+        os.close(handle)

@@ -1,0 +1,155 @@
+"""The folder of a run: what made it (manifest.json), and where all it leaves behind is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from llm_jax.core.files import write_atomically
+from llm_jax.core.tables import InputError
+from llm_jax.training.disk import only_writer, space_for
+
+MAY_DIFFER = frozenset({"steps", "log_every", "eval_every", "save_every", "layout", "report"})
+"""Settings, with all below them, that a resumed run may change without becoming another experiment."""
+
+SHOWN = 3  # differences that a message lists; the rest are counted
+
+
+class Run:
+    """A workdir: manifest.json, metrics.jsonl, events/, tokenizer/ and checkpoints/.
+
+    `Run.open` is for the one process that trains (a context manager: it holds the folder's lock), `Run.existing` for
+    those that only read.
+    """
+
+    def __init__(self, workdir: Path, manifest: dict[str, Any], held: contextlib.ExitStack):
+        self.workdir = workdir
+        self.manifest = manifest
+        self._held = held
+
+    @property
+    def metrics(self) -> Path:
+        return self.workdir / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        return self.workdir / "events"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.workdir / "tokenizer"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.workdir / "checkpoints"
+
+    @classmethod
+    def open(cls, workdir: str | Path, manifest: Mapping[str, Any], may_differ: Collection[str] = MAY_DIFFER) -> Run:
+        """The run in `workdir`, to be trained: made if absent, else gone on with, its manifest brought up to date.
+
+        Args:
+          manifest: the experiment as JSON; its `"name"`, if any, is what messages call the experiment.
+          may_differ: paths of settings that need not be those of the run that is there.
+
+        Raises:
+          InputError: the folder cannot be written, is in use, is damaged, or was made by another experiment.
+        """
+        workdir, new = Path(workdir), json.loads(json.dumps(manifest, allow_nan=False))
+        held = contextlib.ExitStack()
+        with contextlib.ExitStack() as undo:
+            try:
+                with space_for(f"{workdir} was not made"):
+                    workdir.mkdir(parents=True, exist_ok=True)
+                    undo.enter_context(only_writer(workdir))
+                    run = cls(workdir, new, held)
+                    if run._begun():
+                        _refuse_other(workdir, _read_manifest(workdir), new, may_differ)
+                    if not run._begun() or _read_manifest(workdir) != new:
+                        write_atomically(workdir / "manifest.json", json.dumps(new, indent=2) + "\n")
+                    for folder in (run.events, run.tokenizer, run.checkpoints):
+                        folder.mkdir(exist_ok=True)
+            except OSError as error:
+                raise InputError(f"cannot write in {workdir}: {error.strerror or error}") from None
+            held.push(undo.pop_all())
+        return run
+
+    @classmethod
+    def existing(cls, workdir: str | Path) -> Run:
+        """The run in `workdir`, to be read.
+
+        Raises:
+          InputError: there is none, or its manifest is damaged.
+        """
+        workdir = Path(workdir)
+        if not workdir.is_dir():
+            raise InputError(f"no folder {workdir}: train first, or name the --workdir of a run")
+        return cls(workdir, _read_manifest(workdir), contextlib.ExitStack())
+
+    def close(self) -> None:
+        """Gives the folder free for others."""
+        self._held.close()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _begun(self) -> bool:
+        """Whether a run was here before; checkpoints without a manifest are one too, a damaged one."""
+        return (self.workdir / "manifest.json").exists() or any(self.checkpoints.glob("*"))
+
+
+def _read_manifest(workdir: Path) -> dict[str, Any]:
+    path = workdir / "manifest.json"
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{workdir} is not the folder of a run: it has no manifest.json") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is damaged: copy that of the newest checkpoint there, or use another --workdir")
+    return found
+
+
+def _refuse_other(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any], may_differ: Collection[str]) -> None:
+    if old.get("name") != new.get("name"):
+        raise InputError(f"{workdir} was made by {old.get('name')}, not by {new.get('name')}: use another --workdir")
+    differing = [(path, was, now) for path, was, now in differences(old, new)
+                 if not any(path == free or path.startswith(f"{free}.") for free in may_differ)]
+    if not differing:
+        return
+    listed = ", ".join(f"{path}={_show(was)}, not {_show(now)}" for path, was, now in differing[:SHOWN])
+    more = f", and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+    by = f"by {old['name']} " if old.get("name") else ""
+    raise InputError(f"{workdir} was made {by}with {listed}{more}: use another --workdir or the same settings")
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The paths at which two manifests differ, with both values. Of a part that was replaced, only the part itself."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.get("part") == new.get("part"):
+        names = [*old, *(name for name in new if name not in old)]
+        pairs = [(name, old.get(name), new.get(name)) for name in names]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = [(str(i), was, now) for i, (was, now) in enumerate(zip(old, new, strict=True))]
+    else:
+        if old != new or type(old) is not type(new):
+            yield path, old, new
+        return
+    for name, was, now in pairs:
+        yield from differences(was, now, f"{path}.{name}" if path else name)
+
+
+def _show(value: Any) -> str:
+    """A setting as a user would type it, a part without its settings."""
+    if isinstance(value, dict):
+        return f"{str(value.get('part', '')).rpartition(':')[2]}()"
+    if isinstance(value, list):
+        return f"({', '.join(_show(v) for v in value)})"
+    return repr(value)

@@ -1,0 +1,332 @@
+import json
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from llm_jax.core.tables import InputError
+from llm_jax.training.checkpoints import Checkpoints
+from llm_jax.training.checksums import SEAL
+
+MANIFEST = {"part": "llm_jax.experiment:Experiment", "name": "small_gpt", "steps": 10}
+
+
+@flax.struct.dataclass
+class State:
+    step: jax.Array
+    params: dict
+    opt: optax.OptState
+    average: dict | None = None
+
+
+def state_at(step, width=8, average=False):
+    params = {"block": {"w": jnp.full((16, width), step, jnp.float32)}, "b": jnp.arange(8, dtype=jnp.bfloat16)}
+    return State(jnp.int32(step), params, optax.adamw(1e-3).init(params), params if average else None)
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def template(state, sharding=None):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+
+
+@pytest.fixture
+def notes():
+    return []
+
+
+@pytest.fixture
+def make(tmp_path, notes):
+    """Opens the checkpoints anew, as a new process would."""
+    opened = []
+
+    def make(**options):
+        opened.append(Checkpoints(tmp_path / "checkpoints", MANIFEST, note=notes.append, **options))
+        return opened[-1]
+
+    yield make
+    for checkpoints in opened:
+        checkpoints._worker.shutdown()
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """Checkpoints 1, 2 and 3, to be copied."""
+    folder = tmp_path_factory.mktemp("three") / "checkpoints"
+    with Checkpoints(folder, MANIFEST, keep_last=3) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, state_at(step), {"at": [step]}, {"loss": 1 / step})
+    return folder
+
+
+@pytest.fixture
+def folder(three, tmp_path):
+    return shutil.copytree(three, tmp_path / "checkpoints")
+
+
+def test_restores_what_was_saved(make, notes):
+    with make() as checkpoints:
+        checkpoints.save(7, state_at(7), {"at": [7, "x"]}, {"loss": 0.1, "accuracy": jnp.float32(0.5)})
+    found = make().restore(template(state_at(0)))
+    assert isinstance(found.state, State) and notes == []
+    same(found.state, state_at(7))
+    assert (found.step, found.data, found.metrics) == (7, {"at": [7, "x"]}, {"loss": 0.1, "accuracy": 0.5})
+    assert found.manifest == MANIFEST
+
+
+def test_nothing_saved_is_nothing_restored(make, notes):
+    assert make().restore(template(state_at(0))) is None and notes == []
+    with pytest.raises(InputError, match="train first"):
+        make().restore_params(template(state_at(0).params))
+
+
+def test_the_state_may_be_donated_while_it_is_saved(make):
+    advance = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    state = advance({"w": jnp.zeros((512, 1024))})
+    with make() as checkpoints:
+        checkpoints.save(1, state, {}, {})
+        for _ in range(5):
+            state = advance(state)
+    same(make().restore(template(state)).state, {"w": np.ones((512, 1024), np.float32)})
+
+
+def test_restores_across_layouts(make):
+    devices = np.array(jax.devices())
+    assert len(devices) == 8
+    meshes = [jax.sharding.Mesh(devices, "a"), jax.sharding.Mesh(devices.reshape(2, 4), ("a", "b"))]
+    specs = [PartitionSpec("a"), PartitionSpec("b", "a")]
+    layouts = [*(NamedSharding(m, s) for m, s in zip(meshes, specs, strict=True)), None]
+    state = {"w": jnp.arange(64 * 8, dtype=jnp.float32).reshape(64, 8)}
+    with make(keep_last=9) as checkpoints:
+        for step, layout in enumerate(layouts, 1):
+            checkpoints.save(step, state if layout is None else jax.device_put(state, layout), {}, {})
+            for target in layouts:
+                found = checkpoints.restore(template(state, target))
+                assert found.step == step
+                same(found.state, state)
+                if target is not None:
+                    assert found.state["w"].sharding == target
+
+
+def test_loads_the_params_alone_or_their_average(make):
+    with make() as checkpoints:
+        checkpoints.save(3, state_at(3, average=True), {}, {})
+    wanted = template(state_at(0).params)
+    for name in ("params", "average"):
+        same(make().restore_params(wanted, name).state, state_at(3).params)
+    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), wanted)
+    assert make().restore_params(half).state["block"]["w"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("other, message", [
+    (lambda: state_at(0, width=4), r"checkpoint 3 in .*checkpoints has params.block.w of shape \(16, 8\), not \(16, 4\)"),
+    (lambda: state_at(0, average=True), "has no 'average.b': choose from opt, params, step$"),
+    (lambda: state_at(0).replace(opt=()), "which is not in this experiment's state"),
+    (lambda: state_at(0).replace(step=jnp.float32(0)), "has step of type int32, not float32"),
+])
+def test_refuses_another_state(folder, make, other, message):
+    with pytest.raises(InputError, match=message):
+        make().restore(template(other()))
+
+
+def test_keeps_the_last_and_the_best(make):
+    losses = {1: 3.0, 2: 0.5, 3: 0.6, 4: 2.0, 5: float("nan"), 6: 1.0, 7: 0.7}
+    with make(keep_last=2, keep_best=2) as checkpoints:
+        for step, loss in losses.items():
+            checkpoints.save(step, {"w": jnp.zeros(2)}, {}, {"loss": loss})
+    assert make().steps() == [2, 3, 6, 7]
+    assert {path.name for path in make().folder.iterdir()} == {f"{step:08d}" for step in (2, 3, 6, 7)}
+
+
+def test_a_step_that_was_saved_is_left_alone(make):
+    with make() as checkpoints:
+        checkpoints.save(1, state_at(1), {}, {})
+        checkpoints.wait()
+        before = (checkpoints.folder / "00000001").stat().st_ctime_ns
+        checkpoints.save(1, state_at(1), {}, {})
+        checkpoints.wait()
+        assert (checkpoints.folder / "00000001").stat().st_ctime_ns == before
+
+
+# ----------------------------------------------------------------------------------------------------------------- damage
+
+
+def flip(path, rng):
+    data = bytearray(path.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "flipped": flip,
+    "truncated": lambda path, rng: path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)]),
+    "deleted": lambda path, rng: path.unlink(),
+    "longer": lambda path, rng: path.write_bytes(path.read_bytes() + b"\n"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damage_to_any_file_is_detected(folder, make, notes, kind):
+    rng = random.Random(0)
+    files = sorted(p for p in (folder / "00000003").rglob("*") if p.is_file() and (p.stat().st_size or kind == "deleted"))
+    assert {SEAL, "manifest.json", "data.json", "metrics.json"} <= {p.name for p in files} and len(files) > 8
+    for file in files:
+        whole = file.read_bytes()
+        DAMAGES[kind](file, rng)
+        notes.clear()
+        assert make()._newest_sound() == 2, file
+        assert len(notes) == 1 and "checkpoint 3 is damaged" in notes[0] and notes[0].endswith("using checkpoint 2")
+        assert "\n" not in notes[0] and file.name in notes[0]
+        file.write_bytes(whole)
+    assert make()._newest_sound() == 3
+
+
+def test_goes_on_from_the_sound_one_and_replaces_the_damaged(folder, make, notes):
+    flip(folder / "00000003" / "data.json", random.Random(1))
+    with make(keep_last=2, keep_best=0) as checkpoints:
+        found = checkpoints.restore(template(state_at(0)))
+        assert found.step == 2
+        same(found.state, state_at(2))
+        checkpoints.save(3, state_at(3), {"at": [3]}, {"loss": 0.3})
+    assert make().steps() == [2, 3]
+    assert make().restore(template(state_at(0))).data == {"at": [3]}
+
+
+def test_damaged_ones_do_not_count_as_kept(folder, make):
+    flip(folder / "00000003" / "data.json", random.Random(1))
+    with make(keep_last=2, keep_best=0) as checkpoints:
+        checkpoints.restore(template(state_at(0)))
+        checkpoints.save(4, state_at(4), {}, {})
+    assert make().steps() == [2, 4]
+
+
+def test_never_starts_again_in_silence(folder, make):
+    for step in (1, 2, 3):
+        (folder / f"{step:08d}" / SEAL).unlink()
+    with pytest.raises(InputError, match=r"no checkpoint in .* is sound: checkpoint 3 is damaged \(checksums.sha256 is missing\)"):
+        make().restore(template(state_at(0)))
+
+
+def test_a_first_save_cut_short_starts_from_the_beginning_saying_so(folder, make, notes):
+    for step in (1, 2):
+        shutil.rmtree(folder / f"{step:08d}")
+    (folder / "00000003").rename(folder / "00000003.saving")
+    assert make().restore(template(state_at(0))) is None
+    assert len(notes) == 1 and "checkpoint 3 is only half saved" in notes[0] and "from the beginning" in notes[0]
+    with make() as checkpoints:
+        checkpoints.save(3, state_at(3), {}, {})
+    assert [path.name for path in folder.iterdir()] == ["00000003"]
+
+
+KILLED = """
+import os, random, signal, sys, time, warnings
+from pathlib import Path
+import jax, jax.numpy as jnp, numpy as np
+from llm_jax.training.checkpoints import Checkpoints, _orbax
+_orbax()  # imported before forking, since that is the slow part; no device is started before
+warnings.filterwarnings("ignore", message="os.fork")
+folder, rng, best = Path(sys.argv[1]), random.Random(int(sys.argv[2])), 0
+state = lambda step: {"w": jnp.full((256, 64), step, jnp.float32), "v": {str(i): jnp.int32(step) for i in range(8)}}
+
+def child(body):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            body()
+            os._exit(0)
+        except BaseException as error:
+            print("child:", repr(error), flush=True)
+            os._exit(1)
+    return pid
+
+def resume(checkpoints):
+    found = checkpoints.restore(jax.eval_shape(lambda: state(0)))
+    step = 0 if found is None else found.step
+    if found is not None:
+        assert found.data == {"at": step}
+        jax.tree.map(np.testing.assert_array_equal, found.state, state(step))
+    return step
+
+def train():
+    checkpoints = Checkpoints(folder, {}, keep_last=1, keep_best=0)
+    for step in range(resume(checkpoints) + 1, 10_000):
+        checkpoints.save(step, state(step), {"at": step}, {})
+        (folder / "saved").write_text(str(step - 1))  # save() waits for the one before
+
+def check():
+    step, told = resume(Checkpoints(folder, {})), int((folder / "saved").read_text() or 0)
+    assert step >= told, (step, told)
+    print(step, flush=True)
+
+(folder / "saved").write_text("0")
+for _ in range(int(sys.argv[3])):
+    pid = child(train)
+    time.sleep(0.8 + rng.random() * 0.7)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert os.waitpid(child(check), 0)[1] == 0
+"""
+
+
+def test_a_sound_checkpoint_survives_sigkill_at_any_moment(tmp_path):
+    (tmp_path / "c").mkdir()
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "c"), "0", "8"], capture_output=True, text=True,
+                          cwd=Path(__file__).parents[2], timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = [int(word) for word in done.stdout.split()]
+    assert steps == sorted(steps) and len(steps) == 8 and steps[-1] > 8, done.stdout
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(make, capfd):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with make() as checkpoints:
+        checkpoints.save(1, {"w": jnp.ones((4, 4))}, {}, {})
+        checkpoints.wait()
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+            checkpoints.save(2, {"w": jnp.ones((512, 512))}, {}, {})
+            with pytest.raises(InputError, match=r"no space left on the disk: step 2 was not saved in .* \(step 1 is\); free"):
+                checkpoints.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert [path.name for path in checkpoints.folder.iterdir()] == ["00000001"]
+        checkpoints.save(2, {"w": jnp.ones((512, 512))}, {}, {})
+    assert make().steps() == [1, 2]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_other_errors_are_not_taken_for_a_full_disk(make, monkeypatch):
+    def broken(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    with make() as checkpoints:
+        monkeypatch.setattr("llm_jax.training.checkpoints.seal", broken)
+        checkpoints.save(1, {"w": jnp.ones(2)}, {}, {})
+        with pytest.raises(OSError, match="Input/output"):
+            checkpoints.wait()
+
+
+def test_the_loop_is_not_held_up(make):
+    state = {str(i): jnp.ones((1024, 1024)) for i in range(16)}
+    with make() as checkpoints:
+        checkpoints.save(1, {"w": jnp.ones(2)}, {}, {})
+        checkpoints.wait()
+        begun = time.monotonic()
+        checkpoints.save(2, state, {}, {})
+        blocked = time.monotonic() - begun
+        checkpoints.wait()
+        assert blocked < (time.monotonic() - begun) / 2
+    assert json.loads((checkpoints.folder / "00000002" / "manifest.json").read_text()) == MANIFEST
