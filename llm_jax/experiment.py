@@ -1,0 +1,173 @@
+"""An experiment: a frozen tree of parts that says all there is to say about a training.
+
+Experiments live in files: `experiments/NAME.py`, or a file of the user's own, given by its path. The file's docstring
+begins with its question; its function `experiment()` returns the experiment.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import flax.linen as nn
+
+from llm_jax.core import parts
+from llm_jax.core.parts import Part
+from llm_jax.core.tables import InputError, nearest
+
+FOLDER = Path(__file__).resolve().parent.parent / "experiments"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment(Part):
+    """What is trained, on what, how, and for how long. Every field can be overridden by its path.
+
+    One step is one batch; `microbatches` computes it in that many pieces, with the same result in less memory.
+    `ema` keeps an average of the parameters with that decay (0: none), which is what evaluation and sampling then use.
+    The run stops after `patience` steps in a row whose loss or gradient is not finite; single ones are skipped.
+    """
+
+    name: str = ""
+    model: nn.Module
+    tokenizer: Part
+    data: Part
+    objective: Part
+    optimizer: Part
+    layout: Part
+    precision: Part
+    steps: int
+    seed: int = 0
+    microbatches: int = 1
+    ema: float = 0.0
+    patience: int = 10
+    log_every: int = 10
+    eval_every: int = 100
+    save_every: int = 100
+    keep_last: int = 2
+    keep_best: int = 1
+    report: tuple[Part, ...] = ()  # what is measured and shown when the training has ended
+
+    def __post_init__(self) -> None:
+        least = dict(steps=1, microbatches=1, patience=1, log_every=1, eval_every=1, save_every=1, keep_last=1, keep_best=0)
+        for name, lowest in least.items():
+            if isinstance(value := getattr(self, name), int) and value < lowest:
+                raise InputError(f"{name} must be at least {lowest}, not {value}")
+        if isinstance(self.ema, float) and not 0 <= self.ema < 1:
+            raise InputError(f"ema must be from 0 to below 1, not {self.ema}")
+
+    def override(self, changes: Mapping[str, Any]) -> Experiment:
+        """The experiment with the settings at these paths replaced: `{"model.stack.repeats": 4}`.
+
+        Raises:
+          InputError: there is no such path, or a value is of another type or another family of parts.
+        """
+        changed = self
+        for path, value in changes.items():
+            changed = parts.override(changed, path, value)
+        return changed
+
+    def set(self, assignments: list[str], modules: tuple[str, ...] = ()) -> Experiment:
+        """`override` with what a user typed: `["steps=100", "model.positions=Alibi()"]`."""
+        changes = {}
+        for text in assignments:
+            path, equals, value = text.partition("=")
+            if not equals:
+                raise InputError(f"--set={text}: write --set=path=value, such as --set=steps=100")
+            changes[path.strip()] = parts.parse(value, modules)
+        return self.override(changes)
+
+    def manifest(self) -> dict[str, Any]:
+        """The experiment as JSON, enough to build it again without its file."""
+        manifest = parts.to_json(self)
+        assert isinstance(manifest, dict)
+        return manifest
+
+    @staticmethod
+    def of(manifest: Any, modules: tuple[str, ...] = ()) -> Experiment:
+        """The experiment of a manifest; parts may be of this project or of the user's own `modules`.
+
+        Raises:
+          InputError: the manifest names anything else, or does not fit.
+        """
+        found = parts.from_json(manifest, modules)
+        if not isinstance(found, Experiment):
+            raise InputError("the manifest is not of an experiment")
+        return found
+
+
+def names() -> list[str]:
+    """The registered experiments: the files of the folder."""
+    return sorted(p.stem for p in FOLDER.glob("*.py") if not p.stem.startswith("_"))
+
+
+def question(name: str) -> str:
+    """The first line of an experiment file's docstring, without running the file."""
+    tree = ast.parse(_path(name).read_text(encoding="utf-8"))
+    return (ast.get_docstring(tree) or "").partition("\n")[0]
+
+
+def get(name: str | Path) -> Experiment:
+    """The experiment with this name, or of the user's file at this path.
+
+    Raises:
+      InputError: there is none, or its file is no experiment's.
+    """
+    module = load_module(_path(str(name)))
+    make = getattr(module, "experiment", None)
+    if not callable(make):
+        raise InputError(f"{name} has no function experiment()")
+    made = make()
+    if not isinstance(made, Experiment):
+        raise InputError(f"{name}: experiment() must return an Experiment, not {type(made).__name__}")
+    return dataclasses.replace(parts.check(made), name=_path(str(name)).stem)
+
+
+def _path(name: str) -> Path:
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise InputError(f"there is no experiment file {name}")
+        return path
+    if name not in names():
+        raise InputError(f"no experiment named {name!r}: {nearest(name, names())}")
+    return FOLDER / f"{name}.py"
+
+
+def load_module(path: str | Path) -> ModuleType:
+    """Runs a file, which the user thereby trusts: of the project's experiments, or one of the user's own.
+
+    A file of the user's own is known by its stem, also in manifests.
+    """
+    path = Path(path).resolve()
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    if path.parent == FOLDER:
+        return importlib.import_module(f"experiments.{path.stem}")
+    name = module_name(path)
+    known = sys.modules.get(name)
+    if known is not None:
+        if getattr(known, "__file__", None) == str(path):
+            return known
+        raise InputError(f"{path}: the name {name!r} is taken by another module, rename the file")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def module_name(path: str | Path) -> str:
+    """What the parts of a user's file are called in a manifest: `user_STEM`."""
+    return f"user_{Path(path).stem}"

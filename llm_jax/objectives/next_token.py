@@ -1,0 +1,54 @@
+"""Predicting the next token."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax.core.parts import Part
+from llm_jax.layers.tokens import Tokens
+
+Sums = dict[str, jax.Array]
+
+
+class Objective(Part):
+    """`objective(model, params, frozen, batch, key) -> sums`, of which `"weight"` is one: the step divides by it, once.
+
+    So microbatches, evaluation and data parallelism agree. `frozen` holds weights that are not trained (a reference
+    model's), or None. `key` is for dropout; None means evaluation.
+    """
+
+    def __call__(self, model: nn.Module, params: Any, frozen: Any, batch: dict[str, jax.Array], key: Any) -> Sums:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class NextToken(Objective):
+    """Cross-entropy in nats, summed over the targets by their weights.
+
+    Sums: weight, loss, bytes (of text that the weighted targets stand for) and, in evaluation, correct.
+    """
+
+    def __call__(self, model, params, frozen, batch, key):
+        at = Tokens(batch["position_BT"], batch["segment_BT"])
+        score_BTV, _ = model.apply({"params": params}, batch["tokens_BT"], at, dropout_key=key)
+        target_BT, weight_BT = batch["targets_BT"], batch["weight_BT"]
+        loss_BT = cross_entropy(score_BTV, target_BT)
+        sums = dict(weight=weight_BT.sum(), loss=(loss_BT * weight_BT).sum(),
+                    bytes=(batch["bytes_BT"].astype(jnp.float32) * weight_BT).sum())
+        if key is None:
+            sums["correct"] = ((score_BTV.argmax(-1) == target_BT) * weight_BT).sum()
+        return sums
+
+
+def cross_entropy(score_BTV: jax.Array, target_BT: jax.Array) -> jax.Array:
+    """-log softmax(score)[target], [B, T] nats."""
+    chosen_BT = jnp.take_along_axis(score_BTV, target_BT[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(score_BTV, axis=-1) - chosen_BT
+
+
+OBJECTIVES = dict(NextToken=NextToken)

@@ -1,0 +1,203 @@
+"""Optimisers and learning-rate schedules, from Optax."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from llm_jax.core.parts import Part
+
+
+class Schedule(Part):
+    """A share of the full learning rate for each step: `schedule.share(step, steps)`, from 0 to 1."""
+
+    def share(self, step: jax.Array, steps: int) -> jax.Array:
+        raise NotImplementedError
+
+
+def _warm(step: jax.Array, warmup: int, then: jax.Array) -> jax.Array:
+    """The first step has 1 / (warmup + 1) of the rate, not none of it."""
+    return jnp.where(step < warmup, (step + 1.0) / (warmup + 1.0), then)
+
+
+def _progress(step: jax.Array, warmup: int, steps: int) -> jax.Array:
+    return jnp.clip((step - float(warmup)) / max(steps - warmup, 1), 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant(Schedule):
+    """Full rate after `warmup` steps."""
+
+    warmup: int = 0
+
+    def share(self, step, steps):
+        return _warm(step, self.warmup, jnp.ones_like(step))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine(Schedule):
+    """Warmup, then half a cosine down to `last` (Loshchilov & Hutter 2017)."""
+
+    warmup: int = 100
+    last: float = 0.1
+
+    def share(self, step, steps):
+        fall = 0.5 * (1 + jnp.cos(jnp.pi * _progress(step, self.warmup, steps)))
+        return _warm(step, self.warmup, self.last + (1 - self.last) * fall)
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(Schedule):
+    """Warmup, then a straight line down to `last`."""
+
+    warmup: int = 100
+    last: float = 0.0
+
+    def share(self, step, steps):
+        return _warm(step, self.warmup, 1 - (1 - self.last) * _progress(step, self.warmup, steps))
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmupStableDecay(Schedule):
+    """Warmup, full rate, then a straight line down to `last` over the final share `decay` of the steps (Hu et al. 2024)."""
+
+    warmup: int = 100
+    decay: float = 0.2
+    last: float = 0.0
+
+    def share(self, step, steps):
+        begin = int(steps * (1 - self.decay))
+        return _warm(step, self.warmup, 1 - (1 - self.last) * _progress(step, max(begin, self.warmup), steps))
+
+
+class Optimizer(Part):
+    """`optimizer.transform(steps, boxed)` is an Optax transformation. `boxed` are the parameters with their letters.
+
+    All have: a peak `learning_rate`, a `schedule`, decoupled `weight_decay` on matrices alone (not on biases and
+    scales), and gradients clipped to the global norm `clip` (0: not clipped).
+    """
+
+    learning_rate: float
+    schedule: Schedule
+    weight_decay: float
+    clip: float
+
+    def rule(self, rate: optax.Schedule, decays: Any, boxed: Any) -> optax.GradientTransformation:
+        raise NotImplementedError
+
+    def rate(self, step: jax.Array, steps: int) -> jax.Array:
+        return self.learning_rate * self.schedule.share(step.astype(jnp.float32), steps)
+
+    def transform(self, steps: int, boxed: Any) -> optax.GradientTransformation:
+        rule = self.rule(lambda step: self.rate(jnp.asarray(step), steps), is_matrix(boxed), boxed)
+        return optax.chain(optax.clip_by_global_norm(self.clip), rule) if self.clip else rule
+
+
+def is_matrix(boxed: Any) -> Any:
+    """True for the parameters that a vector is multiplied with, False for biases and scales."""
+    def one(path: Any, leaf: Any) -> bool:
+        return path[-1].key not in ("bias", "scale")
+
+    return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW(Optimizer):
+    """Loshchilov & Hutter 2019."""
+
+    learning_rate: float = 1e-3
+    schedule: Schedule = Cosine()
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    b1: float = 0.9
+    b2: float = 0.95
+    epsilon: float = 1e-8
+
+    def rule(self, rate, decays, boxed):
+        return optax.adamw(rate, self.b1, self.b2, self.epsilon, weight_decay=self.weight_decay, mask=decays)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adafactor(Optimizer):
+    """Second moments as a row and a column for each matrix (Shazeer & Stern 2018), with the rate given, not relative."""
+
+    learning_rate: float = 1e-2
+    schedule: Schedule = Cosine()
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    momentum: float = 0.0
+    smallest: int = 128  # dimensions below this are not factored
+
+    def rule(self, rate, decays, boxed):
+        # optax.adafactor decays by the bare factor, not by rate x factor: so the pieces are put together here
+        return optax.chain(
+            optax.scale_by_factored_rms(min_dim_size_to_factor=self.smallest),
+            optax.clip_by_block_rms(1.0),
+            optax.ema(self.momentum, debias=False) if self.momentum else optax.identity(),
+            optax.add_decayed_weights(self.weight_decay, decays),
+            optax.scale_by_learning_rate(rate),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Lion(Optimizer):
+    """The sign of a mixed momentum (Chen et al. 2023): wants a rate 3 to 10 times smaller than AdamW's."""
+
+    learning_rate: float = 2e-4
+    schedule: Schedule = Cosine()
+    weight_decay: float = 0.5
+    clip: float = 1.0
+    b1: float = 0.9
+    b2: float = 0.99
+
+    def rule(self, rate, decays, boxed):
+        return optax.lion(rate, self.b1, self.b2, weight_decay=self.weight_decay, mask=decays)
+
+
+@dataclasses.dataclass(frozen=True)
+class Muon(Optimizer):
+    """Orthogonalised momentum for the matrices inside the stack (Jordan 2024), AdamW for all else.
+
+    Which axes of a kernel are its rows and columns follows from its letters. `learning_rate` is the matrices', with
+    updates scaled to AdamW's usual size (Liu et al. 2025); `adam_rate` is the embedding's and the vectors'.
+    """
+
+    learning_rate: float = 2e-3
+    schedule: Schedule = Cosine()
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    momentum: float = 0.95
+    adam_rate: float = 1e-3
+    b1: float = 0.9
+    b2: float = 0.95
+
+    def rule(self, rate, decays, boxed):
+        share = self.adam_rate / self.learning_rate
+        axes = jax.tree.map(_rows_and_columns, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+        return muon(
+            rate, beta=self.momentum, weight_decay=self.weight_decay, adam_b1=self.b1, adam_b2=self.b2,
+            adam_learning_rate=lambda step: share * rate(step), muon_weight_dimension_numbers=axes, consistent_rms=0.2,
+        )  # fmt: skip
+
+
+def _rows_and_columns(leaf: nn.Partitioned) -> MuonDimensionNumbers | None:
+    """The reduced and the produced axes of a kernel that maps to or from the width D; None: not for Muon."""
+    letters = "".join(n or "." for n in leaf.names)
+    inside = letters.replace("L", "")
+    if "D" not in inside or len(inside) < 2 or "V" in inside or "P" in inside:
+        return None
+    width = (letters.index("D"),)
+    others = tuple(i for i, a in enumerate(letters) if a not in "LED")
+    return MuonDimensionNumbers(width, others) if inside.endswith("D") is False else MuonDimensionNumbers(others, width)
+
+
+SCHEDULES = dict(Constant=Constant, Cosine=Cosine, Linear=Linear, WarmupStableDecay=WarmupStableDecay)
+
+OPTIMIZERS = dict(AdamW=AdamW, Adafactor=Adafactor, Lion=Lion, Muon=Muon)
+
