@@ -59,8 +59,16 @@ class Checkpoints:
       note: where the one line goes that tells of a damaged checkpoint; standard error by default.
     """
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any], *, keep_last: int = 2, keep_best: int = 1,
-                 best_by: str = "loss", note: Callable[[str], None] = _say):
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Mapping[str, Any],
+        *,
+        keep_last: int = 2,
+        keep_best: int = 1,
+        best_by: str = "loss",
+        note: Callable[[str], None] = _say,
+    ):
         if keep_last < 1:
             raise InputError(f"at least 1 checkpoint must be kept, not {keep_last}")
         self.folder = folder.absolute()
@@ -154,9 +162,9 @@ class Checkpoints:
         for step in self.steps():
             if step not in best.union(steps[-self.keep_last :]):
                 self._remove(step)
-        for leftover in self.folder.glob("*.saving*"), self.folder.glob("*.deleting"):  # of a session that was killed
-            for path in leftover:
-                shutil.rmtree(path)
+        for pattern in ("*.saving*", "*.deleting"):  # left by a session that was killed
+            for leftover in self.folder.glob(pattern):
+                shutil.rmtree(leftover)
 
     def _rank(self, step: int) -> float:
         """Lower is better; without a finite metric, or with a damaged file, infinity."""
@@ -230,19 +238,16 @@ class Checkpoints:
             self._damaged.add(step)
             problems.append(f"checkpoint {step} is damaged ({problem})")
         if found is None and problems:
-            raise InputError(f"no checkpoint in {self._shown} is sound: {'; '.join(problems)}; "
-                             "delete that folder to start from the beginning")
+            found_wrong = f"no checkpoint in {self._shown} is sound: {'; '.join(problems)}"
+            raise InputError(f"{found_wrong}; delete that folder to start from the beginning")
         saving = sorted({int(path.name.partition(".")[0]) for path in self.folder.glob("*.saving*")}, reverse=True)
         problems += [f"checkpoint {step} is only half saved" for step in saving if found is None or step > found]
         if problems:
-            self._note(f"{self._shown}: {'; '.join(problems)}: "
-                       + ("there is no other, so from the beginning" if found is None else f"using checkpoint {found}"))
+            then = "there is no other, so from the beginning" if found is None else f"using checkpoint {found}"
+            self._note(f"{self._shown}: {'; '.join(problems)}: {then}")
         if found is not None:
             self._sound.add(found)
         return found
-
-
-# ---------------------------------------------------------------------------------------------------------------- Orbax
 
 
 @functools.cache
@@ -270,6 +275,7 @@ def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
 
 def _arrays(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     """The shape and type of each array by its path, which is the same for a field, a key and an index."""
+
     def word(key: Any) -> str:
         return str(next(getattr(key, a) for a in ("name", "key", "idx") if hasattr(key, a)))
 

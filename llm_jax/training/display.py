@@ -82,8 +82,13 @@ class Display:
         from rich.console import Console  # imported late: only terminals need it
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        columns = (MofNCompleteColumn(), BarColumn(bar_width=12), TextColumn("{task.fields[words]}", markup=False),
-                   TimeElapsedColumn(), TextColumn("{task.fields[left]}", markup=False))
+        columns = (
+            MofNCompleteColumn(),
+            BarColumn(bar_width=12),
+            TextColumn("{task.fields[words]}", markup=False),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
+        )
         progress = Progress(*columns, console=Console(file=self._stream), refresh_per_second=2)
         progress.add_task("", total=self.steps, words="compiling", left="")
         return progress

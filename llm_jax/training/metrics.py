@@ -128,6 +128,9 @@ def _cut(path: Path, resumed: int | None) -> None:
     """Keeps the lines up to step `resumed`; the rest of them, and a torn last one, are dropped."""
     if not path.exists():
         return
-    kept = [] if resumed is None else [
-        line for i, line in enumerate(_whole_lines(path), 1) if _parse(path, i, line)["step"] <= resumed]
+    kept = (
+        []
+        if resumed is None
+        else [line for i, line in enumerate(_whole_lines(path), 1) if _parse(path, i, line)["step"] <= resumed]
+    )
     write_atomically(path, b"".join(kept))

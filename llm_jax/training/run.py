@@ -12,7 +12,9 @@ from llm_jax.core.files import write_atomically
 from llm_jax.core.tables import InputError
 from llm_jax.training.disk import only_writer, space_for
 
-MAY_DIFFER = frozenset({"steps", "log_every", "eval_every", "save_every", "layout", "report"})
+MAY_DIFFER = frozenset(
+    {"steps", "log_every", "eval_every", "save_every", "keep_last", "keep_best", "patience", "layout", "report"}
+)
 """Settings, with all below them, that a resumed run may change without becoming another experiment."""
 
 SHOWN = 3  # differences that a message lists; the rest are counted
@@ -121,8 +123,11 @@ def _read_manifest(workdir: Path) -> dict[str, Any]:
 def _refuse_other(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any], may_differ: Collection[str]) -> None:
     if old.get("name") != new.get("name"):
         raise InputError(f"{workdir} was made by {old.get('name')}, not by {new.get('name')}: use another --workdir")
-    differing = [(path, was, now) for path, was, now in differences(old, new)
-                 if not any(path == free or path.startswith(f"{free}.") for free in may_differ)]
+    differing = [
+        (path, was, now)
+        for path, was, now in differences(old, new)
+        if not any(path == free or path.startswith(f"{free}.") for free in may_differ)
+    ]
     if not differing:
         return
     listed = ", ".join(f"{path}={_show(was)}, not {_show(now)}" for path, was, now in differing[:SHOWN])

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import random
 import resource
@@ -131,12 +132,15 @@ def test_loads_the_params_alone_or_their_average(make):
     assert make().restore_params(half).state["block"]["w"].dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("other, message", [
-    (lambda: state_at(0, width=4), r"checkpoint 3 in .*checkpoints has params.block.w of shape \(16, 8\), not \(16, 4\)"),
-    (lambda: state_at(0, average=True), "has no 'average.b': choose from opt, params, step$"),
-    (lambda: state_at(0).replace(opt=()), "which is not in this experiment's state"),
-    (lambda: state_at(0).replace(step=jnp.float32(0)), "has step of type int32, not float32"),
-])
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        (lambda: state_at(0, width=4), r"checkpoint 3 in .* has params.block.w of shape \(16, 8\), not \(16, 4\)"),
+        (lambda: state_at(0, average=True), "has no 'average.b': choose from opt, params, step$"),
+        (lambda: dataclasses.replace(state_at(0), opt=()), "which is not in this experiment's state"),
+        (lambda: dataclasses.replace(state_at(0), step=jnp.float32(0)), "has step of type int32, not float32"),
+    ],
+)
 def test_refuses_another_state(folder, make, other, message):
     with pytest.raises(InputError, match=message):
         make().restore(template(other()))
@@ -161,7 +165,7 @@ def test_a_step_that_was_saved_is_left_alone(make):
         assert (checkpoints.folder / "00000001").stat().st_ctime_ns == before
 
 
-# ----------------------------------------------------------------------------------------------------------------- damage
+# -------------------------------------------------------------------------------------------------------------- damage
 
 
 def flip(path, rng):
@@ -181,7 +185,8 @@ DAMAGES = {
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_damage_to_any_file_is_detected(folder, make, notes, kind):
     rng = random.Random(0)
-    files = sorted(p for p in (folder / "00000003").rglob("*") if p.is_file() and (p.stat().st_size or kind == "deleted"))
+    everything = sorted(path for path in (folder / "00000003").rglob("*") if path.is_file())
+    files = [path for path in everything if path.stat().st_size or kind == "deleted"]
     assert {SEAL, "manifest.json", "data.json", "metrics.json"} <= {p.name for p in files} and len(files) > 8
     for file in files:
         whole = file.read_bytes()
@@ -216,7 +221,7 @@ def test_damaged_ones_do_not_count_as_kept(folder, make):
 def test_never_starts_again_in_silence(folder, make):
     for step in (1, 2, 3):
         (folder / f"{step:08d}" / SEAL).unlink()
-    with pytest.raises(InputError, match=r"no checkpoint in .* is sound: checkpoint 3 is damaged \(checksums.sha256 is missing\)"):
+    with pytest.raises(InputError, match=r"is sound: checkpoint 3 is damaged \(checksums.sha256 is missing\)"):
         make().restore(template(state_at(0)))
 
 
@@ -283,8 +288,13 @@ for _ in range(int(sys.argv[3])):
 
 def test_a_sound_checkpoint_survives_sigkill_at_any_moment(tmp_path):
     (tmp_path / "c").mkdir()
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "c"), "0", "8"], capture_output=True, text=True,
-                          cwd=Path(__file__).parents[2], timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "c"), "0", "8"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        timeout=120,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     steps = [int(word) for word in done.stdout.split()]
     assert steps == sorted(steps) and len(steps) == 8 and steps[-1] > 8, done.stdout
@@ -298,7 +308,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(make, capfd):
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
             checkpoints.save(2, {"w": jnp.ones((512, 512))}, {}, {})
-            with pytest.raises(InputError, match=r"no space left on the disk: step 2 was not saved in .* \(step 1 is\); free"):
+            with pytest.raises(InputError, match=r"no space left .*: step 2 was not saved in .* \(step 1 is\); free"):
                 checkpoints.wait()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

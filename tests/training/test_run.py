@@ -31,13 +31,16 @@ def test_steps_may_change_and_are_written_down(tmp_path):
     assert Run.existing(tmp_path).manifest["steps"] == 200
 
 
-@pytest.mark.parametrize("other, message", [
-    (manifest(repeats=6), "was made by small_gpt with model.stack.repeats=4, not 6: use another --workdir or"),
-    (manifest(positions="Alibi"), r"with model.positions=Rope\(\), not Alibi\(\): "),
-    (manifest(name="sort"), "was made by small_gpt, not by sort: use another --workdir"),
-    (manifest(rate=0.2, repeats=1, positions="T", a=1, b=(2, "x")), "not 0.2, and 2 more: "),
-    (manifest(seed=1), "with seed=None, not 1: "),
-])
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        (manifest(repeats=6), "was made by small_gpt with model.stack.repeats=4, not 6: use another --workdir or"),
+        (manifest(positions="Alibi"), r"with model.positions=Rope\(\), not Alibi\(\): "),
+        (manifest(name="sort"), "was made by small_gpt, not by sort: use another --workdir"),
+        (manifest(rate=0.2, repeats=1, positions="T", a=1, b=(2, "x")), "not 0.2, and 2 more: "),
+        (manifest(seed=1), "with seed=None, not 1: "),
+    ],
+)
 def test_refuses_the_folder_of_another_experiment(tmp_path, other, message):
     Run.open(tmp_path, manifest()).close()
     with pytest.raises(InputError, match=message) as refused:
@@ -57,25 +60,25 @@ def test_differences_name_the_innermost_path():
 def test_missing_and_damaged(tmp_path):
     with pytest.raises(InputError, match="no folder"):
         Run.existing(tmp_path / "none")
-    with pytest.raises(InputError, match="has no manifest.json"):
+    with pytest.raises(InputError, match=r"has no manifest.json"):
         Run.existing(tmp_path)
     for content in (b"{", b"[]", b"\xff"):
         (tmp_path / "manifest.json").write_bytes(content)
         for use in (Run.existing, lambda path: Run.open(path, manifest())):
-            with pytest.raises(InputError, match="manifest.json is damaged"):
+            with pytest.raises(InputError, match=r"manifest.json is damaged"):
                 use(tmp_path)
 
 
 def test_checkpoints_without_a_manifest_are_not_taken_over(tmp_path):
     (tmp_path / "checkpoints" / "00000001").mkdir(parents=True)
-    with pytest.raises(InputError, match="has no manifest.json"):
+    with pytest.raises(InputError, match=r"has no manifest.json"):
         Run.open(tmp_path, manifest())
 
 
 def test_a_workdir_that_cannot_be_a_folder(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match="cannot write in .*file"):
+        with pytest.raises(InputError, match=r"cannot write in .*file"):
             Run.open(path, manifest())
 
 
