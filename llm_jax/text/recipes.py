@@ -1,0 +1,197 @@
+"""Recipes of tokenizers: which algorithm, with how large a vocabulary; `train` makes the tokenizer from texts.
+
+The same texts always give the same tokenizer, to the bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import tokenizers
+from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
+
+from llm_jax.core.parts import Part
+from llm_jax.core.tables import InputError
+from llm_jax.text.byte_level import LETTERS, byte_level, bytes_first
+from llm_jax.text.special import SPECIAL, specials_from
+from llm_jax.text.tokenizer import Tokenizer, check_text, load_tokenizer
+
+UNK = "[UNK]"
+PAIR_RECURS = 2  # a pair of symbols must occur so often to be merged: one that occurs once teaches nothing
+
+
+class TokenizerRecipe(Part):
+    """How a tokenizer is made. `vocabulary` is the largest number of ids, special tokens included."""
+
+    def train(self, texts: Iterable[str]) -> Tokenizer:
+        """The tokenizer learnt from `texts`.
+
+        Raises:
+          InputError: there is no text, it is not valid Unicode, or the vocabulary is too small for the algorithm.
+        """
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Bpe(TokenizerRecipe):
+    """Byte pair encoding (Sennrich et al. 2016) of bytes (Radford et al. 2019). Ids 0..255 are the bytes; lossless."""
+
+    vocabulary: int = 4096
+
+    def train(self, texts: Iterable[str]) -> Tokenizer:
+        room = _room(self, self.vocabulary, fixed=256, least=0)
+        rust = byte_level(models.BPE())
+        rust.train_from_iterator(
+            _checked(texts),
+            trainers.BpeTrainer(
+                vocab_size=256 + room, initial_alphabet=list(LETTERS), min_frequency=PAIR_RECURS, show_progress=False
+            ),
+        )
+        learnt = json.loads(rust.to_str())["model"]
+        in_order = sorted(learnt["vocab"], key=learnt["vocab"].__getitem__)
+        model = bytes_first(in_order, [(left, right) for left, right in learnt["merges"]])
+        return Tokenizer(byte_level(model), specials_from(len(in_order)), "letters")
+
+
+@dataclasses.dataclass(frozen=True)
+class WordPiece(TokenizerRecipe):
+    """WordPiece (Schuster & Nakajima 2012) as in BERT, cased. Id 0 is [UNK], for words it cannot spell.
+
+    Lossy: white space becomes one space between tokens that begin a word, and control characters are dropped.
+    """
+
+    vocabulary: int = 4096
+
+    def train(self, texts: Iterable[str]) -> Tokenizer:
+        room = _room(self, self.vocabulary, fixed=1, least=64)
+        characters, texts = _without_rare_characters(texts, room)
+        # Given first and in order, since the trainer numbers what it meets in no certain order, and ties go by number.
+        letters = [c for c in characters if c.isprintable() and not c.isspace()]
+        first = [UNK, *letters, *(f"##{letter}" for letter in letters)]
+        rust = self._rust(models.WordPiece(unk_token=UNK))
+        rust.train_from_iterator(
+            texts,
+            trainers.WordPieceTrainer(
+                vocab_size=1 + room, special_tokens=first, min_frequency=PAIR_RECURS, show_progress=False
+            ),
+        )
+        vocab = json.loads(rust.to_str())["model"]["vocab"]
+        special = {"unk": vocab[UNK]} | specials_from(len(vocab))
+        return Tokenizer(self._rust(models.WordPiece(vocab=vocab, unk_token=UNK)), special, "words")
+
+    def _rust(self, model: models.WordPiece) -> tokenizers.Tokenizer:
+        rust = tokenizers.Tokenizer(model)
+        rust.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+        rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # splits "[UNK]" in a text in three: no forging
+        return rust
+
+
+@dataclasses.dataclass(frozen=True)
+class Unigram(TokenizerRecipe):
+    """Unigram language model (Kudo 2018), with bytes (ids 0..255) for characters without a piece: lossless.
+
+    Spaces are ordinary characters, at the start of a word's first piece; there is no normalisation.
+    """
+
+    vocabulary: int = 4096
+
+    def train(self, texts: Iterable[str]) -> Tokenizer:
+        room = _room(self, self.vocabulary, fixed=256, least=64)
+        _, texts = _without_rare_characters(texts, room)  # the rare ones are left to the bytes
+        rust = self._rust(models.Unigram())
+        no_nul = (text.replace("\0", "") for text in texts)  # it means the end of a sentence to the trainer
+        rust.train_from_iterator(
+            no_nul,
+            trainers.UnigramTrainer(vocab_size=1 + room, unk_token=UNK, special_tokens=[UNK], show_progress=False),
+        )
+        pieces = _without_noise(json.loads(rust.to_str())["model"]["vocab"][1:])
+        vocab = [(f"<0x{byte:02X}>", 0.0) for byte in range(256)] + pieces
+        # The algorithm asks for an unknown token; the bytes stand in for it always, so any id will do.
+        model = models.Unigram(vocab=vocab, unk_id=0, byte_fallback=True)
+        return Tokenizer(self._rust(model), specials_from(len(vocab)), "pieces")
+
+    def _rust(self, model: models.Unigram) -> tokenizers.Tokenizer:
+        rust = tokenizers.Tokenizer(model)
+        # GPT-2's pattern of words. It cuts "<0x41>" in a text into "<", "0", "x", ...: no forging of bytes.
+        words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+        rust.pre_tokenizer = pre_tokenizers.Split(words, "isolated")
+        return rust
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpt2(TokenizerRecipe):
+    """GPT-2's own vocabulary (50,257 ids, then the special tokens that it lacks); learns nothing. Lossless."""
+
+    def train(self, texts: Iterable[str]) -> Tokenizer:
+        return load_tokenizer("gpt2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Characters(TokenizerRecipe):
+    """The characters of the training texts, in the order of their code points; [UNK] for every other character."""
+
+    def train(self, texts: Iterable[str]) -> Tokenizer:
+        characters = set()
+        for text in _checked(texts):
+            characters.update(text)
+        vocab = {token: i for i, token in enumerate([*sorted(characters), UNK])}
+        rust = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=UNK))
+        return Tokenizer(rust, {"unk": vocab[UNK]} | specials_from(len(vocab)), "pieces")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bytes(TokenizerRecipe):
+    """The 256 bytes; learns nothing. Lossless."""
+
+    def train(self, texts: Iterable[str]) -> Tokenizer:
+        return Tokenizer(byte_level(bytes_first((), ()), words=False), specials_from(256), "letters")
+
+
+def _checked(texts: Iterable[str]) -> Iterator[str]:
+    something = False
+    for i, text in enumerate(texts):
+        check_text(text, f"text {i} of the corpus")
+        something = something or bool(text.strip())
+        yield text
+    if not something:
+        raise InputError("the corpus is empty: a tokenizer has nothing to learn from")
+
+
+def _room(recipe: TokenizerRecipe, vocabulary: int, fixed: int, least: int) -> int:
+    """The ids left to learn, when `fixed` ones and the special ones are taken; the algorithm needs `least` of them."""
+    taken = fixed + len(SPECIAL)
+    if vocabulary < taken + least:
+        needs = f"it needs {taken + least} or more"
+        raise InputError(f"{type(recipe).__name__}(vocabulary={vocabulary}) is too small: {needs}")
+    return vocabulary - taken
+
+
+def _without_rare_characters(texts: Iterable[str], room: int) -> tuple[list[str], list[str]]:
+    """The most frequent characters, so many that most of the vocabulary is left to longer tokens, by code point; and
+    the texts without the others."""
+    texts = list(_checked(texts))
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    by_frequency = sorted(counts, key=lambda c: (-counts[c], c))
+    kept, rare = by_frequency[: room // 4], by_frequency[room // 4 :]
+    nothing = dict.fromkeys(map(ord, rare))
+    return sorted(kept), [text.translate(nothing) for text in texts]
+
+
+def _without_noise(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """The pieces that the Unigram trainer learnt, best first, less what differs from one training to the next.
+
+    It sums in no certain order, so that the last digits of a score are noise. Characters that it had pruned come
+    back with the lowest score plus 0, 0.0001, 0.0002 ... in no certain order: all of them get the lowest.
+    """
+    lowest = min((score for _, score in pieces), default=0.0)
+    restored = lowest + 1e-4 * sum(len(piece) == 1 for piece, _ in pieces)
+    scores = {piece: lowest if len(piece) == 1 and score < restored else score for piece, score in pieces}
+    return sorted(((piece, round(score, 4)) for piece, score in scores.items()), key=lambda p: (-p[1], p[0]))
+
+
+RECIPES = dict(Bpe=Bpe, WordPiece=WordPiece, Unigram=Unigram, Gpt2=Gpt2, Characters=Characters, Bytes=Bytes)

@@ -1,0 +1,219 @@
+"""What a trained tokenizer can do, whatever its algorithm: text to ids and back, exactly, and streaming."""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from llm_jax.core.files import digest, write_atomically
+from llm_jax.core.tables import InputError, lookup
+from llm_jax.text.byte_level import GPT2_END_OF_TEXT, gpt2, letters_to_bytes
+from llm_jax.text.special import specials_from
+
+UNKNOWN = "\N{REPLACEMENT CHARACTER}".encode()  # how [UNK] reads
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    `rust` encodes text. Special tokens live beside it and not in it, so no text, whatever it says, yields their ids;
+    only "unk" is for the encoder to give, where the algorithm has one.
+
+    Attributes:
+      vocabulary: ids are 0 to `vocabulary - 1`, special tokens included.
+      special: the id of each special token by name (`llm_jax.text.special`).
+      lossless: `decode(encode(text)) == text` for every text.
+      bytes_V: int32 [V], the bytes of text that each token stands for, as `decode` spells it; special tokens have 0.
+        Exact where the tokenizer is lossless: the sum over `encode(text)` is `len(text.encode())`. Where it is not
+        (white space is dropped, [UNK] stands for anything), `count_bytes` is.
+      identity: a hash of everything that determines `encode`.
+    """
+
+    def __init__(self, rust: tokenizers.Tokenizer, special: Mapping[str, int], spelling: str):
+        """`spelling` names how tokens are spelt as bytes: an entry of `SPELLINGS`.
+
+        Raises:
+          InputError: there is no such spelling, or `rust` has added tokens, which a text could forge.
+        """
+        if added := rust.get_added_tokens_decoder():
+            forgeable = next(iter(added.values())).content
+            raise InputError(f"{forgeable!r} in a text would be read as that token: keep special tokens beside `rust`")
+        spell = lookup(SPELLINGS, spelling, "spelling of tokens")
+        self.special = dict(special)
+        self._rust, self._spelling = rust, spelling
+        tokens = {i: token for token, i in rust.get_vocab().items()}
+        self.vocabulary = 1 + max(*tokens, *self.special.values())
+        text_ids = tokens.keys() - set(self.special.values())
+        self._bytes = [spell(tokens[i]) if i in text_ids else b"" for i in range(self.vocabulary)]
+        self.bytes_V = np.array([len(b) for b in self._bytes], np.int32)
+        if "unk" in self.special:
+            self._bytes[self.special["unk"]] = UNKNOWN
+        self.lossless = spelling != "words" and "unk" not in self.special and rust.normalizer is None
+
+    @functools.cached_property
+    def identity(self) -> str:
+        return digest(self._rust.to_str(), self._beside())
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, and of nothing else: no special token is added, and none can be forged.
+
+        Raises:
+          InputError: the text has half a surrogate pair, which no encoding of text can hold.
+        """
+        return self._encoding(text).ids
+
+    def _encoding(self, text: str) -> tokenizers.Encoding:
+        try:
+            return self._rust.encode(text, add_special_tokens=False)
+        except TypeError:
+            check_text(text, "the text")
+            raise
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each, in parallel on all cores (unless the environment sets TOKENIZERS_PARALLELISM=false)."""
+        try:
+            return [e.ids for e in self._rust.encode_batch_fast(list(texts), add_special_tokens=False)]
+        except TypeError:
+            for i, text in enumerate(texts):
+                check_text(text, f"text {i}")
+            raise
+
+    def count_bytes(self, text: str) -> list[int]:
+        """The bytes of `text` that each token of `encode(text)` stands for; their sum is the whole text's, exactly.
+
+        What the algorithm drops counts with the token after it, and at the end of the text with the last one. (A text
+        that has no token, such as white space to WordPiece, has no counts.)
+        """
+        encoding = self._encoding(text)
+        if self.lossless or not encoding.ids:
+            return self.bytes_V[np.array(encoding.ids, int)].tolist()
+        byte_at = np.cumsum([0, *(len(character.encode()) for character in text)])
+        ends = [end for _, end in encoding.offsets[:-1]] + [len(text)]
+        return np.diff(byte_at[ends], prepend=0).tolist()
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`. Special tokens are left out; bytes that are no UTF-8, and [UNK], read U+FFFD.
+
+        Raises:
+          InputError: an id is not in the vocabulary.
+        """
+        stream = self.stream()
+        return "".join([*map(stream.push, ids), stream.flush()])
+
+    def stream(self) -> StreamDecoder:
+        return StreamDecoder(self)
+
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes of one token.
+
+        Raises:
+          InputError: the id is not in the vocabulary.
+        """
+        if not 0 <= token < self.vocabulary:
+            raise InputError(f"token id {token} is not in the vocabulary, which has ids 0 to {self.vocabulary - 1}")
+        return self._bytes[token]
+
+    @property
+    def spaces_words(self) -> bool:
+        """Whether every word is spelt with a space before it, which the first of a text did not have."""
+        return self._spelling == "words"
+
+    def _beside(self) -> str:
+        return json.dumps({"spelling": self._spelling, "special": self.special}, indent=1)
+
+    def save(self, folder: Path) -> None:
+        """Writes `tokenizer.json` (what the `tokenizers` package reads) and `special.json` beside it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "special.json", self._beside())
+        write_atomically(folder / "tokenizer.json", self._rust.to_str(pretty=True))
+
+
+class StreamDecoder:
+    """Decodes a token at a time and emits only whole characters: the pieces joined are what `decode` gives."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._drop_space = tokenizer.spaces_words
+
+    def push(self, token: int) -> str:
+        """The characters that `token` completes; empty while one is only begun."""
+        spelt = self._tokenizer.bytes_of(token)
+        if spelt and self._drop_space:
+            spelt, self._drop_space = spelt.removeprefix(b" "), False
+        return self._utf8.decode(spelt)
+
+    def flush(self) -> str:
+        """At the end: U+FFFD for a character that was begun and not completed."""
+        return self._utf8.decode(b"", final=True)
+
+
+def check_text(text: str, what: str) -> None:
+    """Nothing, if `text` can be encoded.
+
+    Raises:
+      InputError: it has half a surrogate pair; the message says where.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise InputError(
+            f"{what} is not valid Unicode: half a surrogate pair (U+{code:04X}) at character {error.start}"
+        ) from None
+
+
+def load_tokenizer(source: str | Path) -> Tokenizer:
+    """The tokenizer that `Tokenizer.save` wrote to a folder, or "gpt2".
+
+    GPT-2's ids keep their numbers; <|endoftext|> (50256) is both bos and eos, and the other special tokens follow it.
+
+    Raises:
+      InputError: there is no whole tokenizer there, or GPT-2's files are not installed.
+    """
+    if source == "gpt2":
+        # bos and eos come first among the special tokens, so from one before <|endoftext|> pad is the one after it.
+        special = specials_from(GPT2_END_OF_TEXT - 1) | {"bos": GPT2_END_OF_TEXT, "eos": GPT2_END_OF_TEXT}
+        return Tokenizer(gpt2(), special, "letters")
+    folder = Path(source)
+    try:
+        beside = json.loads((folder / "special.json").read_text(encoding="utf-8"))
+        special, spelling = beside["special"], beside["spelling"]
+        rust = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "special.json is damaged"
+        raise InputError(
+            f"no tokenizer in {str(source)!r} ({reason}): give a folder with tokenizer.json and special.json, or 'gpt2'"
+        ) from None
+    try:
+        trained = tokenizers.Tokenizer.from_str(rust)
+    except Exception as error:  # what the Rust package raises has no narrower type
+        raise InputError(f"{folder / 'tokenizer.json'} is damaged: {error}") from None
+    return Tokenizer(trained, special, spelling)
+
+
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
+
+
+def _piece_to_bytes(token: str) -> bytes:
+    byte = _BYTE.fullmatch(token)
+    return bytes.fromhex(byte[1]) if byte else token.encode()
+
+
+def _word_to_bytes(token: str) -> bytes:
+    return token[2:].encode() if token.startswith("##") else b" " + token.encode()
+
+
+# How tokens are spelt as bytes.
+SPELLINGS: dict[str, Callable[[str], bytes]] = dict(
+    letters=letters_to_bytes,  # in the byte-level alphabet
+    pieces=_piece_to_bytes,  # as they are, with <0x0A> for a byte
+    words=_word_to_bytes,  # as they are, with ## where a word goes on
+)
