@@ -208,7 +208,7 @@ class PythonHelp(Source):
 
 @dataclasses.dataclass(frozen=True)
 class Download(Source):
-    """A text at an address, kept in the cache folder; or the file `name` in `$LLM_JAX_DATA`, where `--data_dir` points.
+    """A text at an address, kept in the cache folder; or `file` in `$LLM_JAX_DATA`, where `--data_dir` points.
 
     Raises:
       InputError: the content is not what `sha256` says, or the address is out of reach.
@@ -216,7 +216,7 @@ class Download(Source):
 
     url: str
     sha256: str
-    name: str
+    file: str
     separator: str = ""
 
     def documents(self) -> Iterator[Document]:
@@ -226,7 +226,7 @@ class Download(Source):
     def fetch(self) -> Path:
         """The file, downloaded if it is not here yet."""
         if folder := os.environ.get("LLM_JAX_DATA"):
-            path = Path(folder) / self.name
+            path = Path(folder) / self.file
             if path.is_file():
                 if (found := hashlib.sha256(_bytes_of(path)).hexdigest()) != self.sha256:
                     raise InputError(f"{path} is not the file expected: its sha256 is {found}, not {self.sha256}")
@@ -236,12 +236,12 @@ class Download(Source):
         pooch.get_logger().setLevel("WARNING")
         try:
             # the name carries the checksum, so that another version of the same name is another file
-            fetched = pooch.retrieve(self.url, f"sha256:{self.sha256}", fname=f"{self.sha256[:12]}-{self.name}",
+            fetched = pooch.retrieve(self.url, f"sha256:{self.sha256}", fname=f"{self.sha256[:12]}-{self.file}",
                                      path=cache_folder("downloads"))
         except ValueError:
             raise InputError(f"{self.url} is not the file expected: its sha256 is not {self.sha256}") from None
         except OSError as error:
-            raise InputError(f"cannot download {self.url} ({type(error).__name__}): put {self.name} with sha256 "
+            raise InputError(f"cannot download {self.url} ({type(error).__name__}): put {self.file} with sha256 "
                              f"{self.sha256} in a folder and name the folder with --data_dir") from None
         return Path(fetched)
 

@@ -1,0 +1,96 @@
+import errno
+import pickle
+
+import numpy as np
+import pytest
+from absl import logging
+
+from llm_jax.core.tables import InputError
+from llm_jax.data import cache
+from llm_jax.data.documents import Example, Rendering, Text
+from llm_jax.text.recipes import Bpe, Bytes
+
+DOCUMENTS = [Text("the first"), Example("2+2=", "4"), Text("the third")]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_JAX_CACHE", str(tmp_path))
+    return tmp_path / "corpora"
+
+
+@pytest.fixture
+def tokenised(monkeypatch):
+    """Counts how often a corpus is tokenised."""
+    calls = []
+    inner = cache._tokenise
+    monkeypatch.setattr(cache, "_tokenise", lambda *args: calls.append(1) or inner(*args))
+    return calls
+
+
+def test_a_corpus_holds_the_tokens_of_every_document(tokenizer):
+    made = cache.corpus(DOCUMENTS, tokenizer, Rendering(learn="answers"))
+    for i, document in enumerate(DOCUMENTS):
+        here = slice(*made.offsets[i : i + 2])
+        ids, learnt = document.tokens(tokenizer, Rendering(learn="answers"))
+        assert made.tokens[here].tolist() == ids and made.learnt[here].tolist() == learnt
+    assert made.tokens.dtype == np.uint16
+
+
+def test_the_first_token_of_a_document_is_never_learnt(tokenizer):
+    made = cache.corpus(DOCUMENTS, tokenizer, Rendering(bos=False))
+    assert not made.learnt[made.offsets[:-1]].any() and made.learnt.sum() == len(made.tokens) - 3
+
+
+def test_it_is_tokenised_once_for_a_text_a_tokenizer_and_a_rendering(tokenizer, tokenised, folder):
+    for _ in range(3):
+        cache.corpus(DOCUMENTS, tokenizer, Rendering())
+    assert len(tokenised) == 1
+    cache.corpus(DOCUMENTS, Bytes().train([]), Rendering())
+    assert len(tokenised) == 1, "an equal tokenizer is the same"
+    cache.corpus(DOCUMENTS[:2], tokenizer, Rendering())
+    cache.corpus([Text("the first"), Text("2+2=4"), Text("the third")], tokenizer, Rendering())
+    cache.corpus(DOCUMENTS, tokenizer, Rendering(eos=False))
+    cache.corpus(DOCUMENTS, Bpe(300).train(d.text() for d in DOCUMENTS), Rendering())
+    assert len(tokenised) == 5 == len(list(folder.iterdir()))
+
+
+@pytest.mark.parametrize("damage", [
+    lambda data: data[:-1],
+    lambda data: data[:100],
+    lambda data: b"",
+    lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+    lambda data: b"\x93" + data[1:],
+    lambda data: b"[]" + data[2:].replace(data[2:512], b" " * 510),
+    lambda data: data.replace(b"corpus 1", b"corpus 0"),
+], ids=["cut", "no header", "empty", "bit flipped", "not JSON", "no object", "old format"])
+def test_a_damaged_entry_is_made_again_saying_so(tokenizer, tokenised, folder, damage, monkeypatch):
+    said = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: said.append(text % args))
+    whole = cache.corpus(DOCUMENTS, tokenizer, Rendering())
+    content = whole.path.read_bytes()
+    whole.path.write_bytes(damage(content))
+    again = cache.corpus(DOCUMENTS, tokenizer, Rendering())
+    assert again.path.read_bytes() == content and len(tokenised) == 2
+    assert len(said) == 1 and "is damaged" in said[0] and str(whole.path) in said[0]
+
+
+def test_a_worker_is_sent_the_path_and_not_the_corpus(tokenizer):
+    made = cache.corpus([Text("long " * 10_000)], tokenizer, Rendering())
+    sent = pickle.dumps(made)
+    assert len(sent) < 1000
+    np.testing.assert_array_equal(pickle.loads(sent).tokens, made.tokens)
+
+
+def test_a_full_disk_is_one_clear_line(tokenizer, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache, "write_atomically", full)
+    with pytest.raises(InputError, match=r"cannot write the corpus cache .*No space left on device.*LLM_JAX_CACHE"):
+        cache.corpus(DOCUMENTS, tokenizer, Rendering())
+
+
+def test_wide_vocabularies_get_wide_tokens(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "vocabulary", 2**16 + 1)
+    assert cache.corpus([Text("wide")], tokenizer, Rendering()).tokens.dtype == np.int32

@@ -1,0 +1,235 @@
+import functools
+import hashlib
+import http.server
+import itertools
+import json
+import threading
+
+import pytest
+
+from llm_jax.core.parts import from_json, to_json
+from llm_jax.core.tables import InputError
+from llm_jax.data.documents import Conversation, Example, Text
+from llm_jax.data.sources import (
+    E_MAIL,
+    SOURCES,
+    ArrayRecord,
+    Conversations,
+    Download,
+    JsonLines,
+    KingJames,
+    Mixture,
+    PythonHelp,
+    TextFiles,
+    _turns,
+)
+from llm_jax.text.chat import Message
+
+
+def listed(source):
+    return list(source.documents())
+
+
+@pytest.fixture
+def available(tmp_path):
+    """An instance of every source, made here where it needs a file or an address."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    text, lines, records = tmp_path / "a.txt", tmp_path / "a.jsonl", tmp_path / "a.array_record"
+    text.write_text("One.\n\nTwo.")
+    lines.write_text('{"text": "One."}\n')
+    writer = ArrayRecordWriter(str(records), "group_size:1")
+    for record in ("plain", '{"text": "of JSON"}', '{"prompt": "1+1=", "answer": "2"}', "{not JSON}"):
+        writer.write(record.encode())
+    writer.close()
+    known = dict(TextFiles=TextFiles(str(text)), JsonLines=JsonLines(str(lines)), ArrayRecord=ArrayRecord(str(records)),
+                 Download=Download("http://nowhere.invalid/", hashlib.sha256(text.read_bytes()).hexdigest(), "a.txt"),
+                 Mixture=Mixture((PythonHelp(), TextFiles(str(text))), (1.0, 3.0)))
+    return known | {name: cls() for name, cls in SOURCES.items() if name not in known}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_yields_the_same_each_time_and_can_be_written_down(name, available, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_JAX_DATA", str(tmp_path))
+    source = available[name]
+    assert from_json(to_json(source)) == source and hash(source) == hash(source)
+    if name in ("TinyShakespeare", "MakemoreNames"):
+        (tmp_path / {"TinyShakespeare": "tinyshakespeare.txt"}.get(name, "names.txt")).write_text("something else")
+        with pytest.raises(InputError, match="is not the file expected"):
+            listed(source)
+        return
+    documents = listed(source)
+    assert documents and documents == listed(source)
+    assert all(d.text().strip() and "".join(d.strings()) for d in documents)
+
+
+def test_text_files(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "b.txt").write_text("B1\n\n \n\nB2\n")
+    (tmp_path / "sub" / "c.txt").write_text("Cé", encoding="utf-8")
+    (tmp_path / "d.md").write_text("not read")
+    assert listed(TextFiles(str(tmp_path))) == [Text("B1\n\n \n\nB2\n"), Text("Cé")]
+    assert listed(TextFiles(str(tmp_path), "\n\n")) == [Text("B1"), Text("B2\n"), Text("Cé")]
+    assert listed(TextFiles(str(tmp_path / "d.md"))) == [Text("not read")]
+
+
+def test_text_files_that_cannot_be_read(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"no .txt file in the folder"):
+        listed(TextFiles(str(tmp_path)))
+    (tmp_path / "letters.txt").write_bytes(b"caf\xe9 au lait")
+    with pytest.raises(InputError, match=r"letters.txt is not UTF-8: byte 3 is 0xe9"):
+        listed(TextFiles(str(tmp_path)))
+    with pytest.raises(InputError, match=r"there is no .*leters.txt: did you mean 'letters.txt'"):
+        listed(TextFiles(str(tmp_path / "leters.txt")))
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(InputError, match=r"cannot read the folder .*: permission denied"):
+        listed(TextFiles(str(tmp_path)))
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    with pytest.raises(InputError, match=r"cannot read .*letters.txt: Permission denied"):
+        listed(TextFiles(str(tmp_path / "letters.txt")))
+
+
+def test_json_lines(tmp_path):
+    path = tmp_path / "a.jsonl"
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    records = [{"story": "S"}, {"messages": messages}, {"prompt": "1+1=", "answer": "2"}]
+    path.write_text("\n\n".join(map(json.dumps, records)))
+    said = Conversation((Message("user", "hi"), Message("assistant", "yo")))
+    assert listed(JsonLines(str(path), "story")) == [Text("S"), said, Example("1+1=", "2")]
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    (b'{"text": ', r"a.jsonl:2 is not JSON: .* at column \d+"),
+    (b'{"texts": "x"}', "a.jsonl:2 has no field 'text': did you mean 'texts'"),
+    (b'{"text": 3}', "a.jsonl:2: the field 'text' must be text, not '3'"),
+    (b"[1]", "a.jsonl:2 is not a JSON object"),
+    (b'{"text": "\xff"}', "a.jsonl:2 is not UTF-8: byte 24 is 0xff"),
+    (b'{"messages": [{"role": "usr", "content": "x"}]}', "a.jsonl:2, message 0: .*did you mean 'user'"),
+    (b'{"messages": [3]}', "a.jsonl:2, message 0 is not an object"),
+    (b'{"messages": 3}', "a.jsonl:2: 'messages' must be a list"),
+])
+def test_broken_json_lines_are_named(tmp_path, line, message):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text":"ok"}\n' + line)
+    with pytest.raises(InputError, match=message) as raised:
+        listed(JsonLines(str(path)))
+    assert "\n" not in str(raised.value)
+
+
+def test_array_records(available, tmp_path):
+    want = [Text("plain"), Text("of JSON"), Example("1+1=", "2"), Text("{not JSON}")]
+    assert listed(available["ArrayRecord"]) == want
+    with pytest.raises(InputError, match="there is no "):
+        listed(ArrayRecord(str(tmp_path / "nothing")))
+    (tmp_path / "garbage").write_bytes(b"garbage" * 40_000)
+    with pytest.raises(InputError, match="is no ArrayRecord file") as raised:
+        listed(ArrayRecord(str(tmp_path / "garbage")))
+    assert "\n" not in str(raised.value)
+
+
+def test_the_packaged_conversations():
+    documents = listed(Conversations())
+    assert 7000 < len(documents) <= 7168
+    for document in documents:
+        roles = [message.role for message in document.messages]
+        assert roles[0] == "user" and all(a != b for a, b in itertools.pairwise(roles))
+        assert all(m.content and m.content == m.content.strip() for m in document.messages)
+    text = "\n".join(d.text() for d in documents)
+    assert 11e6 < len(text) < 13e6 and "@" in text and not E_MAIL.search(text)
+
+
+def test_turns_are_merged_and_e_mail_addresses_dropped():
+    said = [("x", ""), ("a", "Hi"), ("a", "you"), ("b", "yo"), ("a", "it is me@example.org"), ("b", "ok"), ("a", "bye")]
+    assert list(_turns(said)) == [Message("user", "Hi\nyou"), Message("assistant", "yo\nok"), Message("user", "bye")]
+    assert list(_turns([("a", "me@example.org")])) == []
+
+
+def test_the_bible_has_1189_chapters():
+    documents = listed(KingJames())
+    assert len(documents) == 1189
+    assert documents[0].text().startswith("Genesis 1\nIn the beginning God created the heaven and the earth.\n")
+
+
+def test_mixtures_of_mixtures_multiply_their_weights(tmp_path):
+    a, b, c = (TextFiles(name) for name in "abc")
+    nested = Mixture((Mixture((a, b), (1.0, 3.0)), c), (1.0, 1.0))
+    assert nested.components() == ((a, 0.125), (b, 0.375), (c, 0.5))
+    with pytest.raises(InputError, match="1 sources and 2 weights"):
+        Mixture((a,), (1.0, 2.0))
+    with pytest.raises(InputError, match="greater than 0"):
+        Mixture((a, b), (1.0, 0.0))
+
+
+# --------------------------------------------------------------------------------------------------------- downloads
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format, *args):
+        pass
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A file behind an address on this machine, and the function that stops serving it."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    (folder / "poem.txt").write_bytes(b"Roses\nViolets\n")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+
+    def stop():
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+    yield f"http://127.0.0.1:{server.server_port}/poem.txt", stop
+    if thread.is_alive():
+        stop()
+
+
+SHA256 = hashlib.sha256(b"Roses\nViolets\n").hexdigest()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("LLM_JAX_DATA", raising=False)
+    for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(proxy, raising=False)
+
+
+def test_a_download_is_fetched_once_and_then_served_from_the_cache(served, cache):
+    url, stop = served
+    assert listed(Download(url, SHA256, "poem.txt", "\n")) == [Text("Roses"), Text("Violets")]
+    stop()
+    assert listed(Download(url, SHA256, "poem.txt")) == [Text("Roses\nViolets\n")]
+
+
+def test_a_download_that_is_not_what_its_checksum_says_is_refused(served, cache, tmp_path):
+    url, _ = served
+    with pytest.raises(InputError, match=f"poem.txt is not the file expected: its sha256 is not {'0' * 64}"):
+        listed(Download(url, "0" * 64, "poem.txt"))
+    assert not list((tmp_path / "cache" / "downloads").iterdir())
+
+
+def test_offline_the_address_the_checksum_and_the_way_out_are_named(served, cache):
+    url, stop = served
+    stop()
+    with pytest.raises(InputError) as raised:
+        listed(Download(url, SHA256, "poem.txt"))
+    assert all(part in str(raised.value) for part in (url, SHA256, "--data_dir")) and "\n" not in str(raised.value)
+
+
+def test_a_copy_in_the_data_folder_needs_no_network(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_JAX_DATA", str(tmp_path))
+    (tmp_path / "poem.txt").write_bytes(b"Roses\nViolets\n")
+    download = Download("http://127.0.0.1:9/poem.txt", SHA256, "poem.txt")
+    assert listed(download) == [Text("Roses\nViolets\n")]
+    (tmp_path / "poem.txt").write_bytes(b"Thorns")
+    with pytest.raises(InputError, match=r"poem.txt is not the file expected: its sha256 is [0-9a-f]{64}, not"):
+        listed(download)
