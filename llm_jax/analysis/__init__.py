@@ -1,0 +1,1 @@
+"""What runs cost and what they showed: the benchmark."""
