@@ -31,8 +31,8 @@ TURN = 0.5  # seconds that a contender works before the next one does, at least
 MATMUL = 2048
 DECODE = 64  # tokens
 LEGEND = (
-    "MFU: 6N + 12·L·D·T FLOPs per token (PaLM, appendix B; N without positions), as a share of the best\n"
-    f"product of {MATMUL} x {MATMUL} matrices that any contender made at the start. "
+    "MFU: 6N + 12·L·D·T FLOPs per token (PaLM, appendix B; N without positions), as a share of the best product of "
+    f"{MATMUL} x {MATMUL} matrices that any contender made at the start.\n"
     f"Time / {REFERENCE}: the median over rounds of the ratio; below 1 is faster.\n"
     "Peak memory: of the whole process after training, libraries included."
 )
@@ -221,10 +221,8 @@ def bench(shapes: Sequence[str], precisions: Sequence[str], rounds: int, console
     for name, shape, precision in chosen:
         ability, new = measure(CONTENDERS, name, shape, precision, rounds)
         results += new
-        console.print(
-            f"{name}: {shape.parameters / 1e6:.1f}M parameters; {precision} product {ability / 1e9:.0f} GFLOP/s"
-        )
         console.print(table(new))
+        console.print(f"{shape.parameters / 1e6:.1f}M parameters; a matrix product makes {ability / 1e9:.0f} GFLOP/s\n")
     console.print(LEGEND)
     return results
 
