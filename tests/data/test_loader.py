@@ -1,5 +1,6 @@
 """The loader: batches are right, exactly resumable, and the same for any number of workers and processes."""
 
+import dataclasses
 import itertools
 import json
 
@@ -8,12 +9,12 @@ import pytest
 
 from llm_jax.core.tables import InputError
 from llm_jax.data.loader import Mixed, permuted
-from llm_jax.data.packing import PACKINGS, BestFit, ConcatThenSplit, One, Windows
+from llm_jax.data.packing import PACKINGS, BestFit, ConcatThenSplit, One, Packing, Windows
 from llm_jax.data.pipeline import Data
 from llm_jax.data.sources import Mixture
 from llm_jax.data.split import ByHash
 
-EACH = [Windows(3), ConcatThenSplit(), BestFit(), One("truncate")]
+EACH: list[Packing] = [Windows(3), ConcatThenSplit(), BestFit(), One("truncate")]
 
 
 def equal(a, b):
@@ -23,9 +24,9 @@ def equal(a, b):
         np.testing.assert_array_equal(a[name], b[name], name)
 
 
-def data(words, packing=EACH[1], **settings):
+def data(words, packing: Packing = EACH[1], **settings) -> Data:
     mixture = Mixture((words(60, 40, seed=1), words(25, 90, seed=2), words(90, 9, seed=3)), (0.5, 0.3, 0.2))
-    return Data(**(dict(source=mixture, length=32, batch=8, packing=packing, split=ByHash(0.2)) | settings))
+    return dataclasses.replace(Data(mixture, length=32, batch=8, packing=packing, split=ByHash(0.2)), **settings)
 
 
 def test_every_packing_is_tried_here():

@@ -64,6 +64,7 @@ def test_a_source_may_bring_its_own_split(tokenizer):
     assert len(data.documents("train")) == 90
     (batch,) = data.evaluation(tokenizer)
     for row, document in enumerate(data.documents("validation")):
+        assert isinstance(document, Example)
         learnt = batch["targets_BT"][row][batch["weight_BT"][row] > 0]
         assert learnt[-1] == tokenizer.special["eos"]
         assert tokenizer.decode(learnt) == document.answer
@@ -122,7 +123,7 @@ def test_a_batch_that_cannot_be_divided_is_refused(tokenizer):
     with pytest.raises(InputError, match="process 2 is not one of 0 to 1"):
         data.evaluation(tokenizer, process=2, processes=2)
     with pytest.raises(InputError, match="no split named 'test'"):
-        data.evaluation(tokenizer, split="test")
+        data.evaluation(tokenizer, split="test")  # pyright: ignore[reportArgumentType]
 
 
 def test_importing_data_starts_no_device():

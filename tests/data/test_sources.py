@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from llm_jax.core.parts import from_json, to_json
+from llm_jax.core.parts import build, from_json, to_json
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Conversation, Example, Text
 from llm_jax.data.sources import (
@@ -45,7 +45,7 @@ def available(tmp_path):
     known = dict(TextFiles=TextFiles(str(text)), JsonLines=JsonLines(str(lines)), ArrayRecord=ArrayRecord(str(records)),
                  Download=Download("http://nowhere.invalid/", hashlib.sha256(text.read_bytes()).hexdigest(), "a.txt"),
                  Mixture=Mixture((PythonHelp(), TextFiles(str(text))), (1.0, 3.0)))
-    return known | {name: cls() for name, cls in SOURCES.items() if name not in known}
+    return known | {name: build(cls, [], {}, name) for name, cls in SOURCES.items() if name not in known}
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -135,6 +135,7 @@ def test_the_packaged_conversations():
     documents = listed(Conversations())
     assert 7000 < len(documents) <= 7168
     for document in documents:
+        assert isinstance(document, Conversation)
         roles = [message.role for message in document.messages]
         assert roles[0] == "user" and all(a != b for a, b in itertools.pairwise(roles))
         assert all(m.content and m.content == m.content.strip() for m in document.messages)
