@@ -10,8 +10,10 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from math import prod
+from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -120,6 +122,34 @@ class Constant(Init):
         return jnp.full(shape, self.value)
 
 
+# ----------------------------------------------------------------------------------------------------------- parameters
+
+
+@flax.struct.dataclass
+class Lettered(nn.meta.AxisMetadata):
+    """A parameter together with the letters of its dimensions, as a model's `init` returns it."""
+
+    value: Any
+    letters: str = flax.struct.field(pytree_node=False)
+
+    def unbox(self) -> Any:
+        return self.value
+
+    def replace_boxed(self, val: Any) -> Lettered:
+        return self.replace(value=val)
+
+    def add_axis(self, index: int, params: Any) -> Lettered:
+        """With the letter `params[nn.PARTITION_NAME]` put before the one at `index`."""
+        return self.replace(letters=self.letters[:index] + params[nn.PARTITION_NAME] + self.letters[index:])
+
+    def remove_axis(self, index: int, params: Any) -> Lettered:
+        return self.replace(letters=self.letters[:index] + self.letters[index + 1 :])
+
+
+def is_lettered(leaf: object) -> bool:
+    return isinstance(leaf, Lettered)
+
+
 class Einsum(nn.Module):
     """A learned contraction. The equation alone fixes the kernel's shape, fan-in and sharding.
 
@@ -148,8 +178,8 @@ class Einsum(nn.Module):
 
 def weigh(module: nn.Module, name: str, letters: str, sizes: Mapping[str, int], init: Init, fan_in: int) -> jax.Array:
     """A parameter of `module` whose shape and partitioning come from its letters."""
-    draw = nn.with_partitioning(lambda key, shape: init.draw(key, shape, fan_in), tuple(letters))
-    return module.param(name, draw, tuple(sizes[a] for a in letters))
+    shape = tuple(sizes[a] for a in letters)
+    return module.param(name, lambda key: Lettered(init.draw(key, shape, fan_in), letters))
 
 
 INITS = dict(FanIn=FanIn, Normal=Normal, Constant=Constant)

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from llm_jax.core.alphabet import is_lettered
 from llm_jax.models.decoder import Decoder
 
 CONVENTION = "PaLM's (Chowdhery et al. 2022, appendix B): 6 a matrix weight + 12 x layers x heads x head width x context"
@@ -26,7 +27,7 @@ def count(boxed: Any) -> int:
 def matrix_weights(model: Decoder, boxed: Any) -> int:
     """The weights that a token is multiplied with: kernels, and the embedding where it also gives the scores."""
     total = 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_lettered):
         if path[-1].key == "kernel":
             total += prod(leaf.value.shape)
     tied = "head" not in boxed

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from llm_jax.core.alphabet import is_lettered
 from llm_jax.core.parts import transform
 from llm_jax.layers.attention import View
 from llm_jax.layers.block import Block
@@ -81,8 +82,7 @@ class Stack(nn.Module):
             return pattern.init(key, x_BTD, view, (None,) * len(self.pattern))["params"]
 
         stacked = jax.vmap(one)(jax.random.split(key, self.repeats))
-        boxed = lambda leaf: isinstance(leaf, nn.Partitioned)  # noqa: E731
-        return jax.tree.map(lambda leaf: leaf.add_axis(0, {nn.PARTITION_NAME: "L"}), stacked, is_leaf=boxed)
+        return jax.tree.map(lambda leaf: leaf.add_axis(0, {nn.PARTITION_NAME: "L"}), stacked, is_leaf=is_lettered)
 
     def loops(self) -> bool:
         return self.run == "loop" or (self.run == "auto" and jax.default_backend() == "cpu")

@@ -6,12 +6,11 @@ import dataclasses
 import math
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from llm_jax.core.alphabet import partition
+from llm_jax.core.alphabet import Lettered, is_lettered, partition
 from llm_jax.core.parts import Part
 from llm_jax.core.tables import InputError
 
@@ -48,12 +47,10 @@ class Layout(Part):
 
 def shardings(boxed: Any, mesh: Mesh) -> Any:
     """The sharding of each parameter, from its letters. `boxed` is what a model's `init` returned (or its shapes)."""
-    def one(leaf: Any) -> NamedSharding:
-        if not isinstance(leaf, nn.Partitioned):
-            return NamedSharding(mesh, PartitionSpec())
-        return NamedSharding(mesh, partition("".join(n or "." for n in leaf.names), leaf.value.shape, mesh))
+    def one(leaf: Lettered) -> NamedSharding:
+        return NamedSharding(mesh, partition(leaf.letters, leaf.value.shape, mesh))
 
-    return jax.tree.map(one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+    return jax.tree.map(one, boxed, is_leaf=is_lettered)
 
 
 def batch_sharding(mesh: Mesh, rows: int) -> NamedSharding:

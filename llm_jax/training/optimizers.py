@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
+from llm_jax.core.alphabet import Lettered, is_lettered
 from llm_jax.core.parts import Part
 
 
@@ -104,7 +104,7 @@ def is_matrix(boxed: Any) -> Any:
     def one(path: Any, leaf: Any) -> bool:
         return path[-1].key not in ("bias", "scale")
 
-    return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+    return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=is_lettered)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,22 +179,22 @@ class Muon(Optimizer):
 
     def rule(self, rate, decays, boxed):
         share = self.adam_rate / self.learning_rate
-        axes = jax.tree.map(_rows_and_columns, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+        axes = jax.tree.map(_rows_and_columns, boxed, is_leaf=is_lettered)
         return muon(
             rate, beta=self.momentum, weight_decay=self.weight_decay, adam_b1=self.b1, adam_b2=self.b2,
             adam_learning_rate=lambda step: share * rate(step), muon_weight_dimension_numbers=axes, consistent_rms=0.2,
         )  # fmt: skip
 
 
-def _rows_and_columns(leaf: nn.Partitioned) -> MuonDimensionNumbers | None:
+def _rows_and_columns(leaf: Lettered) -> MuonDimensionNumbers | None:
     """The reduced and the produced axes of a kernel that maps to or from the width D; None: not for Muon."""
-    letters = "".join(n or "." for n in leaf.names)
+    letters = leaf.letters
     inside = letters.replace("L", "")
     if "D" not in inside or len(inside) < 2 or "V" in inside or "P" in inside:
         return None
     width = (letters.index("D"),)
     others = tuple(i for i, a in enumerate(letters) if a not in "LED")
-    return MuonDimensionNumbers(width, others) if inside.endswith("D") is False else MuonDimensionNumbers(others, width)
+    return MuonDimensionNumbers(width, others) if inside[0] == "D" else MuonDimensionNumbers(others, width)
 
 
 SCHEDULES = dict(Constant=Constant, Cosine=Cosine, Linear=Linear, WarmupStableDecay=WarmupStableDecay)

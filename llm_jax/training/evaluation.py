@@ -1,0 +1,47 @@
+"""Measuring a model on held-out data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from llm_jax.core.tables import InputError
+from llm_jax.parallel.layout import place
+from llm_jax.training.program import Program, TrainState
+
+
+def evaluate(program: Program, state: TrainState, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """Loss (nats a target), perplexity, bits per byte and accuracy over all `batches`.
+
+    Raises:
+      InputError: nothing in them has a weight.
+    """
+    totals: dict[str, float] = {}
+    with jax.set_mesh(program.mesh):
+        for batch in batches:
+            sums = program.measure(state, place(dict(batch), program.mesh))
+            for name, value in sums.items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+    return means(totals)
+
+
+def means(sums: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics by their standard names from an objective's sums.
+
+    Raises:
+      InputError: the weight is 0: nothing was measured.
+    """
+    weight = float(sums["weight"])
+    if weight == 0:
+        raise InputError("nothing to learn: every loss weight is 0 (does the data have answers, and do the rows hold them?)")
+    loss = float(sums["loss"]) / weight
+    found = dict(loss=loss, perplexity=math.exp(min(loss, 700.0)))
+    if float(sums.get("bytes", 0)) > 0:
+        found["bits_per_byte"] = float(sums["loss"]) / math.log(2) / float(sums["bytes"])
+    if "correct" in sums:
+        found["accuracy"] = float(sums["correct"]) / weight
+    return found

@@ -1,0 +1,152 @@
+"""The one loop."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from llm_jax.core.files import cache_folder
+from llm_jax.core.tables import InputError
+from llm_jax.experiment import Experiment
+from llm_jax.parallel.layout import place
+from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
+from llm_jax.training.checkpoints import Checkpoints
+from llm_jax.training.display import Display
+from llm_jax.training.evaluation import evaluate, means
+from llm_jax.training.interrupt import Interrupt
+from llm_jax.training.metrics import MetricsLog
+from llm_jax.training.program import Program, TrainState
+from llm_jax.training.run import Run
+from llm_jax.training.speed import Speed
+
+
+def train(experiment: Experiment, workdir: str | Path) -> TrainState:
+    """Runs to the last step, from the newest sound checkpoint if there is one. Returns the state it ends with.
+
+    On SIGTERM or Ctrl-C the step is finished and saved, and the state so far is returned.
+
+    Raises:
+      InputError: the experiment, its data or the workdir cannot be used; or `patience` steps in a row were not finite.
+    """
+    keep_compiled()
+    with Run.open(workdir, experiment.manifest()) as run, Interrupt() as interrupt:
+        tokenizer = prepare_tokenizer(experiment, run)
+        experiment = fill(experiment, tokenizer)
+        program = Program(experiment, _mesh(experiment))
+        kept = Checkpoints(run.checkpoints, experiment.manifest(), keep_last=experiment.keep_last,
+                           keep_best=experiment.keep_best)
+        with kept, Display(experiment.steps) as display:
+            return Training(program, tokenizer, run, kept, display).run_to_end(interrupt)
+
+
+class Training:
+    """One session of a training: from where the run stands to its last step."""
+
+    def __init__(self, program: Program, tokenizer: Tokenizer, run: Run, checkpoints: Checkpoints, display: Display):
+        self.program, self.run, self.checkpoints, self.display = program, run, checkpoints, display
+        self.experiment = program.experiment
+        data: Any = self.experiment.data
+        self.batches = data.train(tokenizer, seed=self.experiment.seed, process=jax.process_index(),
+                                  processes=jax.process_count())
+        self.held_out = data.evaluation(tokenizer, process=jax.process_index(), processes=jax.process_count())
+        self.evaluated: dict[str, float] = {}
+
+    def run_to_end(self, interrupt: Interrupt) -> TrainState:
+        with jax.set_mesh(self.program.mesh):
+            state = self._resume()
+            begun = int(state.step)
+            self.speed = Speed(self.program)
+            with MetricsLog(self.run.metrics, self.run.events, begun or None) as self.metrics:
+                for step in range(begun + 1, self.experiment.steps + 1):
+                    state = self._step(step, state)
+                    if interrupt.requested:
+                        break
+                self._save(int(state.step), state)
+        if interrupt.requested:
+            self.display.note(f"stopped and saved at step {int(state.step)}: the same command goes on from there")
+        return state
+
+    def _resume(self) -> TrainState:
+        found = self.checkpoints.restore(self.program.template)
+        if found is None:
+            return self.program.begin()
+        self.batches.restore(found.data)
+        self.evaluated = dict(found.metrics)
+        self.display.note(f"going on from step {found.step}")
+        return found.state
+
+    def _step(self, step: int, state: TrainState) -> TrainState:
+        experiment, last = self.experiment, step == self.experiment.steps
+        batch = next(self.batches)
+        if jax.process_count() == 1 and not batch["weight_BT"].any():
+            raise InputError(f"nothing to learn at step {step}: every loss weight of the batch is 0")
+        state, metrics = self.program.update(state, place(batch, self.program.mesh))
+        self.speed.step(state)
+        if step % experiment.log_every == 0 or last:
+            self._log(step, state, metrics)
+        if step % experiment.eval_every == 0 or last:
+            with self.speed.paused():
+                self.evaluated = evaluate(self.program, state, self.held_out)
+                self._write(step, "validation", self.evaluated)
+        if step % experiment.save_every == 0:
+            with self.speed.paused():
+                self._save(step, state)
+        return state
+
+    def _log(self, step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
+        in_a_row = int(metrics["skipped_in_a_row"])
+        if in_a_row >= self.experiment.patience:
+            raise InputError(f"the loss or gradient was not finite in {in_a_row} steps in a row, up to step {step}: lower "
+                             f"optimizer.learning_rate, or look at the data; {self._newest()} is kept")
+        found = means(state.sums) if float(state.sums["weight"]) else dict(loss=float("nan"))
+        self._write(step, "train", found | dict(
+            learning_rate=float(metrics["learning_rate"]), gradient_norm=float(metrics["gradient_norm"]),
+            skipped_steps=int(state.skipped)) | self.speed.since_last(step))
+
+    def _newest(self) -> str:
+        steps = self.checkpoints.steps()
+        return f"the checkpoint of step {steps[-1]}" if steps else "no checkpoint"
+
+    def _write(self, step: int, split: str, found: dict[str, Any]) -> None:
+        if jax.process_index() == 0:
+            self.metrics.write(step, split, found)
+            self.display.log(step, split, found)
+
+    def _save(self, step: int, state: TrainState) -> None:
+        self.checkpoints.save(step, state, self.batches.save(), self.evaluated)
+
+
+def prepare_tokenizer(experiment: Experiment, run: Run) -> Tokenizer:
+    """The run's own tokenizer, trained on the training documents the first time."""
+    if any(run.tokenizer.iterdir()):
+        return load_tokenizer(run.tokenizer)
+    data: Any = experiment.data
+    tokenizer = data.prepare(experiment.tokenizer)
+    tokenizer.save(run.tokenizer)
+    return tokenizer
+
+
+def fill(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
+    """The experiment with what its model leaves to the data filled in."""
+    model, data = experiment.model, experiment.data
+    filled: Any = getattr(model, "filled", None)
+    if filled is None:
+        raise InputError(f"{type(model).__name__} cannot be trained alone: model must be a whole model, such as Decoder")
+    return experiment.override({"model": filled(tokenizer.vocabulary, getattr(data, "length", 0))})
+
+
+def _mesh(experiment: Experiment) -> Any:
+    layout: Any = experiment.layout
+    return layout.mesh()
+
+
+def keep_compiled() -> None:
+    """Keeps compiled programs in the user's cache folder, unless $LLM_JAX_COMPILATION_CACHE is 0."""
+    if os.environ.get("LLM_JAX_COMPILATION_CACHE", "1") == "0" or jax.config.jax_compilation_cache_dir:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
