@@ -7,6 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 #   make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 WORKERS ?= 2
+UV := uv==0.13.9
 bin := .venv/bin
 
 # Compiled Python is kept even where the user's shell says not to: starting takes a third of the time.
@@ -39,11 +40,9 @@ bench: .venv/test
 
 # Resolves again within pyproject.toml; what is pinned stays, unless UPGRADE names it: make constraints UPGRADE="jax jaxlib"
 constraints: .venv/runtime
-	@$(bin)/pip install -q uv
-	@$(bin)/uv pip compile -q pyproject.toml --universal --extra test --extra interop --no-annotate --no-header \
-		$(addprefix --upgrade-package ,$(UPGRADE)) -o constraints.txt
-	@sed -i '1i # Every version that is installed, for every Python from 3.11 on. Made by `make constraints`; do not edit.' \
-		constraints.txt
+	@$(bin)/pip install -qq $(UV)
+	@$(bin)/uv pip compile -q pyproject.toml --universal --python-version 3.11 --extra test --extra interop --no-annotate \
+		--custom-compile-command "make constraints" $(addprefix --upgrade-package ,$(UPGRADE)) -o constraints.txt
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "llm_jax needs Python 3.11, 3.12 or 3.13: none was found (say make PYTHON=...)"; exit 2; }
@@ -52,7 +51,7 @@ constraints: .venv/runtime
 # uv takes a fifth of pip's time, but knows nothing of pip's settings (a mirror, a proxy's certificates): pip is next.
 .venv/runtime: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "installing the pinned packages into .venv ..."
-	@$(bin)/pip install -qq uv && $(bin)/uv pip install -q --python .venv -c constraints.txt -e . \
+	@$(bin)/pip install -qq $(UV) && $(bin)/uv pip install -q --python .venv -c constraints.txt -e . \
 		|| { echo "uv could not: installing with pip"; $(bin)/pip install -qq -c constraints.txt -e .; }
 	@touch $@
 
