@@ -256,8 +256,14 @@ def torch_contender(shape: Shape, precision: Precision) -> Contender:
     return TorchContender(shape, precision)
 
 
+def jax_contender(shape: Shape, precision: Precision) -> Contender:
+    from llm_jax.analysis.jax_contender import JaxContender
+
+    return JaxContender(shape, precision)
+
+
 PRECISIONS: dict[str, Precision] = {"float32": "float32", "bfloat16": "bfloat16"}
-CONTENDERS: dict[str, Maker] = dict(torch=torch_contender)
+CONTENDERS: dict[str, Maker] = dict(torch=torch_contender, llm_jax=jax_contender)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -35,7 +35,9 @@ def is_part(value: object) -> TypeGuard[Part | nn.Module]:
 
 def settings(part: type | object) -> list[str]:
     """The names of a part's fields that are settings, in the order of its constructor."""
-    return [f.name for f in dataclasses.fields(part) if f.init and f.name not in ("parent", "name")]  # pyright: ignore
+    cls: Any = part if isinstance(part, type) else type(part)
+    linen = ("parent", "name") if issubclass(cls, nn.Module) else ()
+    return [f.name for f in dataclasses.fields(cls) if f.init and f.name not in linen]
 
 
 def family(cls: type) -> type:

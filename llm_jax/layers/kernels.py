@@ -174,4 +174,17 @@ def _chunked_backward(kernel: Chunked, saved, do_BTKGH):
 _chunked.defvjp(_chunked_forward, _chunked_backward)
 
 
-KERNELS = dict(Dense=Dense, Chunked=Chunked)
+@dataclasses.dataclass(frozen=True)
+class Auto(Kernel):
+    """`Dense` while all scores of a call are few, else `Chunked`."""
+
+    few: int = 512  # tokens
+
+    def __call__(self, q_BTKGH, k_BSKH, v_BSKH, scoring):
+        return self.choice(q_BTKGH.shape[1])(q_BTKGH, k_BSKH, v_BSKH, scoring)
+
+    def choice(self, queries: int) -> Kernel:
+        return Dense() if queries <= self.few else Chunked()
+
+
+KERNELS = dict(Dense=Dense, Chunked=Chunked, Auto=Auto)

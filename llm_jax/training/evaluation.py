@@ -11,10 +11,12 @@ import numpy as np
 
 from llm_jax.core.tables import InputError
 from llm_jax.parallel.layout import place
-from llm_jax.training.program import Program, TrainState
+from llm_jax.training.program import Program
 
 
-def evaluate(program: Program, state: TrainState, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
+def evaluate(
+    program: Program, params: Any, batches: Iterable[Mapping[str, np.ndarray]], frozen: Any = None
+) -> dict[str, float]:
     """Loss (nats a target), perplexity, bits per byte and accuracy over all `batches`.
 
     Raises:
@@ -23,7 +25,7 @@ def evaluate(program: Program, state: TrainState, batches: Iterable[Mapping[str,
     totals: dict[str, float] = {}
     with jax.set_mesh(program.mesh):
         for batch in batches:
-            sums = program.measure(state, place(dict(batch), program.mesh))
+            sums = program.measure(params, frozen, place(dict(batch), program.mesh))
             for name, value in sums.items():
                 totals[name] = totals.get(name, 0.0) + float(value)
     return means(totals)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 
 from llm_jax.core.files import cache_folder
 from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment
+from llm_jax.inference.language_model import LanguageModel
 from llm_jax.parallel.layout import place
 from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
 from llm_jax.training.checkpoints import Checkpoints
@@ -19,12 +20,15 @@ from llm_jax.training.evaluation import evaluate, means
 from llm_jax.training.interrupt import Interrupt
 from llm_jax.training.metrics import MetricsLog
 from llm_jax.training.program import Program, TrainState
+from llm_jax.training.report import findings
 from llm_jax.training.run import Run
 from llm_jax.training.speed import Speed
 
 
 def train(experiment: Experiment, workdir: str | Path) -> TrainState:
     """Runs to the last step, from the newest sound checkpoint if there is one. Returns the state it ends with.
+
+    At the end comes what the experiment's `report` asks for.
 
     On SIGTERM or Ctrl-C the step is finished and saved, and the state so far is returned.
 
@@ -39,7 +43,11 @@ def train(experiment: Experiment, workdir: str | Path) -> TrainState:
         kept = Checkpoints(run.checkpoints, experiment.manifest(), keep_last=experiment.keep_last,
                            keep_best=experiment.keep_best)
         with kept, Display(experiment.steps) as display:
-            return Training(program, tokenizer, run, kept, display).run_to_end(interrupt)
+            state = Training(program, tokenizer, run, kept, display).run_to_end(interrupt)
+        if int(state.step) == experiment.steps:
+            for finding in findings(experiment, language_model(experiment, tokenizer, state.best)):
+                print("\n".join(finding.lines), flush=True)
+        return state
 
 
 class Training:
@@ -89,7 +97,7 @@ class Training:
             self._log(step, state, metrics)
         if step % experiment.eval_every == 0 or last:
             with self.speed.paused():
-                self.evaluated = evaluate(self.program, state, self.held_out)
+                self.evaluated = evaluate(self.program, state.best, self.held_out, state.frozen)
                 self._write(step, "validation", self.evaluated)
         if step % experiment.save_every == 0:
             with self.speed.paused():
@@ -136,6 +144,13 @@ def fill(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
     if filled is None:
         raise InputError(f"{type(model).__name__} cannot be trained alone: model must be a whole model, such as Decoder")
     return experiment.override({"model": filled(tokenizer.vocabulary, getattr(data, "length", 0))})
+
+
+def language_model(experiment: Experiment, tokenizer: Tokenizer, params: Any) -> LanguageModel:
+    """What a filled-in experiment trained, ready to generate, in the precision that it computes with."""
+    model, data, precision = (cast(Any, part) for part in (experiment.model, experiment.data, experiment.precision))
+    return LanguageModel(model, precision.cast(params), tokenizer, template=data.rendering.template,
+                         bos=data.rendering.bos)
 
 
 def _mesh(experiment: Experiment) -> Any:

@@ -117,9 +117,9 @@ class Program:
 
     @functools.cached_property
     def measure(self):
-        """`measure(state, batch) -> the objective's sums`, without dropout."""
-        cast: Any = self.experiment.precision
-        return jax.jit(lambda state, batch: self._objective(cast.cast(state.best), batch, None, state.frozen))
+        """`measure(params, frozen, batch) -> the objective's sums`, without dropout."""
+        precision: Any = self.experiment.precision
+        return jax.jit(lambda params, frozen, batch: self._objective(precision.cast(params), batch, None, frozen))
 
     def _rows(self) -> int:
         data: Any = self.experiment.data

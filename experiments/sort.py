@@ -1,0 +1,73 @@
+"""Can a tiny transformer learn to sort, to the last of 5,000 unseen lists?
+
+    python -m llm_jax train sort --workdir=runs/sort
+
+The task and sizes are minGPT's (https://github.com/karpathy/minGPT, demo.ipynb): six digits of three kinds.
+"""
+
+import dataclasses
+import random
+from collections.abc import Iterator
+
+from llm_jax.core.files import digest
+from llm_jax.data.documents import Example, Rendering
+from llm_jax.data.packing import One
+from llm_jax.data.pipeline import Data
+from llm_jax.data.sources import Source
+from llm_jax.experiment import Experiment
+from llm_jax.layers.attention import Attention
+from llm_jax.layers.block import Block
+from llm_jax.layers.embedding import Embed
+from llm_jax.layers.feedforward import FeedForward
+from llm_jax.layers.norms import LayerNorm
+from llm_jax.layers.positions import Learned
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.stack import Stack
+from llm_jax.objectives.next_token import NextToken
+from llm_jax.parallel.layout import Layout
+from llm_jax.text.recipes import Characters
+from llm_jax.training.optimizers import AdamW, Constant
+from llm_jax.training.precision import Precision
+from llm_jax.training.report import ExactMatch
+
+
+@dataclasses.dataclass(frozen=True)
+class DigitsToSort(Source):
+    """`count` lists for training, drawn from three quarters of all lists, and `count` for validation, from the rest."""
+
+    length: int = 6
+    kinds: int = 3
+    count: int = 5000
+
+    def documents(self) -> Iterator[Example]:
+        return self._draw(held_out=False)
+
+    def validation(self) -> Iterator[Example]:
+        return self._draw(held_out=True)
+
+    def _draw(self, held_out: bool) -> Iterator[Example]:
+        rng, made = random.Random(int(held_out)), 0
+        while made < self.count:
+            digits = [str(rng.randrange(self.kinds)) for _ in range(self.length)]
+            text = "".join(digits)
+            if (int(digest(text)[:8], 16) % 4 == 0) == held_out:
+                made += 1
+                yield Example(text, "".join(sorted(digits)))
+
+
+def experiment() -> Experiment:
+    block = Block(Attention(key_heads=3, head=16, bias=True, out_bias=True), FeedForward(192, bias=True), LayerNorm())
+    return Experiment(
+        model=Decoder(Embed(width=48), Stack((block,), repeats=3), Learned(16), LayerNorm()),
+        tokenizer=Characters(),
+        data=Data(DigitsToSort(), length=13, batch=64, packing=One(), rendering=Rendering(learn="answers")),
+        objective=NextToken(),
+        optimizer=AdamW(learning_rate=5e-4, schedule=Constant(), b2=0.95),
+        layout=Layout(),
+        precision=Precision(),
+        steps=2000,
+        log_every=100,
+        eval_every=500,
+        save_every=500,
+        report=(ExactMatch("train"), ExactMatch("validation")),
+    )

@@ -1,0 +1,200 @@
+"""The command line: `python -m llm_jax VERB ...`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+from llm_jax.core.tables import InputError, lookup
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("workdir", None, "The folder that holds everything of a run.")
+flags.DEFINE_multi_string("set", [], "A setting to change, as path=value: steps=100, or model.positions=Alibi().")
+flags.DEFINE_multi_string("modules", [], "A Python file of yours whose parts the run's manifest may name: it is run.")
+flags.DEFINE_string("data_dir", None, "A folder with copies of the files that would be downloaded.")
+flags.DEFINE_multi_string("prompt", [], "A text to go on from; give several for a batch.")
+flags.DEFINE_integer("max_tokens", 200, "The most tokens to generate.", lower_bound=1)
+flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest token; 1 samples as the model predicts.", lower_bound=0)
+flags.DEFINE_integer("top_k", 0, "Sample among so many of the likeliest tokens; 0: all.", lower_bound=0)
+flags.DEFINE_float("top_p", 1.0, "Sample among the likeliest tokens that hold this much probability.", 0, 1)
+flags.DEFINE_float("min_p", 0.0, "Sample among tokens at least so likely as this share of the likeliest.", 0, 1)
+flags.DEFINE_float("repetition_penalty", 1.0, "Above 1, tokens already there become less likely.")
+flags.DEFINE_multi_string("stop", [], "A text at which to stop.")
+flags.DEFINE_integer("seed", 0, "The seed of the sampling.")
+flags.DEFINE_string("system", None, "What the model is told before the chat.")
+
+SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """A command: what it does, whether it takes an experiment's NAME (or file), and the flags that it reads."""
+
+    run: Callable[..., None]
+    help: str
+    named: bool = False
+    flags: tuple[str, ...] = ()
+
+
+def list_() -> None:
+    from llm_jax import experiment
+
+    width = max(map(len, experiment.names()))
+    for name in experiment.names():
+        print(f"{name:{width}}  {experiment.question(name)}")
+
+
+def show(name: str) -> None:
+    from llm_jax.training.summary import summary
+
+    print(summary(_experiment(name)))
+
+
+def train(name: str) -> None:
+    from llm_jax.training.loop import train as run
+
+    experiment = _experiment(name)
+    workdir = _workdir()
+    state = run(experiment, workdir)
+    if int(state.step) == experiment.steps:
+        print(f"\nwhat next:\n  {_command('chat')}\n  {_command('sample')} --prompt='...'\n  python -m llm_jax list")
+
+
+def evaluate(**_: Any) -> None:
+    from llm_jax.training.evaluation import evaluate as measure
+    from llm_jax.training.loop import language_model
+    from llm_jax.training.report import findings
+    from llm_jax.training.restore import restore
+
+    program, tokenizer, params = restore(_workdir(), FLAGS["set"].value, _modules())
+    experiment: Any = program.experiment
+    for metric, value in measure(program, params, experiment.data.evaluation(tokenizer)).items():
+        print(f"{metric:16} {value:.6f}")
+    for finding in findings(experiment, language_model(experiment, tokenizer, params)):
+        print("\n".join(finding.lines))
+
+
+def sample() -> None:
+    from llm_jax.training.restore import load
+
+    lm = load(_workdir(), _modules())
+    prompts = FLAGS.prompt or [""]
+    if len(prompts) == 1:
+        print(prompts[0], end="")
+        for piece in lm.stream(prompts[0], stop=tuple(FLAGS.stop), **_sampling()):
+            print(piece, end="", flush=True)
+        return print()
+    for prompt, text in zip(prompts, lm.generate(prompts, stop=tuple(FLAGS.stop), **_sampling()), strict=True):
+        print(f"{prompt}{text}\n")
+
+
+def chat() -> None:
+    from llm_jax.apps.chat import chat as talk
+    from llm_jax.training.restore import load
+
+    talk(load(_workdir(), _modules()), system=FLAGS.system, **_sampling())
+
+
+VERBS = dict(
+    list=Verb(list_, "every experiment and its one-line question"),
+    show=Verb(show, "the resolved experiment, its parameters and FLOPs", True, ("set",)),
+    train=Verb(train, "train, or go on from the newest checkpoint", True, ("workdir", "set", "modules", "data_dir")),
+    eval=Verb(evaluate, "measure a run's newest checkpoint", False, ("workdir", "set", "modules", "data_dir")),
+    sample=Verb(sample, "generate text", False, ("workdir", "modules", "prompt", "stop", *SAMPLING)),
+    chat=Verb(chat, "talk with a run's model in the terminal", False, ("workdir", "modules", "system", *SAMPLING)),
+)
+
+
+def _experiment(name: str) -> Any:
+    from llm_jax import experiment
+
+    modules = _modules()
+    found = experiment.get(name)
+    if name.endswith(".py"):
+        modules += (experiment.module_name(name),)
+    return found.set(FLAGS["set"].value, modules)
+
+
+def _modules() -> tuple[str, ...]:
+    from llm_jax import experiment
+
+    return tuple(experiment.load_module(path).__name__ for path in FLAGS.modules)
+
+
+def _workdir() -> str:
+    if not FLAGS.workdir:
+        raise InputError("say where the run is: --workdir=FOLDER")
+    return FLAGS.workdir
+
+
+def _sampling() -> dict[str, Any]:
+    return {name: FLAGS[name].value for name in SAMPLING}
+
+
+def _command(verb: str) -> str:
+    return f"python -m llm_jax {verb} --workdir={FLAGS.workdir}"
+
+
+def usage(verb: str | None = None) -> str:
+    """The help of one verb, or of all."""
+    if verb is None:
+        lines = [f"  python -m llm_jax {name + (' NAME' if v.named else ''):12} {v.help}" for name, v in VERBS.items()]
+        return "\n".join(["From raw text to a chatbot, with every choice on the way an ablation.", "", *lines, "",
+                          "NAME is an experiment's name, or the path of a file of your own. VERB --help tells its flags."])
+    found = VERBS[verb]
+    lines = [f"python -m llm_jax {verb}{' NAME' if found.named else ''} [flags]: {found.help}", ""]
+    for name in found.flags:
+        default = FLAGS[name].default
+        shown = "" if default in (None, [], "") else f" (default: {default})"
+        lines.append(f"  --{name:20} {FLAGS[name].help}{shown}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    """The exit status: 0, or 2 after one line about bad input."""
+    try:
+        return _dispatch(argv)
+    except (InputError, flags.Error) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def _dispatch(argv: list[str]) -> int:
+    words = [a for a in argv[1:] if not a.startswith("-")]
+    asked = {"-h", "--help", "--helpfull", "help"} & set(argv[1:])
+    verb = next((w for w in words if w != "help"), None)
+    if verb is None:
+        if len(argv) > 1 and not asked:
+            raise InputError(f"the first word must be a verb: {', '.join(VERBS)}")
+        print(usage())
+        return 0 if asked else 2
+    found = lookup(VERBS, verb, "verb")
+    if asked:
+        print(usage(verb))
+        return 0
+    _, first, *rest = FLAGS(argv)
+    if first != verb or len(rest) != found.named:
+        raise InputError(f"write: python -m llm_jax {verb}{' NAME' if found.named else ''} [flags]")
+    if unread := [n for n in FLAGS if FLAGS[n].present and n not in found.flags and FLAGS[n] in _own_flags()]:
+        raise InputError(f"{verb} has no flag --{unread[0]}: it reads {', '.join(found.flags) or 'none'}")
+    if FLAGS.data_dir:
+        os.environ["LLM_JAX_DATA"] = FLAGS.data_dir
+    found.run(*rest)
+    return 0
+
+
+def _own_flags() -> list[Any]:
+    return FLAGS.flags_by_module_dict().get(sys.argv[0], []) + FLAGS.flags_by_module_dict().get(__name__, [])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

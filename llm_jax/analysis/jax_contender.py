@@ -1,0 +1,77 @@
+"""llm_jax in the benchmark: an ordinary experiment of the shape that is asked for, with random tokens for data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.analysis.contender import Precision as Dtype
+from llm_jax.analysis.contender import Shape
+from llm_jax.core.alphabet import Normal
+from llm_jax.data.pipeline import Data
+from llm_jax.data.sources import PythonHelp
+from llm_jax.experiment import Experiment
+from llm_jax.layers.attention import Attention
+from llm_jax.layers.block import Block
+from llm_jax.layers.embedding import Embed
+from llm_jax.layers.feedforward import FeedForward
+from llm_jax.layers.kernels import Auto
+from llm_jax.layers.norms import LayerNorm
+from llm_jax.layers.positions import Learned
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.stack import Stack
+from llm_jax.objectives.next_token import NextToken
+from llm_jax.parallel.layout import Layout, place
+from llm_jax.text.recipes import Bytes
+from llm_jax.training.optimizers import AdamW, Constant
+from llm_jax.training.precision import Precision
+from llm_jax.training.program import Program
+
+
+def experiment(shape: Shape, dtype: Dtype) -> Experiment:
+    init, norm = Normal(0.02), LayerNorm(bias=False)
+    attention = Attention(shape.heads, head=shape.width // shape.heads, kernel=Auto(), init=init, out_init=init)
+    block = Block(attention, FeedForward(4 * shape.width, init=init, out_init=init), norm)
+    embed = Embed(shape.width, shape.vocabulary)
+    return Experiment(
+        model=Decoder(embed, Stack((block,), shape.layers), Learned(shape.context), norm, context=shape.context),
+        tokenizer=Bytes(),
+        data=Data(PythonHelp(), length=shape.context, batch=shape.batch),
+        objective=NextToken(),
+        optimizer=AdamW(learning_rate=1e-3, schedule=Constant()),
+        layout=Layout(data=1),
+        precision=Precision(dtype),
+        steps=1_000_000,
+    )
+
+
+class JaxContender:
+    """See `Contender`."""
+
+    def __init__(self, shape: Shape, dtype: Dtype):
+        layout = Layout(data=1)
+        self.dtype = jnp.dtype(dtype)
+        self.program = Program(experiment(shape, dtype), layout.mesh())
+        self.state = self.program.begin()
+        rng = np.random.default_rng(0)
+        ids = rng.integers(shape.vocabulary, size=(shape.batch, shape.context + 1), dtype=np.int32)
+        where = np.broadcast_to(np.arange(shape.context, dtype=np.int32), (shape.batch, shape.context))
+        zeros = np.zeros_like(where)
+        batch = dict(tokens_BT=ids[:, :-1], targets_BT=ids[:, 1:], weight_BT=np.ones(zeros.shape, np.float32),
+                     segment_BT=zeros, position_BT=where, bytes_BT=zeros)
+        self.batch = place(batch, self.program.mesh)
+        self.factor: Any = None
+        self.product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
+
+    def train_step(self) -> float:
+        with jax.set_mesh(self.program.mesh):
+            self.state, _ = self.program.update(self.state, self.batch)
+        return float(self.state.sums["loss"])
+
+    def matmul(self, size: int) -> None:
+        if self.factor is None or len(self.factor) != size:
+            self.factor = jnp.ones((size, size), self.dtype)
+        self.product(self.factor).block_until_ready()

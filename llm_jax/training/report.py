@@ -1,0 +1,134 @@
+"""What a finished run says of itself, beyond its loss: each item is a part of the experiment's `report`."""
+
+from __future__ import annotations
+
+import dataclasses
+import lzma
+from collections.abc import Iterator
+from typing import Any
+
+from llm_jax.core.parts import Part
+from llm_jax.core.tables import InputError
+from llm_jax.data.documents import Conversation, Example
+from llm_jax.data.pipeline import SplitName
+from llm_jax.experiment import Experiment
+from llm_jax.inference.language_model import LanguageModel
+from llm_jax.text.chat import Message
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A trained model, and what it was trained on."""
+
+    experiment: Experiment
+    lm: LanguageModel
+
+    def documents(self, split: SplitName) -> list[Any]:
+        data: Any = self.experiment.data
+        return data.documents(split)
+
+
+@dataclasses.dataclass
+class Finding:
+    """Lines for people, and numbers by name."""
+
+    lines: list[str]
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+class Report(Part):
+    """`report(finished) -> Finding`."""
+
+    def __call__(self, finished: Finished) -> Finding:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactMatch(Report):
+    """The share of examples whose answer the model gives exactly, decoding greedily; the first `limit` (0: all)."""
+
+    split: SplitName = "validation"
+    limit: int = 0
+    batch: int = 500
+
+    def __call__(self, finished):
+        examples = [d for d in finished.documents(self.split) if isinstance(d, Example)]
+        examples = examples[: self.limit or None]
+        if not examples:
+            raise InputError(f"ExactMatch needs examples with answers, and the {self.split} documents have none")
+        tokenizer = finished.lm.tokenizer
+        longest = max(map(len, tokenizer.encode_batch([e.answer for e in examples]))) + 1
+        right = 0
+        for i in range(0, len(examples), self.batch):
+            some = examples[i : i + self.batch]
+            given = finished.lm.generate([e.prompt for e in some], max_tokens=longest, temperature=0.0)
+            right += sum(answer == e.answer for answer, e in zip(given, some, strict=True))
+        share = right / len(examples)
+        return Finding([f"{self.split}: {right}/{len(examples)} answers exact"], {f"{self.split}_exact_match": share})
+
+
+@dataclasses.dataclass(frozen=True)
+class Compression(Report):
+    """What `xz -9e` makes of the held-out text alone, in bits per byte of text: the figure to be below."""
+
+    def __call__(self, finished):
+        texts = [d.text() for d in finished.documents("validation")]
+        size = sum(len(s.encode()) for d in finished.documents("validation") for s in d.strings())
+        packed = lzma.compress("\n".join(texts).encode(), preset=9 | lzma.PRESET_EXTREME)
+        bits = 8 * len(packed) / size
+        return Finding([f"for comparison, xz -9e packs the held-out text at {bits:.3f} bits/byte"], {"xz_bits_per_byte": bits})
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledConversations(Report):
+    """Held-out people talk to the model: their side is from the data, the replies are sampled."""
+
+    count: int = 3
+    turns: int = 2
+    max_tokens: int = 48
+    temperature: float = 0.7
+    seed: int = 0
+
+    def __call__(self, finished):
+        lines = []
+        held_out = (d for d in finished.documents("validation") if isinstance(d, Conversation))
+        asked = [[m for m in d.messages if m.role == "user"][: self.turns] for d in held_out]
+        for number, questions in enumerate([q for q in asked if len(q) == self.turns][: self.count]):
+            said: list[Message] = []
+            lines.append("")
+            for question in questions:
+                said.append(question)
+                reply = "".join(finished.lm.reply(
+                    said, max_tokens=self.max_tokens, temperature=self.temperature, top_p=0.95, seed=self.seed + number))
+                said.append(Message("assistant", reply.strip()))
+                lines += [f"  person  {question.content}", f"  model   {reply.strip()}"]
+        return Finding(["sampled conversations with people of the held-out data:", *lines])
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples(Report):
+    """Texts that begin with each of `prompts`."""
+
+    prompts: tuple[str, ...] = ("",)
+    max_tokens: int = 100
+    temperature: float = 0.8
+    seed: int = 0
+
+    def __call__(self, finished):
+        room = finished.lm.model.context - 1
+        texts = finished.lm.generate(list(self.prompts), max_tokens=min(self.max_tokens, room - max(
+            len(finished.lm.tokenizer.encode(p)) for p in self.prompts)), temperature=self.temperature, seed=self.seed)
+        return Finding([line for p, t in zip(self.prompts, texts, strict=True) for line in ("", p + t)])
+
+
+def findings(experiment: Experiment, lm: LanguageModel) -> Iterator[Finding]:
+    """Of each part of the experiment's report in turn."""
+    finished = Finished(experiment, lm)
+    for report in experiment.report:
+        assert isinstance(report, Report)
+        yield report(finished)
+
+
+REPORTS = dict(
+    ExactMatch=ExactMatch, Compression=Compression, SampledConversations=SampledConversations, Samples=Samples,
+)  # fmt: skip

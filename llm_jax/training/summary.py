@@ -1,0 +1,80 @@
+"""An experiment in words: its settings by path, its size, its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import jax
+
+from llm_jax.core import parts
+from llm_jax.core.alphabet import is_lettered
+from llm_jax.experiment import Experiment
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.flops import CONVENTION, count, training_flops_per_token
+from llm_jax.training.loop import fill
+from llm_jax.training.program import Program
+
+
+def summary(experiment: Experiment) -> str:
+    """The settings, then parameters by room, FLOPs a token and cache bytes a token.
+
+    Raises:
+      InputError: the experiment cannot be filled in (no data, for a tokenizer that depends on it).
+    """
+    data, layout = _any(experiment.data), _any(experiment.layout)
+    experiment = fill(experiment, data.prepare(experiment.tokenizer))
+    lines = [f"{path} = {value}" for path, value in settings(experiment)]
+    program = Program(experiment, layout.mesh())
+    lines += ["", f"{count(program.boxed):,} parameters"]
+    lines += [f"  {size:>13,}  {room}" for room, size in rooms(program.boxed).items()]
+    model = experiment.model
+    if isinstance(model, Decoder):
+        flops = training_flops_per_token(model, program.boxed, data.length)
+        cache = jax.eval_shape(lambda: model.empty_cache(1, model.context, _any(experiment.precision).dtype))
+        size = sum(prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(cache))
+        tokens = data.batch * data.length * experiment.steps
+        lines += [f"{flops:.4g} FLOPs a token, forward and backward ({CONVENTION})",
+                  f"{flops * tokens:.4g} FLOPs in all: {tokens:,} tokens in {experiment.steps:,} steps of "
+                  f"{data.batch} x {data.length}",
+                  f"{size / model.context:,.0f} cache bytes a token of context"]
+    return "\n".join(lines)
+
+
+def settings(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """Each path that `--set` can change, with its value; a part without parts in it takes one line."""
+    for path, part in parts.walk(experiment):
+        inside = [getattr(part, name) for name in parts.settings(part)]
+        if path and not any(parts.is_part(i) or (isinstance(i, tuple) and any(map(parts.is_part, i))) for i in inside):
+            yield path, spell(part)
+            continue
+        if path:
+            yield path, type(part).__name__
+        for name, value in zip(parts.settings(part), inside, strict=True):
+            if not parts.is_part(value) and not (isinstance(value, tuple) and any(map(parts.is_part, value))):
+                yield f"{path}.{name}" if path else name, spell(value)
+
+
+def spell(value: Any) -> str:
+    """A setting as a user would type it."""
+    if parts.is_part(value):
+        inside = ", ".join(f"{n}={spell(getattr(value, n))}" for n in parts.settings(value))
+        return f"{type(value).__name__}({inside})"
+    if isinstance(value, tuple):
+        return "(" + "".join(f"{spell(v)}, " for v in value).strip() + ")"
+    return repr(value)
+
+
+def rooms(boxed: Any) -> dict[str, int]:
+    """Parameters of each room of the model: embedding, positions, attention, ffn, norms, head."""
+    sizes: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_lettered):
+        names = [key.key for key in path if key.key not in ("stack", "layers") and not key.key.startswith("block_")]
+        room = "norms" if any("norm" in n for n in names) else names[0]
+        sizes[room] = sizes.get(room, 0) + prod(leaf.value.shape)
+    return sizes
+
+
+def _any(part: Any) -> Any:
+    return part
