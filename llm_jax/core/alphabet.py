@@ -22,7 +22,7 @@ from llm_jax.core.parts import Part
 
 LEGEND = dict(
     B="batch", T="query time", S="key time", D="model width", K="key heads", G="queries per key head", H="head width",
-    F="hidden", E="experts", C="expert capacity", V="vocabulary", L="layers", P="positions",
+    F="hidden", E="experts", C="expert capacity", V="vocabulary", L="layers", P="positions", N="new tokens", R="rows of a stream",
 )  # fmt: skip
 
 RULES = dict(
@@ -113,7 +113,7 @@ class Normal(Init):
 
 
 @dataclasses.dataclass(frozen=True)
-class Constant(Init):
+class Fill(Init):
     """One number everywhere: 0 for biases (and residual branches that start as the identity), 1 for scales."""
 
     value: float = 0.0
@@ -171,7 +171,7 @@ class Einsum(nn.Module):
         y = contract(self.equation, x, kernel)
         if self.bias:
             new = "".join(a for a in out if a in weight)
-            bias = weigh(self, "bias", new, sizes, Constant(0.0), 1)
+            bias = weigh(self, "bias", new, sizes, Fill(0.0), 1)
             y = y + jnp.expand_dims(bias, [i for i, a in enumerate(out) if a not in new]).astype(jnp.float32)
         return shard(y.astype(x.dtype), out)
 
@@ -182,4 +182,4 @@ def weigh(module: nn.Module, name: str, letters: str, sizes: Mapping[str, int], 
     return module.param(name, lambda key: Lettered(init.draw(key, shape, fan_in), letters))
 
 
-INITS = dict(FanIn=FanIn, Normal=Normal, Constant=Constant)
+INITS = dict(FanIn=FanIn, Normal=Normal, Fill=Fill)

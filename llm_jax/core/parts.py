@@ -54,8 +54,8 @@ def descendants(cls: type) -> Iterator[type]:
 
 def catalogue(modules: tuple[str, ...] = ()) -> dict[str, type]:
     """Every part that can be named now: those of the project, then those of the user's own modules."""
-    known = [c for root in (Part, nn.Module) for c in descendants(root) if not c.__name__.startswith("_")]
-    trusted = [c for c in known if _trusted(c.__module__, modules)]
+    known = [c for root in (Part, nn.Module) for c in descendants(root) if dataclasses.is_dataclass(c)]
+    trusted = [c for c in known if _trusted(c.__module__, modules) and not c.__name__.startswith("_")]
     return {c.__name__: c for c in sorted(trusted, key=lambda c: _trusted(c.__module__, ()), reverse=True)}
 
 
@@ -84,7 +84,7 @@ def conform(value: Any, declared: Any, where: str) -> Any:
     Raises:
       InputError: it is of another type; the message names `where`, the type, and the value.
     """
-    refuse = InputError(f"{where} must be {describe(declared)}, not {value!r}")
+    refuse = InputError(f"{where} must be {describe(declared)}, not {show(value)}")
     origin, arguments = typing.get_origin(declared), typing.get_args(declared)
     if declared in (Any, object):
         return value
@@ -98,7 +98,7 @@ def conform(value: Any, declared: Any, where: str) -> Any:
     if origin is typing.Literal:
         if value in arguments and type(value) in {type(a) for a in arguments}:
             return value
-        raise InputError(f"{where} must be {describe(declared)}, not {value!r}: {nearest(str(value), map(str, arguments))}")
+        raise InputError(f"{refuse}: {nearest(str(value), map(str, arguments))}")
     if origin is tuple or declared is tuple:
         if not isinstance(value, (tuple, list)):
             raise refuse
@@ -108,6 +108,8 @@ def conform(value: Any, declared: Any, where: str) -> Any:
         each = each or (Any,) * len(value)
         return tuple(conform(v, t, f"{where}.{i}") for i, (v, t) in enumerate(zip(value, each, strict=True)))
     if declared is float and type(value) is int:
+        if abs(value) > sys.float_info.max:
+            raise refuse
         return float(value)
     if declared in (int, float, str, bool):
         if type(value) is not declared:
@@ -137,6 +139,13 @@ def describe(declared: Any) -> str:
         names = sorted(n for n, c in catalogue().items() if issubclass(c, declared) and c is not declared)
         return f"a {declared.__name__}" + (f" ({', '.join(names)})" if names and len(names) < 20 else "")
     return getattr(declared, "__name__", str(declared))
+
+
+def show(value: Any) -> str:
+    """`value` in one line, which a linen module's own `repr` is not."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(show, value))})"
+    return f"{type(value).__name__}(...)" if is_part(value) else repr(value)
 
 
 def check(part: Any, where: str = "") -> Any:
@@ -175,8 +184,9 @@ def override(part: Any, path: str, value: Any, where: str = "") -> Any:
     name, _, rest = path.partition(".")
     at = f"{where}.{name}" if where else name
     if isinstance(part, tuple):
-        if not name.isdigit() or int(name) >= len(part):
-            raise InputError(f"{at!r} is no place in {where!r}, which has 0 to {len(part) - 1}")
+        if not name.isdecimal() or int(name) >= len(part):
+            places = f"0 to {len(part) - 1}" if part else "none"
+            raise InputError(f"{at!r} is no place in {where!r}, which has {places}")
         declared: Any = family(type(part[int(name)])) if is_part(part[int(name)]) else Any
         new = _replacement(part[int(name)], declared, rest, value, at)
         return part[: int(name)] + (new,) + part[int(name) + 1 :]
@@ -191,7 +201,7 @@ def override(part: Any, path: str, value: Any, where: str = "") -> Any:
 
 def _replacement(old: Any, declared: Any, rest: str, value: Any, at: str) -> Any:
     if rest:
-        return override(old, rest, value, at)
+        return conform(override(old, rest, value, at), declared, at)
     value = conform(value, declared, at)
     if is_part(old) and is_part(value) and declared in (Part, nn.Module):
         conform(value, family(type(old)), at)
@@ -221,13 +231,16 @@ def _value(node: ast.expr, names: Mapping[str, type], text: str) -> Any:
     match node:
         case ast.Constant(value=value):
             return value
-        case ast.UnaryOp(op=ast.USub(), operand=operand) if isinstance(inner(operand), (int, float)):
-            return -inner(operand)
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+            return -value
         case ast.Tuple(elts=elements) | ast.List(elts=elements):
             return tuple(inner(e) for e in elements)
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=keywords):
             part = lookup(names, name, "part")
-            return build(part, [inner(a) for a in arguments], {k.arg or "": inner(k.value) for k in keywords}, name)
+            named = {k.arg or "": inner(k.value) for k in keywords}
+            if len(named) < len(keywords):
+                raise InputError(f"cannot read {text!r}: a setting of {name} is given twice")
+            return build(part, [inner(a) for a in arguments], named, name)
         case ast.Name(id=name):
             if name in names:
                 raise InputError(f"{name!r} is a part: write {name}(...)")
@@ -244,6 +257,8 @@ def build(part: type, arguments: list[Any], named: dict[str, Any], where: str) -
     known = settings(part)
     if len(arguments) > len(known):
         raise InputError(f"{where} takes at most {len(known)} settings ({', '.join(known)}), not {len(arguments)}")
+    if twice := [name for name in known[: len(arguments)] if name in named]:
+        raise InputError(f"{where} is given {', '.join(twice)} twice")
     given = dict(zip(known, arguments, strict=False)) | named
     for name in given:
         if name not in known:
@@ -294,7 +309,7 @@ def _named(name: Any, modules: tuple[str, ...], where: str) -> type:
                          "pass the file that defines it with --modules, if you trust it")
     try:
         found = getattr(importlib.import_module(module), attribute, None)
-    except ImportError:
+    except (ImportError, ValueError):  # a ValueError: a name that no file can have
         raise InputError(f"{where} names {name!r}, but there is no module {module!r} here") from None
     is_type = isinstance(found, type) and issubclass(found, (Part, nn.Module)) and dataclasses.is_dataclass(found)
     if not is_type or found.__module__ != module:

@@ -10,6 +10,7 @@ import jax
 
 from llm_jax.core.alphabet import shard
 from llm_jax.core.parts import Part
+from llm_jax.core.tables import InputError
 from llm_jax.layers.attention import Attention, View
 from llm_jax.layers.cache import Cache
 from llm_jax.layers.feedforward import FeedForward
@@ -64,6 +65,9 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array, view: View, cache: Cache | None = None) -> tuple[jax.Array, Cache | None]:
         if self.positions is not None:
+            if type(self.positions).embed is not Positions.embed:
+                name = type(self.positions).__name__
+                raise InputError(f"{name} is added to the embedding: it can be model.positions, but not one block's")
             bias = self.positions.bias(self.attention.key_heads, self.attention.group)
             view = view.replace(bias=bias, positions=self.positions.clone(parent=None))
         after = cache

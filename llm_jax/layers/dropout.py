@@ -9,6 +9,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from llm_jax.core.tables import InputError
+
 
 def _mix(x: jax.Array) -> jax.Array:
     """murmur3's finaliser: every input bit reaches every output bit."""
@@ -21,7 +23,12 @@ def keep(key: jax.Array, rate: float, *places: jax.Array) -> jax.Array:
     """0, or 1 / (1 - rate) with probability 1 - rate, for each of the uint32 `places` (arrays of one rank).
 
     The earlier places should be the ones that vary slowly: their share of the work is done once.
+
+    Raises:
+      InputError: the rate is not from 0 to below 1.
     """
+    if not 0 <= rate < 1:
+        raise InputError(f"dropout must be from 0 to below 1, not {rate}")
     words = jax.random.key_data(key).reshape(-1).astype(jnp.uint32)
     bits = words[0].reshape((1,) * places[0].ndim)
     for place in places:

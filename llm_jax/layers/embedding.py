@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.alphabet import Constant, FanIn, Init, Normal, contract, shard, weigh
+from llm_jax.core.alphabet import FanIn, Fill, Init, Normal, contract, shard, weigh
 from llm_jax.core.tables import InputError
 from llm_jax.layers.dropout import dropout
 
@@ -68,7 +68,7 @@ class Untied(Head):
         sizes = dict(V=embed.vocabulary, D=embed.width)
         score_BTV = contract("BTD,DV->BTV", x_BTD, weigh(self, "kernel", "DV", sizes, self.init, embed.width))
         if self.bias:
-            score_BTV += weigh(self, "bias", "V", sizes, Constant(0.0), 1)[None, None].astype(jnp.float32)
+            score_BTV += weigh(self, "bias", "V", sizes, Fill(0.0), 1)[None, None].astype(jnp.float32)
         return score_BTV
 
 

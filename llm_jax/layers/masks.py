@@ -102,7 +102,7 @@ class Both(Mask):
 
     def span(self, start, stop, length):
         spans = [m.span(start, stop, length) for m in self.masks]
-        return max(low for low, _ in spans), min(high for _, high in spans)
+        return max((low for low, _ in spans), default=0), min((high for _, high in spans), default=length)
 
     def reach(self):
         return min((r for m in self.masks if (r := m.reach()) is not None), default=None)

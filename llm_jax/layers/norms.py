@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.alphabet import Constant, weigh
+from llm_jax.core.alphabet import Fill, weigh
 
 
 class Norm(nn.Module):
@@ -32,7 +32,7 @@ class RMSNorm(Norm):
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.epsilon)
         if self.scale:
-            scale = weigh(self, "scale", letter, {letter: x.shape[-1]}, Constant(1.0 - self.offset), 1).astype(jnp.float32)
+            scale = weigh(self, "scale", letter, {letter: x.shape[-1]}, Fill(1.0 - self.offset), 1).astype(jnp.float32)
             wide = wide * _along(scale + self.offset, x.ndim)
         return wide.astype(x.dtype)
 
@@ -50,9 +50,9 @@ class LayerNorm(Norm):
         wide = wide - wide.mean(-1, keepdims=True)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.epsilon)
         if self.scale:
-            wide = wide * _along(weigh(self, "scale", letter, {letter: x.shape[-1]}, Constant(1.0), 1), x.ndim)
+            wide = wide * _along(weigh(self, "scale", letter, {letter: x.shape[-1]}, Fill(1.0), 1), x.ndim)
         if self.bias:
-            wide = wide + _along(weigh(self, "bias", letter, {letter: x.shape[-1]}, Constant(0.0), 1), x.ndim)
+            wide = wide + _along(weigh(self, "bias", letter, {letter: x.shape[-1]}, Fill(0.0), 1), x.ndim)
         return wide.astype(x.dtype)
 
 

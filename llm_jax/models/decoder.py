@@ -53,8 +53,12 @@ class Decoder(nn.Module):
         at = Tokens.of(tokens_BT.shape) if at is None else at
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         x_BTD = self.positions.embed(self.embed(tokens_BT, keys[0]), at)
-        heads = self.stack.pattern[0].attention
-        bias = self.positions.bias(heads.key_heads, heads.group)
+        attentions = [block.attention for block in self.stack.pattern if block.positions is None]
+        heads = [(a.key_heads, a.group) for a in attentions] or [(1, 1)]
+        bias = self.positions.bias(*heads[0])
+        if bias is not None and len(set(heads)) > 1:
+            raise InputError("model.positions has a bias for each head, but the blocks of model.stack.pattern differ "
+                             "in heads: give the odd ones positions of their own")
         # unbound: `rotate` has no parameters, so it may go into every layer
         view = View(at, start, bias, keys[1], self.positions.clone(parent=None))
         x_BTD, caches = self.stack(x_BTD, view, caches)

@@ -73,9 +73,9 @@ class Stack(nn.Module):
             params, caches, number = each
             return body(x_BTD, params, caches, number)
 
-        caches = caches or (None,) * len(self.pattern)
-        x_BTD, after = jax.lax.scan(step, x_BTD, (layers, caches, jnp.arange(self.repeats, dtype=jnp.uint32)))
-        return x_BTD, after
+        each = (layers, caches or (None,) * len(self.pattern), jnp.arange(self.repeats, dtype=jnp.uint32))
+        x_BTD, after = jax.lax.scan(step, x_BTD, each)
+        return x_BTD, after if caches else None
 
     def _init(self, key: jax.Array, pattern: Pattern, x_BTD: jax.Array, view: View):
         def one(key: jax.Array):

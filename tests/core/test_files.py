@@ -1,0 +1,50 @@
+"""Files that are whole or absent, and hashes."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from llm_jax.core import files
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    files.write_atomically(path, "one")
+    files.write_atomically(path, b"two\xff")
+    assert path.read_bytes() == b"two\xff" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    files.write_atomically(path, "old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        files.write_atomically(path, "new")
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_digest_counts_the_boundaries():
+    assert files.digest("ab", "c") != files.digest("a", "bc") and files.digest("a") == files.digest(b"a")
+    assert len(files.digest()) == 64
+
+
+@pytest.mark.parametrize(
+    ("variables", "wanted"),
+    [
+        ({"LLM_JAX_CACHE": "{}/a"}, "a/x/y"),
+        ({"XDG_CACHE_HOME": "{}/b"}, "b/llm_jax/x/y"),
+        ({"HOME": "{}/c"}, "c/.cache/llm_jax/x/y"),
+    ],
+)
+def test_the_cache_is_where_the_user_says(tmp_path, monkeypatch, variables, wanted):
+    for name in ("LLM_JAX_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.format(tmp_path))
+    assert files.cache_folder("x", "y") == tmp_path / wanted and (tmp_path / wanted).is_dir()
