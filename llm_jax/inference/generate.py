@@ -1,0 +1,255 @@
+"""Generation: one pass over the prompts, then a compiled loop that adds a token to every row at each step.
+
+Prompts of different lengths are padded on the left, so that all rows fill the same slot of the caches. Shapes are
+rounded up, so that the next prompt of about the same length compiles nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.core.tables import InputError
+from llm_jax.inference.sampling import Sampler
+from llm_jax.layers.tokens import PADDING, Tokens
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.stack import unstack
+from llm_jax.text.tokenizer import StreamDecoder
+
+CHUNK = 64  # the most tokens a row gains in one call of the compiled loop
+
+
+@flax.struct.dataclass
+class Rows:
+    """A batch under way."""
+
+    caches: Any
+    key_B: jax.Array
+    newest_B: jax.Array  # the latest token, which the model has not read yet
+    position_B: jax.Array  # where it stands
+    seen_BV: jax.Array  # the tokens of the prompt and of the text so far
+    done_B: jax.Array
+    slot: jax.Array  # how many slots of the caches are filled
+    made: jax.Array  # how many tokens have been drawn
+
+    def draw(self, logits_BV: jax.Array, sampler: Sampler, stops_V: jax.Array) -> Rows:
+        """With the next token drawn: each step of each row has a key of its own, whoever else is in the batch."""
+        vocabulary = self.seen_BV.shape[1]  # the tokenizer's; a model may have been given more
+        key_B = jax.vmap(jax.random.fold_in, (0, None))(self.key_B, self.made)
+        newest_B = sampler.draw(key_B, logits_BV[:, :vocabulary], self.seen_BV)
+        return self.replace(
+            newest_B=newest_B,
+            seen_BV=self.seen_BV | (newest_B[:, None] == jnp.arange(vocabulary)[None]),
+            done_B=self.done_B | stops_V[newest_B],
+            made=self.made + 1,
+        )
+
+
+def row_keys(seed: int, rows: Sequence[int]) -> jax.Array:
+    """A key for each of these rows of a batch. It depends on the seed and the row's number alone."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(rows, jnp.uint32))
+
+
+def limit(model: Decoder) -> int | None:
+    """How many tokens the model can hold in view, prompt and text together; None: there is no bound."""
+    return model.context or model.positions.limit()
+
+
+def prepare(model: Decoder, params: Any, dtype) -> Any:
+    """The parameters as steps want them: in `dtype`, and each repeat's apart where the model loops over repeats.
+
+    Done once: a step that had to cut the stacked weights apart would copy them all for every token.
+    """
+
+    def one(params: Any) -> Any:
+        params = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
+        if not model.stack.loops():
+            return params
+        return {**params, "stack": {**params["stack"], "layers": tuple(unstack(params["stack"]["layers"]))}}
+
+    return jax.jit(one)(params)
+
+
+class Generation:
+    """Texts in the making, one for each prompt: `advance` until `finished`."""
+
+    def __init__(
+        self, model: Decoder, params: Any, prompts: Sequence[Sequence[int]], *, max_tokens: int, sampler: Sampler,
+        key_B: jax.Array, stops: Iterable[int], vocabulary: int, dtype,
+    ):  # fmt: skip
+        """Reads the prompts and draws the first token of each text.
+
+        Args:
+          params: what `prepare` returned.
+          prompts: token ids, at least one each.
+          max_tokens: the most tokens a text gets.
+          key_B: a key for each row (`row_keys`).
+          stops: tokens that end a text, and are not part of it.
+          vocabulary: the ids that may be drawn are below it.
+          dtype: of the caches; the one that `params` were prepared in.
+
+        Raises:
+          InputError: a setting is out of range, a prompt is empty, or with its text it is longer than the context.
+        """
+        sampler.check()
+        _check(model, prompts, max_tokens)
+        longest = max(map(len, prompts))
+        padded = min(_round_up(longest, finely=False), limit(model) or _round_up(longest, finely=False))
+        tokens_BT = np.zeros((len(prompts), padded), np.int32)
+        for row, prompt in enumerate(prompts):
+            tokens_BT[row, padded - len(prompt) :] = prompt
+        stops_V = np.zeros(vocabulary, bool)
+        stops_V[list(stops)] = True
+        length_B = np.array([len(p) for p in prompts], np.int32)
+        slots = _round_up(padded + max_tokens, finely=True)
+
+        self._model, self._params, self._sampler, self._max_tokens = model, params, sampler, max_tokens
+        self._stops_V = stops_V
+        self._open_B = np.ones(len(prompts), bool)
+        self._rows = _begin(model, slots, jnp.dtype(dtype), params, tokens_BT, length_B, key_B, sampler, stops_V)
+        self._made = 0
+
+    @property
+    def finished(self) -> bool:
+        return self._made == self._max_tokens or not self._open_B.any()
+
+    def is_open(self, row: int) -> bool:
+        """Whether the row has met no stop token, and nobody has closed it."""
+        return bool(self._open_B[row])
+
+    def close(self, row: int) -> None:
+        """Nothing more is wanted of the row."""
+        self._open_B[row] = False
+
+    def advance(self, most: int = CHUNK) -> list[list[int]]:
+        """The next tokens of each row, `most` or fewer; none of a row that is closed. How many makes no difference."""
+        if self._made == 0:  # drawn when the prompts were read
+            new_BN = np.asarray(self._rows.newest_B)[:, None]
+        else:
+            count = min(most, CHUNK, self._max_tokens - self._made)
+            rows = self._rows.replace(done_B=jnp.asarray(~self._open_B))
+            self._rows, new, made = _go_on(self._model, self._params, rows, self._sampler, self._stops_V, count)
+            new_BN = np.asarray(new)[:, : int(made)]
+        self._made += new_BN.shape[1]
+        return [self._take(row, new_BN[row]) for row in range(len(new_BN))]
+
+    def _take(self, row: int, new_N: np.ndarray) -> list[int]:
+        if not self._open_B[row]:
+            return []
+        ends = np.flatnonzero(self._stops_V[new_N])
+        if ends.size:
+            self._open_B[row] = False
+            new_N = new_N[: ends[0]]
+        return new_N.tolist()
+
+
+def _check(model: Decoder, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
+    if max_tokens < 1:
+        raise InputError(f"max_tokens must be 1 or more, not {max_tokens}")
+    context = limit(model)
+    for number, prompt in enumerate(prompts):
+        where = f"prompt {number}" if len(prompts) > 1 else "the prompt"
+        if not prompt:
+            raise InputError(f"{where} is empty: there is no token to go on from")
+        if context is not None and len(prompt) + max_tokens > context:
+            most = context - len(prompt)
+            advice = f"ask for at most {most} tokens" if most > 0 else f"shorten it to at most {context - 1} tokens"
+            raise InputError(f"{where} has {len(prompt)} tokens, and with max_tokens={max_tokens} that is more than the "
+                             f"model's context of {context}: {advice}")  # fmt: skip
+
+
+def _round_up(length: int, finely: bool) -> int:
+    """The next power of two (from 16), or with `finely` the next of four steps between two powers."""
+    power = max(16, 1 << (length - 1).bit_length())
+    step = max(16, power // 8) if finely else power
+    return -(-length // step) * step
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _begin(
+    model: Decoder, slots: int, dtype, params: Any, tokens_BT, length_B, key_B, sampler: Sampler, stops_V
+) -> Rows:  # fmt: skip
+    """Reads prompts that end at the right edge of `tokens_BT`, into caches with `slots` slots."""
+    batch, padded = tokens_BT.shape
+    position_BT = jnp.arange(padded, dtype=jnp.int32)[None] - (padded - length_B)[:, None]
+    real_BT = position_BT >= 0
+    at = Tokens(jnp.maximum(position_BT, 0), jnp.where(real_BT, 0, PADDING))
+    caches = model.empty_cache(batch, slots, dtype)
+    logits_BV, caches = model.apply({"params": params}, tokens_BT, at, caches, jnp.int32(0), method=_last_scores)
+    drops = jnp.where(real_BT, tokens_BT, stops_V.size)  # a padded slot is no token seen
+    seen_BV = jnp.zeros((batch, stops_V.size), bool).at[jnp.arange(batch)[:, None], drops].set(True, mode="drop")
+    rows = Rows(
+        caches=caches, key_B=key_B, newest_B=tokens_BT[:, -1], position_B=length_B, seen_BV=seen_BV,
+        done_B=jnp.zeros(batch, bool), slot=jnp.int32(padded), made=jnp.int32(0),
+    )  # fmt: skip
+    return rows.draw(logits_BV, sampler, stops_V)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _go_on(model: Decoder, params: Any, rows: Rows, sampler: Sampler, stops_V, count) -> tuple[Rows, Any, Any]:
+    """Up to `count` more tokens for each row that is not done: the rows, their tokens [B, CHUNK], and how many."""
+
+    def unfinished(carry: tuple[Rows, jax.Array, jax.Array]) -> jax.Array:
+        rows, _, made = carry
+        return (made < count) & ~rows.done_B.all()
+
+    def step(carry: tuple[Rows, jax.Array, jax.Array]):
+        rows, new_BN, made = carry
+        at = Tokens(rows.position_B[:, None], jnp.zeros_like(rows.position_B)[:, None])
+        logits_BV, caches = model.apply(
+            {"params": params}, rows.newest_B[:, None], at, rows.caches, rows.slot, method=_last_scores
+        )
+        rows = rows.replace(caches=caches, slot=rows.slot + 1, position_B=rows.position_B + 1)
+        rows = rows.draw(logits_BV, sampler, stops_V)
+        return rows, new_BN.at[:, made].set(rows.newest_B), made + 1
+
+    new_BN = jnp.zeros((rows.newest_B.shape[0], CHUNK), jnp.int32)
+    return jax.lax.while_loop(unfinished, step, (rows, new_BN, jnp.int32(0)))
+
+
+def _last_scores(model: Decoder, tokens_BT, at: Tokens, caches: Any, start) -> tuple[jax.Array, Any]:
+    """[B, V] scores after the last token alone, and the caches."""
+    x_BTD, caches = model.hidden(tokens_BT, at, caches=caches, start=start)
+    return model.score(x_BTD[:, -1:])[:, 0], caches
+
+
+class Writer:
+    """Tokens to text in whole characters, up to the first of the stop strings, which may span tokens."""
+
+    def __init__(self, stream: StreamDecoder, stop: Sequence[str]):
+        self._stream, self._stop = stream, stop
+        self._held = ""  # what may turn out to begin a stop string
+        self.stopped = False
+
+    def push(self, ids: Sequence[int]) -> str:
+        """The text that is certain once these tokens are in; sets `stopped` when a stop string is complete."""
+        said = []
+        for token in ids:
+            if self.stopped:
+                break
+            said.append(self._add(self._stream.push(token)))
+        return "".join(said)
+
+    def flush(self) -> str:
+        """The rest, when no more tokens come."""
+        if self.stopped:
+            return ""
+        said = self._add(self._stream.flush())
+        rest, self._held = self._held, ""
+        return said + rest
+
+    def _add(self, text: str) -> str:
+        whole = self._held + text
+        found = [at for stop in self._stop if (at := whole.find(stop)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return whole[: min(found)]
+        begun = next((i for i in range(len(whole)) if any(s.startswith(whole[i:]) for s in self._stop)), len(whole))
+        self._held = whole[begun:]
+        return whole[:begun]

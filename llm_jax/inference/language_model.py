@@ -1,0 +1,193 @@
+"""A model with its parameters and its tokenizer: text in, text out."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from llm_jax.core.tables import InputError, lookup
+from llm_jax.inference.generate import CHUNK, Generation, Writer, limit, prepare, row_keys
+from llm_jax.inference.sampling import Sampling
+from llm_jax.models.decoder import Decoder
+from llm_jax.text.chat import ChatTemplate, Message
+from llm_jax.text.tokenizer import StreamDecoder, Tokenizer
+
+PIECE = 0.05  # seconds of text in a piece that is streamed, about: faster than the eye minds
+BEFORE_UNBOUNDED = 512  # tokens of an answer where the model has no bound to keep within
+
+class LanguageModel:
+    """What a trained model can do.
+
+    Attributes:
+      model, params, tokenizer: what it is made of; `params` as in a checkpoint.
+      template: how conversations are written as tokens.
+      dtype: what it computes in.
+      bos: whether plain text begins with the `bos` token, as it did in the data.
+      context: how many tokens it can hold in view, or None: there is no bound.
+    """
+
+    def __init__(
+        self, model: Decoder, params: Any, tokenizer: Tokenizer, *, template: ChatTemplate | None = None,
+        dtype: Any = "float32", bos: bool = True,
+    ):  # fmt: skip
+        self.model, self.params, self.tokenizer = model, params, tokenizer
+        self.template, self.dtype, self.bos = template or ChatTemplate(), np.dtype(dtype), bos
+        self.context = limit(model)
+        self._said_that_turns_go = False
+
+    @functools.cached_property
+    def _prepared(self) -> Any:
+        return prepare(self.model, self.params, self.dtype)
+
+    def logits(self, ids_BT: Any) -> np.ndarray:
+        """float32 [B, T, V]: a score for each token that may follow each of these.
+
+        Raises:
+          InputError: `ids_BT` is no table of token ids, or has more positions than the model.
+        """
+        ids_BT = np.asarray(ids_BT)
+        if ids_BT.ndim != 2 or not ids_BT.size or not np.issubdtype(ids_BT.dtype, np.integer):
+            raise InputError(f"ids_BT must be whole numbers [B, T], not {ids_BT.dtype} of shape {ids_BT.shape}")
+        vocabulary = self.model.embed.vocabulary
+        if ids_BT.min() < 0 or ids_BT.max() >= vocabulary:
+            wrong = ids_BT[(ids_BT < 0) | (ids_BT >= vocabulary)][0]
+            raise InputError(f"token id {wrong} is not in the vocabulary, which has ids 0 to {vocabulary - 1}")
+        return np.asarray(_logits(self.model, self._prepared, ids_BT.astype(np.int32)))
+
+    def generate(
+        self, prompts: Sequence[str], max_tokens: int = 64, temperature: float = 1.0, top_k: int = 0,
+        top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0, seed: int = 0,
+        stop: str | Sequence[str] = (),
+    ) -> list[str]:  # fmt: skip
+        """How each prompt goes on: the new text alone, up to the end of the document or a `stop` string.
+
+        The settings are those of `Sampling`. What a row says depends on its prompt, its number, and the seed.
+
+        Raises:
+          InputError: a setting is out of range, or a prompt and its text are longer than the context.
+        """
+        if isinstance(prompts, str):
+            raise InputError("prompts must be a list of texts, not one text: write [prompt]")
+        if not prompts:
+            return []
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        ids = [self._plain(prompt) for prompt in prompts]
+        stop = _stop_strings(stop)
+        generation = self._begin(ids, max_tokens, sampling, seed, ("bos", "eos"))
+        writers = [Writer(self._stream_after(prompt), stop) for prompt in ids]
+        texts = [""] * len(prompts)
+        while not generation.finished:
+            for row, new in enumerate(generation.advance()):
+                texts[row] += writers[row].push(new)
+                if writers[row].stopped:
+                    generation.close(row)
+        return [text + writer.flush() for text, writer in zip(texts, writers, strict=True)]
+
+    def stream(
+        self, prompt: str, max_tokens: int = 64, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+        min_p: float = 0.0, repetition_penalty: float = 1.0, seed: int = 0, stop: str | Sequence[str] = (),
+    ) -> Iterator[str]:  # fmt: skip
+        """What `generate` says of one prompt, in pieces as they are certain.
+
+        Raises:
+          InputError: as `generate`, at once.
+        """
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        ids = self._plain(prompt)
+        writer = Writer(self._stream_after(ids), _stop_strings(stop))
+        return _pieces(self._begin([ids], max_tokens, sampling, seed, ("bos", "eos")), writer)
+
+    def reply(
+        self, messages: Sequence[Message], max_tokens: int | None = None, temperature: float = 1.0, top_k: int = 0,
+        top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0, seed: int = 0,
+        stop: str | Sequence[str] = (),
+    ) -> Iterator[str]:  # fmt: skip
+        """The assistant's next turn, in pieces. `max_tokens` None: as long as the context has room.
+
+        Where the conversation leaves too little room, its oldest turns are left out (`remember`), which is logged once.
+
+        Raises:
+          InputError: as `generate`, at once; also where the latest message alone leaves no room.
+        """
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        kept = self.remember(messages, max_tokens)
+        if len(kept) < len(messages) and not self._said_that_turns_go:
+            self._said_that_turns_go = True
+            logging.warning("the conversation outgrew the context of %s tokens: its oldest turns are left out", self.context)
+        ids, _ = self.template.render(self.tokenizer, kept, reply=True)
+        if max_tokens is None:
+            max_tokens = BEFORE_UNBOUNDED if self.context is None else self.context - len(ids)
+        writer = Writer(self.tokenizer.stream(), _stop_strings(stop))
+        return _pieces(self._begin([ids], max_tokens, sampling, seed, ("end_of_turn", "eos", "bos")), writer)
+
+    def remember(self, messages: Sequence[Message], max_tokens: int | None = None) -> list[Message]:
+        """The latest of `messages` that leave room for an answer of `max_tokens` (None: a quarter of the context).
+
+        Leading system messages stay. Turns are dropped oldest first, and an answer goes with its question.
+
+        Raises:
+          InputError: the latest message alone leaves no such room.
+        """
+        messages = list(messages)
+        if self.context is None:
+            return messages
+        room = self.context // 4 if max_tokens is None else max_tokens
+        system = next((at for at, m in enumerate(messages[:-1]) if m.role != "system"), max(len(messages) - 1, 0))
+        length = 0
+        for first in (system, *(at for at in range(system + 1, len(messages)) if messages[at].role == "user")):
+            kept = messages[:system] + messages[first:]
+            length = len(self.template.render(self.tokenizer, kept, reply=True)[0])
+            if length + room <= self.context:
+                return kept
+        raise InputError(f"the latest message has {length} tokens with what must come before it, and with {room} for the "
+                         f"answer that is more than the model's context of {self.context}: shorten it")  # fmt: skip
+
+    def _plain(self, prompt: str) -> list[int]:
+        before = [lookup(self.tokenizer.special, "bos", "special token of this tokenizer")] if self.bos else []
+        return [*before, *self.tokenizer.encode(prompt)]
+
+    def _stream_after(self, prompt: Sequence[int]) -> StreamDecoder:
+        """A decoder that goes on from the prompt: a word after it keeps its space."""
+        stream = self.tokenizer.stream()
+        for token in prompt:
+            stream.push(token)
+        return stream
+
+    def _begin(self, ids: list[list[int]], max_tokens: int, sampling: Sampling, seed: int, ends: tuple[str, ...]):
+        stops = [self.tokenizer.special[name] for name in ends if name in self.tokenizer.special]
+        return Generation(
+            self.model, self._prepared, ids, max_tokens=max_tokens, sampler=sampling, key_B=row_keys(seed, range(len(ids))),
+            stops=stops, vocabulary=self.tokenizer.vocabulary, dtype=self.dtype,
+        )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(model: Decoder, params: Any, ids_BT: Any) -> jax.Array:
+    return model.apply({"params": params}, ids_BT)[0]
+
+
+def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
+    strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    if "" in strings:
+        raise InputError("a stop string must not be empty")
+    return strings
+
+
+def _pieces(generation: Generation, writer: Writer) -> Iterator[str]:
+    """The only row's text, so many tokens at a time as take about `PIECE` seconds."""
+    most = 1
+    while not generation.finished and not writer.stopped:
+        began = time.perf_counter()
+        (new,) = generation.advance(most)
+        each = (time.perf_counter() - began) / max(len(new), 1)
+        most = max(1, min(CHUNK, 2 * most, int(PIECE / max(each, 1e-9))))
+        if piece := writer.push(new):
+            yield piece
+    if piece := writer.flush():
+        yield piece
