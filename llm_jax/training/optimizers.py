@@ -96,7 +96,13 @@ class Optimizer(Part):
 
     def transform(self, steps: int, boxed: Any) -> optax.GradientTransformation:
         rule = self.rule(lambda step: self.rate(jnp.asarray(step), steps), is_matrix(boxed), boxed)
-        return optax.chain(optax.clip_by_global_norm(self.clip), rule) if self.clip else rule
+        whole = optax.chain(optax.clip_by_global_norm(self.clip), rule) if self.clip else rule
+
+        def update(gradients: Any, state: Any, params: Any = None):
+            with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # Optax is written for these
+                return whole.update(gradients, state, params)
+
+        return optax.GradientTransformation(whole.init, update)
 
 
 def is_matrix(boxed: Any) -> Any:
@@ -180,18 +186,20 @@ class Muon(Optimizer):
     def rule(self, rate, decays, boxed):
         share = self.adam_rate / self.learning_rate
         axes = jax.tree.map(_rows_and_columns, boxed, is_leaf=is_lettered)
-        return muon(
-            rate, beta=self.momentum, weight_decay=self.weight_decay, adam_b1=self.b1, adam_b2=self.b2,
-            adam_learning_rate=lambda step: share * rate(step), muon_weight_dimension_numbers=axes, consistent_rms=0.2,
-        )  # fmt: skip
+        kinds = jax.tree.map(lambda leaf: type(_rows_and_columns(leaf)).__name__, boxed, is_leaf=is_lettered)
+        matrices = muon(rate, beta=self.momentum, weight_decay=self.weight_decay, consistent_rms=0.2,
+                        muon_weight_dimension_numbers=axes)
+        others = optax.adamw(lambda step: share * rate(step), self.b1, self.b2, weight_decay=self.weight_decay,
+                             mask=is_matrix)
+        return optax.partition(dict(MuonDimensionNumbers=matrices, MaskedNode=others), kinds)
 
 
-def _rows_and_columns(leaf: Lettered) -> MuonDimensionNumbers | None:
-    """The reduced and the produced axes of a kernel that maps to or from the width D; None: not for Muon."""
+def _rows_and_columns(leaf: Lettered) -> MuonDimensionNumbers | optax.MaskedNode:
+    """The reduced and the produced axes of a kernel that maps to or from the width D; `MaskedNode`: not for Muon."""
     letters = leaf.letters
     inside = letters.replace("L", "")
     if "D" not in inside or len(inside) < 2 or "V" in inside or "P" in inside:
-        return None
+        return optax.MaskedNode()
     width = (letters.index("D"),)
     others = tuple(i for i, a in enumerate(letters) if a not in "LED")
     return MuonDimensionNumbers(width, others) if inside[0] == "D" else MuonDimensionNumbers(others, width)

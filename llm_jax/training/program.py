@@ -134,7 +134,7 @@ class Program:
         gradients, sums = self._gradients(state, batch, key)
         weight = jnp.maximum(sums["weight"], 1e-30)
         gradients = jax.tree.map(lambda g: g / weight, gradients)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         sound = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
 
         change, moments = self.optimizer.update(gradients, state.optimizer, state.params)
