@@ -64,7 +64,8 @@ def contract(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
     The result is float32. Gradients are contracted in the operands' own dtype: with bfloat16 operands every product
     runs on the fast units and only sums are wide.
     """
-    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+    inputs, out = equation.split("->")
+    return _dot(*inputs.split(","), out, a, b)
 
 
 def _contract_forward(equation: str, a: jax.Array, b: jax.Array):
@@ -73,10 +74,41 @@ def _contract_forward(equation: str, a: jax.Array, b: jax.Array):
 
 def _contract_backward(equation: str, saved: tuple[jax.Array, jax.Array], d_out: jax.Array):
     a, b = saved
-    (in_a, in_b), out = equation.split("->")[0].split(","), equation.split("->")[1]
-    d_a = jnp.einsum(f"{out},{in_b}->{in_a}", d_out.astype(b.dtype), b, preferred_element_type=jnp.float32)
-    d_b = jnp.einsum(f"{in_a},{out}->{in_b}", a, d_out.astype(a.dtype), preferred_element_type=jnp.float32)
+    inputs, out = equation.split("->")
+    in_a, in_b = inputs.split(",")
+    # the order of the operands matters for speed: as the second one, a large d_out is read as it lies in memory
+    d_a = _dot(out, in_b, in_a, d_out.astype(b.dtype), b)
+    d_b = _dot(in_a, out, in_b, a, d_out.astype(a.dtype))
     return d_a.astype(a.dtype), d_b.astype(b.dtype)
+
+
+def _dot(in_a: str, in_b: str, out: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """The contraction as one `dot_general`, and one transposition of its result at most.
+
+    Without shared letters in the result it is a product of two matrices, and written so: XLA's CPU compiler then reads
+    a transposed operand in place, where from more dimensions it would make a copy.
+    """
+    size = dict(zip(in_a, a.shape, strict=True)) | dict(zip(in_b, b.shape, strict=True))
+    shared = [x for x in in_a if x in in_b and x in out]
+    summed = [x for x in in_a if x in in_b and x not in out]
+    only_a, only_b = [x for x in in_a if x not in in_b], [x for x in in_b if x not in in_a]
+    axes_a, axes_b = _matrix(in_a, only_a, summed), _matrix(in_b, only_b, summed)
+    if not shared and axes_a and axes_b:
+        a, b = (x.reshape([prod(size[i] for i in rows), -1]) for x, (rows, _) in ((a, axes_a), (b, axes_b)))
+        dimensions = (((axes_a[1],), (axes_b[1],)), ((), ()))
+    else:
+        dimensions = (([in_a.index(x) for x in summed], [in_b.index(x) for x in summed]),
+                      ([in_a.index(x) for x in shared], [in_b.index(x) for x in shared]))
+    y = jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+    made = shared + only_a + only_b
+    return y.reshape([size[x] for x in made]).transpose([made.index(x) for x in out])
+
+
+def _matrix(letters: str, free: list[str], summed: list[str]) -> tuple[list[str], int] | None:
+    """How an operand is a matrix: the letters of its rows, and which axis is summed; None if the letters interleave."""
+    if list(letters) == free + summed:
+        return free, 1
+    return (summed, 0) if list(letters) == summed + free else None
 
 
 contract.defvjp(_contract_forward, _contract_backward)
