@@ -89,7 +89,8 @@ class Program:
         return self.experiment.model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
     def _begin(self, key: jax.Array) -> TrainState:
-        params = nn.meta.unbox(self._draw(key))
+        # a weak type, as of jnp.full(shape, 1.0), is lost in the first step: the second would compile again
+        params = jax.tree.map(lambda x: x.astype(x.dtype), nn.meta.unbox(self._draw(key)))
         none = jnp.zeros((), jnp.int32)
         average = jax.tree.map(jnp.copy, params) if self.experiment.ema else None
         sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self._sums(params))
