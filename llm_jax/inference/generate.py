@@ -29,13 +29,12 @@ CHUNK = 64  # the most tokens a row gains in one call of the compiled loop
 class Rows:
     """A batch under way."""
 
-    caches: Any
     key_B: jax.Array
-    newest_B: jax.Array  # the latest token, which the model has not read yet
+    newest_B: jax.Array  # the latest token; one that was drawn has not been read yet
     position_B: jax.Array  # where it stands
+    slot: jax.Array  # its slot in the caches
     seen_BV: jax.Array  # the tokens of the prompt and of the text so far
     done_B: jax.Array
-    slot: jax.Array  # how many slots of the caches are filled
     made: jax.Array  # how many tokens have been drawn
 
     def draw(self, logits_BV: jax.Array, sampler: Sampler, stops_V: jax.Array) -> Rows:
@@ -45,6 +44,8 @@ class Rows:
         newest_B = sampler.draw(key_B, logits_BV[:, :vocabulary], self.seen_BV)
         return self.replace(
             newest_B=newest_B,
+            position_B=self.position_B + 1,
+            slot=self.slot + 1,
             seen_BV=self.seen_BV | (newest_B[:, None] == jnp.arange(vocabulary)[None]),
             done_B=self.done_B | stops_V[newest_B],
             made=self.made + 1,
@@ -112,7 +113,8 @@ class Generation:
         self._model, self._params, self._sampler, self._max_tokens = model, params, sampler, max_tokens
         self._stops_V = stops_V
         self._open_B = np.ones(len(prompts), bool)
-        self._rows = _begin(model, slots, jnp.dtype(dtype), params, tokens_BT, length_B, key_B, sampler, stops_V)
+        logits_BV, self._caches, rows = _read(model, slots, vocabulary, jnp.dtype(dtype), params, tokens_BT, length_B, key_B)
+        self._rows = _draw(rows, logits_BV, sampler, stops_V)
         self._made = 0
 
     @property
@@ -134,7 +136,9 @@ class Generation:
         else:
             count = min(most, CHUNK, self._max_tokens - self._made)
             rows = self._rows.replace(done_B=jnp.asarray(~self._open_B))
-            self._rows, new, made = _go_on(self._model, self._params, rows, self._sampler, self._stops_V, count)
+            self._caches, self._rows, new, made = _go_on(
+                self._model, self._params, self._caches, rows, self._sampler, self._stops_V, count
+            )
             new_BN = np.asarray(new)[:, : int(made)]
         self._made += new_BN.shape[1]
         return [self._take(row, new_BN[row]) for row in range(len(new_BN))]
@@ -171,46 +175,49 @@ def _round_up(length: int, finely: bool) -> int:
     return -(-length // step) * step
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _begin(
-    model: Decoder, slots: int, dtype, params: Any, tokens_BT, length_B, key_B, sampler: Sampler, stops_V
-) -> Rows:  # fmt: skip
-    """Reads prompts that end at the right edge of `tokens_BT`, into caches with `slots` slots."""
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _read(model: Decoder, slots: int, vocabulary: int, dtype, params: Any, tokens_BT, length_B, key_B):
+    """Reads prompts that end at the right edge of `tokens_BT`: scores of the next tokens, caches of `slots`, the rows."""
     batch, padded = tokens_BT.shape
     position_BT = jnp.arange(padded, dtype=jnp.int32)[None] - (padded - length_B)[:, None]
     real_BT = position_BT >= 0
     at = Tokens(jnp.maximum(position_BT, 0), jnp.where(real_BT, 0, PADDING))
     caches = model.empty_cache(batch, slots, dtype)
     logits_BV, caches = model.apply({"params": params}, tokens_BT, at, caches, jnp.int32(0), method=_last_scores)
-    drops = jnp.where(real_BT, tokens_BT, stops_V.size)  # a padded slot is no token seen
-    seen_BV = jnp.zeros((batch, stops_V.size), bool).at[jnp.arange(batch)[:, None], drops].set(True, mode="drop")
+    counted_BT = jnp.where(real_BT, tokens_BT, vocabulary)  # out of range: a padded slot is no token seen
+    seen_BV = jnp.zeros((batch, vocabulary), bool).at[jnp.arange(batch)[:, None], counted_BT].set(True, mode="drop")
     rows = Rows(
-        caches=caches, key_B=key_B, newest_B=tokens_BT[:, -1], position_B=length_B, seen_BV=seen_BV,
-        done_B=jnp.zeros(batch, bool), slot=jnp.int32(padded), made=jnp.int32(0),
+        key_B=key_B, newest_B=tokens_BT[:, -1], position_B=length_B - 1, seen_BV=seen_BV,
+        done_B=jnp.zeros(batch, bool), slot=jnp.int32(padded - 1), made=jnp.int32(0),
     )  # fmt: skip
+    return logits_BV, caches, rows
+
+
+@jax.jit
+def _draw(rows: Rows, logits_BV: jax.Array, sampler: Sampler, stops_V) -> Rows:
+    """`Rows.draw`, compiled apart from reading: prompts of another length compile the model only."""
     return rows.draw(logits_BV, sampler, stops_V)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _go_on(model: Decoder, params: Any, rows: Rows, sampler: Sampler, stops_V, count) -> tuple[Rows, Any, Any]:
-    """Up to `count` more tokens for each row that is not done: the rows, their tokens [B, CHUNK], and how many."""
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
+def _go_on(model: Decoder, params: Any, caches: Any, rows: Rows, sampler: Sampler, stops_V, count):
+    """Up to `count` more tokens for the rows that are not done: caches, rows, their tokens [B, CHUNK], how many."""
 
-    def unfinished(carry: tuple[Rows, jax.Array, jax.Array]) -> jax.Array:
-        rows, _, made = carry
+    def unfinished(carry: tuple[Any, Rows, jax.Array, jax.Array]) -> jax.Array:
+        _, rows, _, made = carry
         return (made < count) & ~rows.done_B.all()
 
-    def step(carry: tuple[Rows, jax.Array, jax.Array]):
-        rows, new_BN, made = carry
+    def step(carry: tuple[Any, Rows, jax.Array, jax.Array]):
+        caches, rows, new_BN, made = carry
         at = Tokens(rows.position_B[:, None], jnp.zeros_like(rows.position_B)[:, None])
         logits_BV, caches = model.apply(
-            {"params": params}, rows.newest_B[:, None], at, rows.caches, rows.slot, method=_last_scores
+            {"params": params}, rows.newest_B[:, None], at, caches, rows.slot, method=_last_scores
         )
-        rows = rows.replace(caches=caches, slot=rows.slot + 1, position_B=rows.position_B + 1)
         rows = rows.draw(logits_BV, sampler, stops_V)
-        return rows, new_BN.at[:, made].set(rows.newest_B), made + 1
+        return caches, rows, new_BN.at[:, made].set(rows.newest_B), made + 1
 
     new_BN = jnp.zeros((rows.newest_B.shape[0], CHUNK), jnp.int32)
-    return jax.lax.while_loop(unfinished, step, (rows, new_BN, jnp.int32(0)))
+    return jax.lax.while_loop(unfinished, step, (caches, rows, new_BN, jnp.int32(0)))
 
 
 def _last_scores(model: Decoder, tokens_BT, at: Tokens, caches: Any, start) -> tuple[jax.Array, Any]:
