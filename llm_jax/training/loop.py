@@ -149,7 +149,7 @@ def fill(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
 def language_model(experiment: Experiment, tokenizer: Tokenizer, params: Any) -> LanguageModel:
     """What a filled-in experiment trained, ready to generate, in the precision that it computes with."""
     model, data, precision = (cast(Any, part) for part in (experiment.model, experiment.data, experiment.precision))
-    return LanguageModel(model, precision.cast(params), tokenizer, template=data.rendering.template,
+    return LanguageModel(model, params, tokenizer, template=data.rendering.template, dtype=precision.dtype,
                          bos=data.rendering.bos)
 
 
