@@ -30,7 +30,7 @@ def test_every_encoding_grouping_mask_and_kernel(tiny, positions, heads):
     params, texts = None, {}
     for mask, kernel in itertools.product((Causal(), WINDOW), KERNELS):
         attention = tiny.attention(key_heads, group, mask=mask, kernel=KERNELS[kernel](**SETTINGS.get(kernel, {})))
-        model = tiny.decoder(attention, repeats=2, run="scan", positions=POSITIONS[positions]())
+        model = tiny.decoder(attention, positions=POSITIONS[positions]())
         params = params or tiny.initial(model)
         texts[mask, kernel] = tiny.cached(model, params, prompts, sampler=tiny.Best())
         assert texts[mask, kernel] == tiny.uncached(model, params, prompts)
@@ -57,9 +57,10 @@ def test_a_prefix_that_sees_itself_whole(tiny):
     assert tiny.cached(model, params, prompts) == tiny.uncached(model, params, prompts)
 
 
-def test_bfloat16_says_the_same_where_it_is_sure(tiny):
-    model = tiny.decoder(tiny.attention(), repeats=2)
+def test_bfloat16(tiny):
+    model = tiny.decoder(tiny.attention(mask=WINDOW), tiny.attention())
     params, prompts = tiny.initial(model), tiny.prompts(4, 9)
-    narrow, wide = tiny.cached(model, params, prompts, dtype="bfloat16"), tiny.cached(model, params, prompts)
+    narrow = tiny.cached(model, params, prompts, dtype="bfloat16")
     assert [len(text) for text in narrow] == [8, 8]
-    assert [text[0] for text in narrow] == [text[0] for text in wide]
+    wide = tiny.uncached(model, params, prompts)
+    assert [text[0] for text in narrow] == [text[0] for text in wide]  # these scores are far apart

@@ -1,0 +1,163 @@
+"""Generation in batches: limits, ends, seeds, compiled shapes, and stop strings."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_jax.core.tables import InputError
+from llm_jax.inference import generate
+from llm_jax.inference.generate import Generation, Writer, prepare, row_keys
+from llm_jax.inference.sampling import Sampling
+from llm_jax.layers.positions import Learned, NoPositions
+from llm_jax.text.recipes import Bytes
+
+WARM = Sampling(temperature=1.5, top_k=30, top_p=0.95, repetition_penalty=1.2)
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return tiny.decoder(tiny.attention())
+
+
+@pytest.fixture(scope="module")
+def params(tiny, model):
+    return tiny.initial(model)
+
+
+def test_a_row_says_what_it_would_say_alone(tiny, model, params):
+    prompts = tiny.prompts(3, 9, 1)
+    together = tiny.cached(model, params, prompts, 12, WARM, seed=5)
+    alone = [tiny.cached(model, params, [p], 12, WARM, seed=5, rows=[row])[0] for row, p in enumerate(prompts)]
+    assert together == alone
+
+
+def test_seeds_and_rows_differ_and_repeat(tiny, model, params):
+    same = tiny.prompts(4) * 3
+    first = tiny.cached(model, params, same, 12, WARM, seed=1)
+    assert first == tiny.cached(model, params, same, 12, WARM, seed=1)
+    assert len({tuple(t) for t in first + tiny.cached(model, params, same, 12, WARM, seed=2)}) == 6
+
+
+@pytest.mark.parametrize("most", [1, 5])
+def test_pieces_make_the_same_text(tiny, model, params, most):
+    prompts = tiny.prompts(3, 9, 1)
+    whole = tiny.cached(model, params, prompts, 12, WARM, seed=5)
+    assert tiny.cached(model, params, prompts, 12, WARM, seed=5, most=most) == whole
+
+
+def test_more_tokens_than_one_call_makes(tiny):
+    model = tiny.decoder(tiny.attention(), positions=NoPositions(), context=0)  # no bound
+    params, prompts = tiny.initial(model), tiny.prompts(2, 3)
+    texts = tiny.cached(model, params, prompts, 2 * generate.CHUNK + 3)
+    assert [len(text) for text in texts] == [2 * generate.CHUNK + 3] * 2
+
+
+def test_a_stop_token_ends_its_row_and_is_left_out(tiny, model, params):
+    prompts = tiny.prompts(3, 9, 1)
+    whole = tiny.cached(model, params, prompts, 12, WARM, seed=5)
+    stop = whole[0][6]
+    cut = tiny.cached(model, params, prompts, 12, WARM, seed=5, stops=[stop])
+    assert cut == [text[: text.index(stop)] if stop in text else text for text in whole]
+    assert cut[0] != whole[0]
+
+
+def test_the_loop_ends_with_the_last_open_row(tiny, model, params):
+    (text,) = tiny.cached(model, params, tiny.prompts(3), 40)
+    generation = Generation(
+        model, prepare(model, params, "float32"), tiny.prompts(3), max_tokens=40, sampler=tiny.GREEDY,
+        key_B=row_keys(0, [0]), stops=[text[4]], vocabulary=tiny.VOCABULARY, dtype="float32",
+    )  # fmt: skip
+    generation.advance()
+    generation.advance()
+    assert generation.finished
+    assert not generation.is_open(0)
+    assert int(generation._rows.made) == text.index(text[4]) + 1  # the device stopped there too
+
+
+def test_a_closed_row_says_nothing_more(tiny, model, params):
+    prompts = tiny.prompts(3, 9, 1)
+    generation = Generation(
+        model, prepare(model, params, "float32"), prompts, max_tokens=12, sampler=WARM, key_B=row_keys(5, range(3)),
+        stops=(), vocabulary=tiny.VOCABULARY, dtype="float32",
+    )  # fmt: skip
+    generation.advance()
+    generation.close(1)
+    assert [len(new) for new in generation.advance(4)] == [4, 0, 4]
+
+
+def test_ids_beyond_the_tokenizer_are_never_drawn(tiny, model, params):
+    generation = Generation(
+        model, prepare(model, params, "float32"), [[0]], max_tokens=30, sampler=Sampling(temperature=50.0),
+        key_B=row_keys(0, [0]), stops=(), vocabulary=3, dtype="float32",
+    )  # fmt: skip
+    drawn = set()
+    while not generation.finished:
+        drawn.update(generation.advance()[0])
+    assert drawn == {0, 1, 2}
+
+
+def test_nearby_lengths_and_other_settings_compile_nothing(tiny, model, params):
+    tiny.cached(model, params, tiny.prompts(3), 9)
+    before = [program._cache_size() for program in (generate._read, generate._go_on, generate._draw)]
+    tiny.cached(model, params, tiny.prompts(11), 5, WARM, seed=3, stops=[1, 2])
+    assert [program._cache_size() for program in (generate._read, generate._go_on, generate._draw)] == before
+
+
+def test_learned_positions_may_be_used_to_the_last(tiny):
+    model = tiny.decoder(tiny.attention(), positions=Learned(length=20), context=0)  # 20 is no power of two
+    params, prompts = tiny.initial(model), tiny.prompts(12)
+    assert tiny.cached(model, params, prompts) == tiny.uncached(model, params, prompts)
+    with pytest.raises(InputError, match="12 tokens, and with max_tokens=9 .* context of 20: ask for at most 8 tokens"):
+        tiny.cached(model, params, prompts, 9)
+
+
+def test_a_scanned_stack_is_prepared_as_it_is(tiny):
+    model = tiny.decoder(tiny.attention(), repeats=2, run="scan")
+    params = tiny.initial(model)
+    assert jax.tree.structure(prepare(model, params, "bfloat16")) == jax.tree.structure(params)
+    assert prepare(model, params, "bfloat16")["embed"]["table"].dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("lengths", "max_tokens", "message"),
+    [
+        ((0,), 8, "the prompt is empty"),
+        ((3, 0), 8, "prompt 1 is empty"),
+        ((3,), 0, "max_tokens must be 1 or more, not 0"),
+        ((3, 60), 8, "prompt 1 has 60 tokens, and with max_tokens=8 that is more than the model's context of 64: "
+                     "ask for at most 4"),
+        ((70,), 8, "shorten it to at most 63"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_in_one_line(tiny, model, params, lengths, max_tokens, message):
+    with pytest.raises(InputError, match=message) as refused:
+        tiny.cached(model, params, tiny.prompts(*lengths), max_tokens)
+    assert "\n" not in str(refused.value)
+
+
+@given(text=st.text("abé", max_size=30), stop=st.lists(st.text("abé", min_size=1, max_size=4), max_size=3))
+def test_a_stop_string_cuts_the_text_wherever_tokens_split(text, stop):
+    tokenizer = Bytes().train([])
+    writer = Writer(tokenizer.stream(), stop)
+    said = ""
+    for token in tokenizer.encode(text):
+        said += writer.push([token])
+        assert not any(s in said for s in stop)
+        assert text.startswith(said)
+    found = writer.stopped
+    said += writer.flush()
+    # of all the stop strings, the one that is complete first ends the text
+    ends = [text.index(s) + len(s) for s in stop if s in text]
+    assert found == bool(ends)
+    if ends:
+        first = min(ends)
+        assert said == text[: min(text.index(s) for s in stop if s in text and text.index(s) + len(s) == first)]
+    else:
+        assert said == text
+
+
+def test_row_keys_depend_on_the_row_alone():
+    data = jax.random.key_data
+    np.testing.assert_array_equal(data(row_keys(7, [0, 1, 2]))[2], data(row_keys(7, [2]))[0])
