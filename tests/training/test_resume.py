@@ -1,0 +1,163 @@
+"""Killed at any moment and run again with the same command, a training ends as if nothing had happened, to the bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from llm_jax.training import metrics
+
+ROOT = Path(__file__).parents[2]
+STEPS = 60
+FILE = '''
+"""Is a run that was killed the same run?"""
+
+from llm_jax.data.packing import BestFit
+from llm_jax.data.pipeline import Data
+from llm_jax.data.sources import Mixture, PythonHelp, TextFiles
+from llm_jax.experiment import Experiment
+from llm_jax.layers.attention import Attention
+from llm_jax.layers.block import Block
+from llm_jax.layers.embedding import Embed
+from llm_jax.layers.feedforward import SwiGLU
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.stack import Stack
+from llm_jax.objectives.next_token import NextToken
+from llm_jax.parallel.layout import Layout
+from llm_jax.text.recipes import Bytes
+from llm_jax.training.optimizers import AdamW, Cosine
+from llm_jax.training.precision import Precision
+
+
+def experiment():
+    block = Block(Attention(1, 2, 8, dropout=0.1), SwiGLU(16), dropout=0.1)
+    texts = TextFiles({texts!r}, separator="\\n")
+    return Experiment(
+        model=Decoder(Embed(16, dropout=0.1), Stack((block,), 1)),
+        tokenizer=Bytes(),
+        data=Data(Mixture((texts, PythonHelp()), (2.0, 1.0)), length=32, batch=8, packing=BestFit(),
+                  evaluation_batches=2, workers={workers}),
+        objective=NextToken(),
+        optimizer=AdamW(schedule=Cosine(warmup=5)),
+        layout=Layout(),
+        precision=Precision(),
+        steps={steps},
+        microbatches=2,
+        ema=0.9,
+        log_every=3,
+        eval_every=5,
+        save_every=2,
+    )
+'''
+
+
+class Runs:
+    """Trainings of one experiment in processes of their own, which share what was compiled."""
+
+    def __init__(self, folder: Path, workers: int = 0):
+        self.folder = folder
+        texts = folder / "texts.txt"
+        texts.write_text("\n".join(f"{i} is followed by {i + 1}" for i in range(400)))
+        self.file = folder / "killed.py"
+        self.file.write_text(FILE.format(texts=str(texts), workers=workers, steps=STEPS))
+        self.environment = os.environ | {"LLM_JAX_CACHE": str(folder / "cache"), "JAX_PLATFORMS": "cpu"}
+
+    def command(self, name: str) -> list[str]:
+        return [sys.executable, "-m", "llm_jax", "train", str(self.file), f"--workdir={self.folder / name}"]
+
+    def start(self, name: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            self.command(name), cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def finish(self, name: str) -> str:
+        done = subprocess.run(self.command(name), cwd=ROOT, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def wait_for_step(self, name: str, step: int, process: subprocess.Popen) -> None:
+        """Until a step was logged that is `step` or later, or the process has ended."""
+        while process.poll() is None and max((line["step"] for line in self.logged(name)), default=0) < step:
+            time.sleep(0.02)
+
+    def logged(self, name: str) -> list[dict]:
+        path = self.folder / name / "metrics.jsonl"
+        return metrics.read(path) if path.exists() else []
+
+    def ends_as(self, name: str, other: str) -> None:
+        """Every saved array, the place in the data, and every metric but the timings are the same."""
+        timings = ("tokens_per_second", "mfu")
+        plain = [[{k: v for k, v in line.items() if k not in timings} for line in self.logged(n)] for n in (name, other)]
+        assert plain[0] == plain[1]
+        assert plain[0][-1]["step"] == STEPS
+        ends = [self.folder / n / "checkpoints" / f"{STEPS:08d}" for n in (name, other)]
+        assert json.loads((ends[0] / "data.json").read_text()) == json.loads((ends[1] / "data.json").read_text())
+        states = [ocp.load(end) for end in ends]
+        assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+        assert len(jax.tree.leaves(states[0])) > 30
+        jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    made = Runs(tmp_path_factory.mktemp("resume"))
+    made.finish("whole")
+    return made
+
+
+def kill_at_random(runs: Runs, name: str, kills: int, seed: int) -> int:
+    """Kills at a random moment after a random step, saves included; then lets it end. Returns the kills that struck."""
+    rng, struck = random.Random(seed), 0
+    for nth in range(kills):
+        process = runs.start(name)
+        runs.wait_for_step(name, int(STEPS * (nth + rng.random()) / kills), process)
+        time.sleep(rng.random() * 0.3)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        struck += process.returncode == -signal.SIGKILL
+    runs.finish(name)
+    return struck
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_sigkill_changes_nothing(runs):
+    assert kill_at_random(runs, "killed", 3, seed=0) >= 2
+    runs.ends_as("killed", "whole")
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_saves_and_the_same_command_goes_on(runs, number):
+    name = number.name
+    process = runs.start(name)
+    runs.wait_for_step(name, 6, process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "finishing this step and saving" in err and "Traceback" not in err
+    assert "stopped and saved at step" in out and "what next" not in out
+    stopped = max(int(p.name) for p in (runs.folder / name / "checkpoints").iterdir())
+    assert f"going on from step {stopped}" in runs.finish(name)
+    runs.ends_as(name, "whole")
+    assert f"going on from step {STEPS}" in runs.finish(name)  # once more changes nothing
+    runs.ends_as(name, "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_twenty_sigkills_change_nothing(tmp_path, workers):
+    runs = Runs(tmp_path, workers)
+    runs.finish("whole")
+    assert kill_at_random(runs, "killed", 20, seed=1) >= 18
+    runs.ends_as("killed", "whole")
