@@ -57,7 +57,7 @@ class Additions(Source):
 def experiment() -> Experiment:
     block = Block(Attention(key_heads=4, head=16), FeedForward(256), LayerNorm())
     return Experiment(
-        model=Decoder(Embed(width=64), Stack((block,), repeats=4), Learned(16), LayerNorm()),
+        model=Decoder(Embed(width=64), Stack((block,), repeats=4), Learned(16), LayerNorm(), context=16),
         tokenizer=Characters(),
         data=Data(Additions(), length=13, batch=128, packing=One(), rendering=Rendering(learn="answers")),
         objective=NextToken(),

@@ -58,7 +58,7 @@ class DigitsToSort(Source):
 def experiment() -> Experiment:
     block = Block(Attention(key_heads=3, head=16, bias=True, out_bias=True), FeedForward(192, bias=True), LayerNorm())
     return Experiment(
-        model=Decoder(Embed(width=48), Stack((block,), repeats=3), Learned(16), LayerNorm()),
+        model=Decoder(Embed(width=48), Stack((block,), repeats=3), Learned(16), LayerNorm(), context=16),
         tokenizer=Characters(),
         data=Data(DigitsToSort(), length=13, batch=64, packing=One(), rendering=Rendering(learn="answers")),
         objective=NextToken(),

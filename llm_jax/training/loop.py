@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from llm_jax.inference.language_model import LanguageModel
 from llm_jax.parallel.layout import place
 from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
 from llm_jax.training.checkpoints import Checkpoints
+from llm_jax.training.disk import space_for
 from llm_jax.training.display import Display
 from llm_jax.training.evaluation import evaluate, means
 from llm_jax.training.interrupt import Interrupt
@@ -37,24 +39,22 @@ def train(experiment: Experiment, workdir: str | Path) -> TrainState:
     """
     keep_compiled()
     with Run.open(workdir, experiment.manifest()) as run, Interrupt() as interrupt:
+        print("reading the data ...", flush=True)
         tokenizer = prepare_tokenizer(experiment, run)
         experiment = fill(experiment, tokenizer)
         program = Program(experiment, _mesh(experiment))
         kept = Checkpoints(run.checkpoints, experiment.manifest(), keep_last=experiment.keep_last,
                            keep_best=experiment.keep_best)
         with kept, Display(experiment.steps) as display:
-            state = Training(program, tokenizer, run, kept, display).run_to_end(interrupt)
-        if int(state.step) == experiment.steps:
-            for finding in findings(experiment, language_model(experiment, tokenizer, state.best)):
-                print("\n".join(finding.lines), flush=True)
-        return state
+            return Training(program, tokenizer, run, kept, display).run_to_end(interrupt)
 
 
 class Training:
     """One session of a training: from where the run stands to its last step."""
 
     def __init__(self, program: Program, tokenizer: Tokenizer, run: Run, checkpoints: Checkpoints, display: Display):
-        self.program, self.run, self.checkpoints, self.display = program, run, checkpoints, display
+        self.program, self.tokenizer = program, tokenizer
+        self.run, self.checkpoints, self.display = run, checkpoints, display
         self.experiment = program.experiment
         data: Any = self.experiment.data
         self.batches = data.train(tokenizer, seed=self.experiment.seed, process=jax.process_index(),
@@ -67,15 +67,25 @@ class Training:
             state = self._resume()
             begun = int(state.step)
             self.speed = Speed(self.program)
+            self.display.note(self.speed.introduction())
             with MetricsLog(self.run.metrics, self.run.events, begun or None) as self.metrics:
                 for step in range(begun + 1, self.experiment.steps + 1):
                     state = self._step(step, state)
                     if interrupt.requested:
                         break
                 self._save(int(state.step), state)
-        if interrupt.requested:
+                if int(state.step) == self.experiment.steps:
+                    self._report(state, again=begun == self.experiment.steps)
+        if int(state.step) < self.experiment.steps:
             self.display.note(f"stopped and saved at step {int(state.step)}: the same command goes on from there")
         return state
+
+    def _report(self, state: TrainState, again: bool) -> None:
+        """Shown as often as a finished run is asked for, written down once."""
+        for finding in findings(self.experiment, language_model(self.experiment, self.tokenizer, state.best)):
+            self.display.note("\n".join(finding.lines))
+            if finding.metrics and not again:
+                self.metrics.write(int(state.step), "report", finding.metrics)
 
     def _resume(self) -> TrainState:
         found = self.checkpoints.restore(self.program.template)
@@ -133,7 +143,10 @@ def prepare_tokenizer(experiment: Experiment, run: Run) -> Tokenizer:
         return load_tokenizer(run.tokenizer)
     data: Any = experiment.data
     tokenizer = data.prepare(experiment.tokenizer)
-    tokenizer.save(run.tokenizer)
+    saving = run.workdir / "tokenizer.saving"
+    shutil.rmtree(saving, ignore_errors=True)
+    tokenizer.save(saving)
+    os.replace(saving, run.tokenizer)
     return tokenizer
 
 

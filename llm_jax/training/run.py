@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ class Run:
           may_differ: paths of settings that need not be those of the run that is there.
 
         Raises:
-          InputError: the folder cannot be written, is in use, is damaged, or was made by another experiment.
+          InputError: the folder cannot be written, is in use, is damaged, or another experiment was trained in it.
         """
         workdir, new = Path(workdir), json.loads(json.dumps(manifest, allow_nan=False))
         held = contextlib.ExitStack()
@@ -67,9 +68,12 @@ class Run:
                     workdir.mkdir(parents=True, exist_ok=True)
                     undo.enter_context(only_writer(workdir))
                     run = cls(workdir, new, held)
-                    if run._begun():
-                        _refuse_other(workdir, _read_manifest(workdir), new, may_differ)
-                    if not run._begun() or _read_manifest(workdir) != new:
+                    old = _read_manifest(workdir) if run._begun() else None
+                    if old is not None and run._trained():
+                        _refuse_other(workdir, old, new, may_differ)
+                    elif old != new:  # it failed before its first step, over a setting that has been mended since
+                        shutil.rmtree(run.tokenizer, ignore_errors=True)
+                    if old != new:
                         write_atomically(workdir / "manifest.json", json.dumps(new, indent=2) + "\n")
                     for folder in (run.events, run.tokenizer, run.checkpoints):
                         folder.mkdir(exist_ok=True)
@@ -103,6 +107,11 @@ class Run:
     def _begun(self) -> bool:
         """Whether a run was here before; checkpoints without a manifest are one too, a damaged one."""
         return (self.workdir / "manifest.json").exists() or any(self.checkpoints.glob("*"))
+
+    def _trained(self) -> bool:
+        """Whether there is anything to lose."""
+        measured = self.metrics.exists() and self.metrics.stat().st_size > 0
+        return measured or any(self.checkpoints.glob("*"))
 
 
 def _read_manifest(workdir: Path) -> dict[str, Any]:

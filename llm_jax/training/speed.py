@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.models.decoder import Decoder
-from llm_jax.models.flops import training_flops_per_token
+from llm_jax.models.flops import CONVENTION, count, training_flops_per_token
 from llm_jax.training.program import Program, TrainState
 
 PEAKS = {  # published dense bfloat16 FLOP/s of one device, by a part of its name
@@ -58,10 +58,20 @@ class Speed:
         model = program.experiment.model
         if isinstance(model, Decoder):
             self._flops = self._tokens * training_flops_per_token(model, program.boxed, data.length)
-        self._peak = peak_flops(precision.compute)[0] * program.mesh.size
+        peak, self._source = peak_flops(precision.compute)
+        self._peak = peak * program.mesh.size
+        self._parameters = count(program.boxed)
         self._begun: float | None = None
         self._paused = 0.0
         self._steps = 0
+
+    def introduction(self) -> str:
+        """What is trained, and what MFU will mean."""
+        size = f"{self._parameters:,} parameters"
+        if not self._flops:
+            return size
+        return (f"{size}, {self._flops / self._tokens:.3g} FLOPs a token by {CONVENTION}; "
+                f"MFU is against {self._peak:.3g} FLOP/s, {self._source}")
 
     def step(self, state: TrainState) -> None:
         if self._begun is None:
