@@ -103,7 +103,7 @@ def chat() -> None:
 
 VERBS = dict(
     list=Verb(list_, "every experiment and its one-line question"),
-    show=Verb(show, "the resolved experiment, its parameters and FLOPs", True, ("set",)),
+    show=Verb(show, "the resolved experiment, its parameters and FLOPs", True, ("set", "modules", "data_dir")),
     train=Verb(train, "train, or go on from the newest checkpoint", True, ("workdir", "set", "modules", "data_dir")),
     eval=Verb(evaluate, "measure a run's newest checkpoint", False, ("workdir", "set", "modules", "data_dir")),
     sample=Verb(sample, "generate text", False, ("workdir", "modules", "prompt", "stop", *SAMPLING)),
@@ -170,8 +170,8 @@ def main(argv: list[str]) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     words = [a for a in argv[1:] if not a.startswith("-")]
-    asked = {"-h", "--help", "--helpfull", "help"} & set(argv[1:])
-    verb = next((w for w in words if w != "help"), None)
+    asked = words[:1] == ["help"] or {"-h", "--help", "--helpfull"} & set(argv[1:])
+    verb = next(iter(words[1:] if words[:1] == ["help"] else words), None)
     if verb is None:
         if len(argv) > 1 and not asked:
             raise InputError(f"the first word must be a verb: {', '.join(VERBS)}")
@@ -181,6 +181,7 @@ def _dispatch(argv: list[str]) -> int:
     if asked:
         print(usage(verb))
         return 0
+    FLAGS.unparse_flags()  # what an earlier call in this process set
     _, first, *rest = FLAGS(argv)
     if first != verb or len(rest) != found.named:
         raise InputError(f"write: python -m llm_jax {verb}{' NAME' if found.named else ''} [flags]")

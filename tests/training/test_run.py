@@ -43,11 +43,22 @@ def test_steps_may_change_and_are_written_down(tmp_path):
 )
 def test_refuses_the_folder_of_another_experiment(tmp_path, other, message):
     Run.open(tmp_path, manifest()).close()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(InputError, match=message) as refused:
         Run.open(tmp_path, other)
     assert "\n" not in str(refused.value)
     assert Run.existing(tmp_path).manifest == manifest()
     Run.open(tmp_path, manifest()).close()  # the refused one has let go of the lock
+
+
+def test_a_run_that_failed_before_its_first_step_may_be_mended(tmp_path):
+    with Run.open(tmp_path, manifest()) as run:
+        (run.tokenizer / "tokenizer.json").write_text("of the wrong texts")
+    Run.open(tmp_path, manifest()).close()
+    assert list(run.tokenizer.iterdir())
+    with Run.open(tmp_path, manifest(rate=0.2)) as run:
+        assert not list(run.tokenizer.iterdir())
+    assert Run.existing(tmp_path).manifest == manifest(rate=0.2)
 
 
 def test_differences_name_the_innermost_path():
