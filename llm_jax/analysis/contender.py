@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal, Protocol
 
 Precision = Literal["float32", "bfloat16"]
+PROMPT = 16  # tokens that decoding begins with
 
 
 @dataclasses.dataclass(frozen=True)

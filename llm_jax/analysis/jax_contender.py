@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.analysis.contender import Precision as Dtype
-from llm_jax.analysis.contender import Shape
+from llm_jax.analysis.contender import PROMPT, Shape
 from llm_jax.core.alphabet import Normal
 from llm_jax.data.pipeline import Data
 from llm_jax.data.sources import PythonHelp
 from llm_jax.experiment import Experiment
+from llm_jax.inference.generate import Generation, prepare, row_keys
+from llm_jax.inference.sampling import Sampling
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed
@@ -64,12 +66,27 @@ class JaxContender:
                      segment_BT=zeros, position_BT=where, bytes_BT=zeros)
         self.batch = place(batch, self.program.mesh)
         self.factor: Any = None
+        self.prepared: Any = None
         self.product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
 
     def train_step(self) -> float:
         with jax.set_mesh(self.program.mesh):
             self.state, _ = self.program.update(self.state, self.batch)
         return float(self.state.sums["loss"])
+
+    def decode(self, batch: int, tokens: int) -> list[list[int]]:
+        model: Any = self.program.experiment.model
+        if self.prepared is None:
+            self.prepared = prepare(model, self.state.params, self.dtype)
+        generation = Generation(
+            model, self.prepared, [list(range(PROMPT))] * batch, max_tokens=tokens, sampler=Sampling(temperature=0.0),
+            key_B=row_keys(0, range(batch)), stops=(), vocabulary=model.embed.vocabulary, dtype=self.dtype,
+        )  # fmt: skip
+        written: list[list[int]] = [[] for _ in range(batch)]
+        while not generation.finished:
+            for row, new in enumerate(generation.advance()):
+                written[row] += new
+        return written
 
     def matmul(self, size: int) -> None:
         if self.factor is None or len(self.factor) != size:

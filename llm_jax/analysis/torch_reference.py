@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llm_jax.analysis.contender import Precision, Shape
+from llm_jax.analysis.contender import PROMPT, Precision, Shape
 
-PROMPT = 16
 Cache = tuple[Tensor, Tensor]  # keys and values, each [B, N, S, H]
 
 
