@@ -100,14 +100,17 @@ class Chat:
         kept = self._lm.remember(messages, self._max_tokens)
         if len(kept) < len(messages) and not self._said_that_turns_go:
             self._said_that_turns_go = True
-            self._note(f"(longer than the model's context of {self._lm.context} tokens: the oldest turns are forgotten)")
+            self._note(
+                f"(longer than the model's context of {self._lm.context} tokens: the oldest turns are forgotten)"
+            )
         return kept
 
     def _note(self, text: str, end: str = "\n") -> None:
         """What this program says, and not the model."""
-        self._console.print(text, style="dim", end=end)
+        self._console.print(text, style="dim", end=end, soft_wrap=True)
 
 
 def printable(text: str) -> str:
     """The text with U+FFFD for characters that a terminal would obey: a model may say anything."""
-    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
+    obeyed = {c for c in text if unicodedata.category(c) == "Cc"} - {"\n", "\t"}
+    return "".join("\N{REPLACEMENT CHARACTER}" if c in obeyed else c for c in text)

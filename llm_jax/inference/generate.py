@@ -6,6 +6,7 @@ rounded up, so that the next prompt of about the same length compiles nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -42,7 +43,8 @@ class Rows:
         vocabulary = self.seen_BV.shape[1]  # the tokenizer's; a model may have been given more
         key_B = jax.vmap(jax.random.fold_in, (0, None))(self.key_B, self.made)
         newest_B = sampler.draw(key_B, logits_BV[:, :vocabulary], self.seen_BV)
-        return self.replace(
+        return dataclasses.replace(
+            self,
             newest_B=newest_B,
             position_B=self.position_B + 1,
             slot=self.slot + 1,
@@ -113,7 +115,9 @@ class Generation:
         self._model, self._params, self._sampler, self._max_tokens = model, params, sampler, max_tokens
         self._stops_V = stops_V
         self._open_B = np.ones(len(prompts), bool)
-        logits_BV, self._caches, rows = _read(model, slots, vocabulary, jnp.dtype(dtype), params, tokens_BT, length_B, key_B)
+        logits_BV, self._caches, rows = _read(
+            model, slots, vocabulary, jnp.dtype(dtype), params, tokens_BT, length_B, key_B
+        )
         self._rows = _draw(rows, logits_BV, sampler, stops_V)
         self._made = 0
 
@@ -135,7 +139,7 @@ class Generation:
             new_BN = np.asarray(self._rows.newest_B)[:, None]
         else:
             count = min(most, CHUNK, self._max_tokens - self._made)
-            rows = self._rows.replace(done_B=jnp.asarray(~self._open_B))
+            rows = dataclasses.replace(self._rows, done_B=jnp.asarray(~self._open_B))
             self._caches, self._rows, new, made = _go_on(
                 self._model, self._params, self._caches, rows, self._sampler, self._stops_V, count
             )
@@ -164,8 +168,10 @@ def _check(model: Decoder, prompts: Sequence[Sequence[int]], max_tokens: int) ->
         if context is not None and len(prompt) + max_tokens > context:
             most = context - len(prompt)
             advice = f"ask for at most {most} tokens" if most > 0 else f"shorten it to at most {context - 1} tokens"
-            raise InputError(f"{where} has {len(prompt)} tokens, and with max_tokens={max_tokens} that is more than the "
-                             f"model's context of {context}: {advice}")  # fmt: skip
+            raise InputError(
+                f"{where} has {len(prompt)} tokens, and with max_tokens={max_tokens} that is more than the model's "
+                f"context of {context}: {advice}"
+            )
 
 
 def _round_up(length: int, finely: bool) -> int:
@@ -177,7 +183,7 @@ def _round_up(length: int, finely: bool) -> int:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _read(model: Decoder, slots: int, vocabulary: int, dtype, params: Any, tokens_BT, length_B, key_B):
-    """Reads prompts that end at the right edge of `tokens_BT`: scores of the next tokens, caches of `slots`, the rows."""
+    """Reads prompts that end at the right edge of `tokens_BT`: the next tokens' scores, `slots` of caches, the rows."""
     batch, padded = tokens_BT.shape
     position_BT = jnp.arange(padded, dtype=jnp.int32)[None] - (padded - length_B)[:, None]
     real_BT = position_BT >= 0

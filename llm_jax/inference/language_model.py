@@ -21,6 +21,7 @@ from llm_jax.text.tokenizer import StreamDecoder, Tokenizer
 PIECE = 0.05  # seconds of text in a piece that is streamed, about: faster than the eye minds
 BEFORE_UNBOUNDED = 512  # tokens of an answer where the model has no bound to keep within
 
+
 class LanguageModel:
     """What a trained model can do.
 
@@ -119,7 +120,9 @@ class LanguageModel:
         kept = self.remember(messages, max_tokens)
         if len(kept) < len(messages) and not self._said_that_turns_go:
             self._said_that_turns_go = True
-            logging.warning("the conversation outgrew the context of %s tokens: its oldest turns are left out", self.context)
+            logging.warning(
+                "the conversation outgrew the context of %s tokens: its oldest turns are left out", self.context
+            )
         ids, _ = self.template.render(self.tokenizer, kept, reply=True)
         if max_tokens is None:
             max_tokens = BEFORE_UNBOUNDED if self.context is None else self.context - len(ids)
@@ -145,8 +148,10 @@ class LanguageModel:
             length = len(self.template.render(self.tokenizer, kept, reply=True)[0])
             if length + room <= self.context:
                 return kept
-        raise InputError(f"the latest message has {length} tokens with what must come before it, and with {room} for the "
-                         f"answer that is more than the model's context of {self.context}: shorten it")  # fmt: skip
+        raise InputError(
+            f"the latest message has {length} tokens with what must come before it, and with {room} for the answer "
+            f"that is more than the model's context of {self.context}: shorten it"
+        )
 
     def _plain(self, prompt: str) -> list[int]:
         before = [lookup(self.tokenizer.special, "bos", "special token of this tokenizer")] if self.bos else []
@@ -162,8 +167,8 @@ class LanguageModel:
     def _begin(self, ids: list[list[int]], max_tokens: int, sampling: Sampling, seed: int, ends: tuple[str, ...]):
         stops = [self.tokenizer.special[name] for name in ends if name in self.tokenizer.special]
         return Generation(
-            self.model, self._prepared, ids, max_tokens=max_tokens, sampler=sampling, key_B=row_keys(seed, range(len(ids))),
-            stops=stops, vocabulary=self.tokenizer.vocabulary, dtype=self.dtype,
+            self.model, self._prepared, ids, max_tokens=max_tokens, sampler=sampling,
+            key_B=row_keys(seed, range(len(ids))), stops=stops, vocabulary=self.tokenizer.vocabulary, dtype=self.dtype,
         )  # fmt: skip
 
 

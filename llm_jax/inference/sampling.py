@@ -85,7 +85,9 @@ class Sampling(Sampler):
         logits_BV = logits_BV / self.temperature
         # Sorting a whole vocabulary costs more than the rest together: only when asked for.
         sorts = (self.top_k > 0) | (self.top_p < 1)
-        least_B1 = jax.lax.cond(sorts, self._least, lambda scores_BV: jnp.full_like(scores_BV[:, :1], -jnp.inf), logits_BV)
+        least_B1 = jax.lax.cond(
+            sorts, self._least, lambda scores_BV: jnp.full_like(scores_BV[:, :1], -jnp.inf), logits_BV
+        )
         best_B1 = logits_BV.max(-1, keepdims=True)
         near_B1 = best_B1 + jnp.log(jnp.asarray(self.min_p, jnp.float32))
         return jnp.where(logits_BV >= jnp.maximum(least_B1, near_B1), logits_BV, -jnp.inf)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -17,6 +17,7 @@ from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed, Untied
 from llm_jax.layers.feedforward import FeedForward
+from llm_jax.layers.positions import Positions, Rope
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.flops import shapes
 from llm_jax.models.stack import Stack
@@ -34,11 +35,13 @@ class Best(Sampler):
         return logits_BV.argmax(-1).astype(jnp.int32)
 
 
-def decoder(*attentions: Attention, repeats: int = 1, vocabulary: int = VOCABULARY, **settings: Any) -> Decoder:
+def decoder(
+    *attentions: Attention, repeats: int = 1, run: Literal["loop", "scan"] = "loop", vocabulary: int = VOCABULARY,
+    positions: Positions = Rope(), context: int = 64,
+) -> Decoder:  # fmt: skip
     """Each of `attentions` is a block of the pattern."""
     blocks = tuple(Block(attention, FeedForward(hidden=16)) for attention in attentions)
-    stack = Stack(blocks, repeats, run=settings.pop("run", "loop"))
-    return Decoder(Embed(16, vocabulary), stack, head=Untied(), **{"context": 64} | settings)
+    return Decoder(Embed(16, vocabulary), Stack(blocks, repeats, run), positions, head=Untied(), context=context)
 
 
 def attention(key_heads: int = 2, group: int = 2, **settings: Any) -> Attention:
@@ -50,8 +53,9 @@ def initial(model: Decoder, seed: int = 0) -> Any:
     random = np.random.default_rng(seed)
 
     def draw(path: Any, leaf: Any) -> jax.Array:
-        norm, embedding = path[-1].key == "scale", path[0].key == "embed"
-        return jnp.asarray(norm + (0.1 if norm else 1.0 if embedding else 0.4) * random.standard_normal(leaf.shape), leaf.dtype)
+        deviation = 1.0 if path[0].key == "embed" else 0.4
+        around = 2.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(around + deviation * random.standard_normal(leaf.shape), leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, nn.meta.unbox(shapes(model)))
 
@@ -62,7 +66,8 @@ def prompts(*lengths: int, vocabulary: int = VOCABULARY) -> list[list[int]]:
 
 def cached(
     model: Decoder, params: Any, prompts: Sequence[Sequence[int]], max_tokens: int = 8, sampler: Sampler = GREEDY,
-    *, seed: int = 0, rows: Sequence[int] | None = None, stops: Sequence[int] = (), most: int = 64, dtype: str = "float32",
+    *, seed: int = 0, rows: Sequence[int] | None = None, stops: Sequence[int] = (), most: int = 64,
+    dtype: str = "float32",
 ) -> list[list[int]]:  # fmt: skip
     generation = Generation(
         model, prepare(model, params, dtype), prompts, max_tokens=max_tokens, sampler=sampler,

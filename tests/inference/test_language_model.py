@@ -1,0 +1,168 @@
+"""Text in, text out: logits, generation, streaming, replies, forgetting, and parameters spread over devices."""
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from llm_jax.core.tables import InputError
+from llm_jax.inference.language_model import LanguageModel
+from llm_jax.models.flops import shapes
+from llm_jax.parallel.layout import Layout, shardings
+from llm_jax.text.chat import ChatTemplate, Message
+from llm_jax.text.recipes import Bytes, WordPiece
+
+TOKENIZER = Bytes().train([])
+WARM = dict(temperature=2.0, top_k=50)
+
+
+@pytest.fixture(scope="module")
+def lm(tiny):
+    model = tiny.decoder(tiny.attention(), vocabulary=TOKENIZER.vocabulary + 3)  # a few ids stand for nothing
+    return LanguageModel(model, tiny.initial(model), TOKENIZER)
+
+
+def test_logits_are_the_model_s(lm):
+    ids_BT = np.array([[1, 2, 3, 250], [4, 5, 6, 7]])
+    expected, _ = jax.jit(lm.model.apply)({"params": lm.params}, ids_BT.astype(np.int32))
+    logits_BTV = lm.logits(ids_BT)
+    assert isinstance(logits_BTV, np.ndarray)
+    assert logits_BTV.dtype == np.float32
+    np.testing.assert_allclose(logits_BTV, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [[[1, 999]], [[-1]], [1, 2], [[0.5]], [[]]])
+def test_logits_of_no_ids_are_refused(lm, wrong):
+    with pytest.raises(InputError, match=r"ids_BT|token id"):
+        lm.logits(wrong)
+
+
+def test_plain_text_begins_with_bos_where_the_data_did(tiny, lm):
+    bos = TOKENIZER.special["bos"]
+    for with_bos in (True, False):
+        here = LanguageModel(lm.model, lm.params, TOKENIZER, bos=with_bos)
+        ids = [bos] * with_bos + list(b"hello")
+        best = int(here.logits([ids])[0, -1, : TOKENIZER.vocabulary].argmax())
+        assert here.generate(["hello"], max_tokens=1, temperature=0.0) == [TOKENIZER.decode([best])]
+
+
+def test_an_empty_prompt_needs_a_bos(lm):
+    assert len(lm.generate([""], max_tokens=3, **WARM)) == 1
+    with pytest.raises(InputError, match="the prompt is empty"):
+        LanguageModel(lm.model, lm.params, TOKENIZER, bos=False).generate([""])
+    assert lm.generate([]) == []
+
+
+def test_seeds_decide(lm):
+    prompts = ["hello", "a", "hello"]
+    first = lm.generate(prompts, max_tokens=20, seed=1, **WARM)
+    assert first == lm.generate(prompts, max_tokens=20, seed=1, **WARM)
+    assert first != lm.generate(prompts, max_tokens=20, seed=2, **WARM)
+    assert first[0] != first[2]
+    assert lm.generate(["hello"], max_tokens=20, seed=1, **WARM) == first[:1]
+
+
+def test_the_stream_is_what_generate_says(lm):
+    (whole,) = lm.generate(["hello"], max_tokens=30, seed=1, **WARM)
+    pieces = list(lm.stream("hello", max_tokens=30, seed=1, **WARM))
+    assert "".join(pieces) == whole
+    assert len(pieces) > 1
+
+
+def test_stop_strings_cut_each_row(lm):
+    prompts = ["hello", "a", "hello"]
+    whole = lm.generate(prompts, max_tokens=30, seed=1, **WARM)
+    stop = whole[0][5:8]
+    cut = lm.generate(prompts, max_tokens=30, seed=1, stop=stop, **WARM)
+    assert cut == [text.split(stop)[0] for text in whole]
+    assert lm.generate(prompts, max_tokens=30, seed=1, stop=["never said", stop], **WARM) == cut
+    assert "".join(lm.stream("hello", max_tokens=30, seed=1, stop=[stop], **WARM)) == cut[0]
+    with pytest.raises(InputError, match="must not be empty"):
+        lm.generate(prompts, stop="")
+
+
+def test_a_word_after_the_prompt_keeps_its_space(lm):
+    words = WordPiece(vocabulary=80).train(["ab cd ab cd abcd"] * 9)
+    here = LanguageModel(lm.model, lm.params, words)
+    prompt = here._plain("ab")
+    (next_,) = words.encode("cd")[:1]
+    stream = here._stream_after(prompt)
+    assert stream.push(next_).startswith(" ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(max_tokens=80), "the prompt has 3 tokens, and with max_tokens=80 .* context of 64: ask for at most 61"),
+        (dict(temperature=-1.0), "temperature must be 0"),
+        (dict(top_p=0.0), "top_p"),
+        (dict(max_tokens=0), "max_tokens must be 1 or more"),
+    ],
+)
+def test_bad_settings_are_refused_at_once(lm, settings, message):
+    with pytest.raises(InputError, match=message):
+        lm.generate(["hi"], **settings)
+    with pytest.raises(InputError, match=message):
+        lm.stream("hi", **settings)  # before the first piece is asked for
+    with pytest.raises(InputError, match="list of texts"):
+        lm.generate("hi")
+
+
+def test_a_reply_goes_on_from_the_rendered_conversation(lm):
+    messages = [Message("user", "hi")]
+    ids, _ = ChatTemplate().render(TOKENIZER, messages, reply=True)
+    best = int(lm.logits([ids])[0, -1, : TOKENIZER.vocabulary].argmax())
+    assert "".join(lm.reply(messages, max_tokens=1, temperature=0.0)) == TOKENIZER.decode([best])
+
+
+def test_a_reply_ends_at_the_end_of_its_turn(tiny, lm):
+    said = "".join(lm.reply([Message("user", "hi")], max_tokens=8, temperature=0.0))
+    end = TOKENIZER.special["end_of_turn"]
+    params = jax.tree.map(lambda x: x, lm.params)
+    # with the head's columns of the first letter said and of end_of_turn swapped, the turn ends where it began
+    ids, _ = ChatTemplate().render(TOKENIZER, [Message("user", "hi")], reply=True)
+    best = int(lm.logits([ids])[0, -1, : TOKENIZER.vocabulary].argmax())
+    kernel_DV = np.array(params["head"]["kernel"])
+    kernel_DV[:, [best, end]] = kernel_DV[:, [end, best]]
+    params["head"]["kernel"] = kernel_DV
+    silent = LanguageModel(lm.model, params, TOKENIZER)
+    assert said
+    assert list(silent.reply([Message("user", "hi")], max_tokens=8, temperature=0.0)) == []
+
+
+def test_the_oldest_turns_go_first_and_the_system_stays(lm):
+    system, *turns = [
+        Message("system", "s"), Message("user", "a" * 9), Message("assistant", "b" * 9), Message("user", "c" * 9),
+        Message("assistant", "d" * 9), Message("user", "e" * 9),
+    ]  # fmt: skip
+    assert lm.remember([system, *turns], 1) == [system, *turns]  # 60 tokens of 64
+    assert lm.remember([system, *turns], 5) == [system, *turns[2:]]  # an answer goes with its question
+    assert lm.remember([system, *turns], 30) == [system, *turns[4:]]
+    assert lm.remember([system, *turns]) == [system, *turns[2:]]  # a quarter of the context is left for the answer
+    assert lm.remember(turns[-1:]) == turns[-1:]
+    assert lm.remember([]) == []
+    with pytest.raises(InputError, match=r"latest message has 16 tokens .* 50 for the answer .* context of 64"):
+        lm.remember([system, *turns], 50)
+
+
+def test_forgetting_is_said_once(lm, caplog):
+    turns = [Message("user", "a" * 9), Message("assistant", "b" * 9)] * 4 + [Message("user", "c")]
+    with caplog.at_level(logging.WARNING, "absl"):
+        for _ in range(2):
+            "".join(lm.reply(turns, max_tokens=5))
+    assert [r.getMessage() for r in caplog.records] == [
+        "the conversation outgrew the context of 64 tokens: its oldest turns are left out"
+    ]
+
+
+def test_parameters_spread_over_devices_say_the_same(lm):
+    mesh = Layout(2, 2, 2).mesh()
+    spread = jax.device_put(lm.params, shardings(shapes(lm.model), mesh))
+    assert len(spread["embed"]["table"].sharding.device_set) == 8
+    prompts = ["hello", "a", "hello", "abc"]
+    with jax.set_mesh(mesh):
+        there = LanguageModel(lm.model, spread, TOKENIZER).generate(prompts, max_tokens=10, temperature=0.0)
+    assert there == lm.generate(prompts, max_tokens=10, temperature=0.0)
+    outside = LanguageModel(lm.model, spread, TOKENIZER)
+    assert outside.generate(prompts[:1], max_tokens=10, temperature=0.0) == there[:1]
