@@ -41,7 +41,7 @@ class NextToken(Objective):
         sums = dict(weight=weight_BT.sum(), loss=(loss_BT * weight_BT).sum(),
                     bytes=(batch["bytes_BT"].astype(jnp.float32) * weight_BT).sum())
         if key is None:
-            sums["correct"] = ((score_BTV.argmax(-1) == target_BT) * weight_BT).sum()
+            sums["correct"] = jnp.where(score_BTV.argmax(-1) == target_BT, weight_BT, 0).sum()
         return sums
 
 

@@ -1,0 +1,100 @@
+"""Every variant of every layer within a model: shape, finite gradients, and cached equal to full, under jit.
+
+Model number i takes the i-th entry of every table, so an entry is enrolled by its line in the table.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax.core.alphabet import INITS
+from llm_jax.layers.attention import Attention
+from llm_jax.layers.block import PLACEMENTS, Block
+from llm_jax.layers.embedding import HEADS, Embed
+from llm_jax.layers.feedforward import ACTIVATIONS, FEEDFORWARDS
+from llm_jax.layers.kernels import KERNELS
+from llm_jax.layers.masks import MASKS, Causal
+from llm_jax.layers.norms import NORMS
+from llm_jax.layers.positions import POSITIONS, SCALINGS, Rope
+from llm_jax.layers.tokens import Tokens
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.stack import REMAT, Stack
+from llm_jax.objectives.next_token import OBJECTIVES
+
+# These programs run once: compiling them is the cost.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+LAYERS = [
+    PLACEMENTS,
+    HEADS,
+    ACTIVATIONS,
+    FEEDFORWARDS,
+    KERNELS,
+    MASKS,
+    NORMS,
+    POSITIONS,
+    SCALINGS,
+    INITS,
+    REMAT,
+    OBJECTIVES,
+]
+T, VOCABULARY = 6, 19
+
+
+def pick(table: dict, number: int):
+    return list(table.values())[number % len(table)]
+
+
+def model(number: int) -> Decoder:
+    """A local block with rotary positions, scaled; then one with the model's own positions and whatever comes next."""
+    norm, activation = pick(NORMS, number)(), pick(ACTIVATIONS, number)()
+    init = pick(INITS, number)()
+    ffn = pick(FEEDFORWARDS, number)(hidden=10, activation=activation, init=init)
+    attention = Attention(2, 1, 4, mask=pick(MASKS, number)(), kernel=pick(KERNELS, number)(), norm=norm, soft_cap=9.0)
+    placement = pick(PLACEMENTS, number)()
+    scaled = Rope(scaling=pick(SCALINGS, number)(factor=2.0))
+    blocks = (
+        Block(attention, ffn, norm, placement),
+        Block(attention.clone(mask=Causal()), ffn, norm, placement, positions=scaled),
+    )
+    stack = Stack(blocks, 1, remat=list(REMAT)[number % len(REMAT)])
+    return Decoder(Embed(8, VOCABULARY), stack, pick(POSITIONS, number)(), norm, pick(HEADS, number)(soft_cap=20.0))
+
+
+@pytest.mark.parametrize("number", range(max(map(len, LAYERS))))
+def test_a_variant_within_a_model(number):
+    made, objective = model(number), pick(OBJECTIVES, number)()
+    ids = jnp.asarray(np.random.default_rng(number).integers(0, VOCABULARY, (2, T)), jnp.int32)
+    at = Tokens.of((2, T))
+    batch = dict(tokens_BT=ids, targets_BT=jnp.roll(ids, -1, 1), weight_BT=jnp.ones((2, T)), bytes_BT=ids)
+    batch |= dict(position_BT=at.position_BT, segment_BT=at.segment_BT)
+
+    @jit
+    def everything(key):
+        params = nn.meta.unbox(made.init(key, ids))["params"]
+
+        def loss(params):
+            sums = objective(made, params, None, batch, jax.random.key(1))
+            return sums["loss"] / sums["weight"]
+
+        caches, scores = made.empty_cache(2, T + 1, jnp.float32), []
+        for low, high in ((0, 3), (3, 4), (4, T)):
+            here = made.apply({"params": params}, ids[:, low:high], at.cut(low, high), caches=caches, start=low)
+            scores, caches = [*scores, here[0]], here[1]
+        full = made.apply({"params": params}, ids)[0]
+        return jax.value_and_grad(loss)(params), full, jnp.concatenate(scores, 1)
+
+    (loss, gradients), full, cached = everything(jax.random.key(0))
+    assert full.shape == (2, T, VOCABULARY) and full.dtype == jnp.float32 and np.isfinite(full).all()
+    assert np.isfinite(loss)
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+        assert np.isfinite(gradient).all(), jax.tree_util.keystr(path)
+    allowed = made.stack.pattern[0].attention.mask.between(at, at)[0]
+    if not np.triu(allowed, 1).any():  # a mask that looks ahead sees more in one call than in several
+        np.testing.assert_allclose(cached, full, atol=1e-5)

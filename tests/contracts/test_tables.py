@@ -1,0 +1,114 @@
+"""What every entry of every table promises. A new entry is enrolled by its line in the table."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import json
+import pkgutil
+from collections import Counter
+
+import flax.linen as nn
+import pytest
+
+import llm_jax
+from llm_jax.core import parts
+from llm_jax.core.parts import Part
+
+
+def tables() -> list[tuple[str, str, dict[str, type]]]:
+    """(module, name, table) for every dictionary of part classes with a name in capitals."""
+    found = []
+    for info in pkgutil.walk_packages(llm_jax.__path__, "llm_jax."):
+        if info.name != "llm_jax.__main__":
+            for name, value in vars(importlib.import_module(info.name)).items():
+                classes = list(value.values()) if name.isupper() and isinstance(value, dict) else []
+                if classes and all(is_class(cls) and cls.__module__ == info.name for cls in classes):
+                    found.append((info.name, name, value))
+    return found
+
+
+def is_class(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, (Part, nn.Module))
+
+
+TABLES = tables()
+ENTRIES = [pytest.param(cls, id=f"{table}.{name}") for _, table, entries in TABLES for name, cls in entries.items()]
+SAMPLES = {int: 3, float: 0.5, str: "text", bool: True}
+
+
+def sample(cls: type) -> object:
+    """The part with its default settings, and something for those that must be given."""
+    needed = [f for f in dataclasses.fields(cls) if f.name in parts.settings(cls) and f.default is dataclasses.MISSING]
+    given = {}
+    for field in needed:
+        if field.default_factory is dataclasses.MISSING:
+            given[field.name] = fill(parts.types_of(cls)[field.name])
+    return cls(**given)
+
+
+def fill(declared):
+    if declared in SAMPLES:
+        return SAMPLES[declared]
+    if getattr(declared, "__origin__", None) is tuple:
+        return (fill(declared.__args__[0]),)
+    here = [cls for _, _, entries in TABLES for cls in entries.values() if issubclass(cls, declared)]
+    return sample(here[0] if here else declared)
+
+
+def test_there_are_tables():
+    names = {name for _, name, _ in TABLES}
+    assert {
+        "POSITIONS",
+        "MASKS",
+        "KERNELS",
+        "NORMS",
+        "FEEDFORWARDS",
+        "PLACEMENTS",
+        "HEADS",
+        "SCALINGS",
+        "INITS",
+    } <= names
+    assert {"MODELS", "OBJECTIVES", "RECIPES", "SOURCES", "PACKINGS", "SPLITS", "OPTIMIZERS", "SCHEDULES"} <= names
+
+
+@pytest.mark.parametrize(("module", "table", "entries"), TABLES, ids=[name for _, name, _ in TABLES])
+def test_a_table_is_one_family_under_its_own_names_and_nobody_is_forgotten(module, table, entries):
+    assert all(name == cls.__name__ for name, cls in entries.items())
+    families = {parts.family(cls) for cls in entries.values()}
+    if table == "MODELS":  # each model is a family: another kind cannot take its place
+        assert families == set(entries.values())
+        return
+    assert len(families) == 1
+    (family,) = families
+    here = [c for c in vars(importlib.import_module(module)).values() if is_class(c) and c.__module__ == module]
+    members = {c for c in here if issubclass(c, family) and c is not family and not c.__name__.startswith("_")}
+    missing = {c.__name__ for c in members} - set(entries)
+    assert not {name for name in missing if not inspect.isabstract(vars(importlib.import_module(module))[name])}
+
+
+@pytest.mark.parametrize("cls", ENTRIES)
+def test_an_entry_survives_the_manifest_and_is_typed_by_name(cls):
+    part = sample(cls)
+    assert parts.is_part(part) and parts.check(part) == part
+    assert parts.from_json(json.loads(json.dumps(parts.to_json(part)))) == part
+    assert hash(part) == hash(sample(cls))
+    assert parts.parse(written(part)) == part
+
+
+def written(value: object) -> str:
+    """The value as a user would type it."""
+    if parts.is_part(value):
+        settings = ", ".join(f"{n}={written(getattr(value, n))}" for n in parts.settings(value))
+        return f"{type(value).__name__}({settings})"
+    if isinstance(value, tuple):
+        return "(" + "".join(written(v) + ", " for v in value) + ")"
+    return repr(value)
+
+
+def test_a_name_means_one_part():
+    """What a user types is looked up by name alone."""
+    ours = [c for root in (Part, nn.Module) for c in parts.descendants(root) if c.__module__.startswith("llm_jax.")]
+    names = Counter(c.__name__ for c in set(ours) if not c.__name__.startswith("_"))
+    assert not [name for name, number in names.items() if number > 1]

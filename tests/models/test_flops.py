@@ -1,0 +1,38 @@
+"""Counts by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from llm_jax.layers.attention import Attention
+from llm_jax.layers.block import Block
+from llm_jax.layers.embedding import Embed, Untied
+from llm_jax.layers.feedforward import FeedForward, Gelu, SwiGLU
+from llm_jax.layers.norms import LayerNorm
+from llm_jax.layers.positions import Learned
+from llm_jax.models import flops
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.stack import Stack
+
+
+def test_gpt2_has_124439808_parameters():
+    attention = Attention(key_heads=12, head=64, bias=True, out_bias=True)
+    block = Block(attention, FeedForward(3072, Gelu(tanh=True), bias=True), LayerNorm())
+    model = Decoder(Embed(768, 50257), Stack((block,), 12), Learned(1024), LayerNorm())
+    boxed = flops.shapes(model)
+    assert flops.count(boxed) == 124_439_808
+    matrices = 12 * 12 * 768 * 768 + 50257 * 768
+    assert flops.matrix_weights(model, boxed) == matrices
+    assert flops.training_flops_per_token(model, boxed, 1024) == 6 * matrices + 12 * 12 * 768 * 1024
+
+
+@pytest.mark.parametrize("head", [None, Untied()], ids=str)
+def test_grouped_heads_gates_and_heads_of_their_own(head):
+    block = Block(Attention(key_heads=2, group=3, head=8), SwiGLU(hidden=40))
+    model = Decoder(Embed(16, 100), Stack((block, block), 5), **({"head": head} if head else {}))
+    boxed = flops.shapes(model)
+    layer = 16 * 48 + 2 * 16 * 16 + 48 * 16 + 3 * 16 * 40
+    matrices = 10 * layer + 1600  # one of the two tables gives the scores; a lookup in the other is no product
+    assert flops.matrix_weights(model, boxed) == matrices
+    assert flops.count(boxed) == matrices + 10 * 2 * 16 + 16 + (1600 if head else 0)
+    assert flops.training_flops_per_token(model, boxed, 7) == 6 * matrices + 12 * 10 * 48 * 7

@@ -1,0 +1,87 @@
+"""The next-token objective: PyTorch's cross-entropy, in sums that add up."""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from llm_jax.layers.attention import Attention
+from llm_jax.layers.block import Block
+from llm_jax.layers.embedding import Embed
+from llm_jax.layers.feedforward import FeedForward
+from llm_jax.layers.tokens import Tokens
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.stack import Stack
+from llm_jax.objectives.next_token import NextToken, cross_entropy
+
+# These programs run once: compiling them is the cost.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+MODEL = Decoder(Embed(8, 13, dropout=0.3), Stack((Block(Attention(2, head=4), FeedForward(8)),), 1))
+
+
+def batch() -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(0)
+    ids = draw.integers(0, 13, (4, 7)).astype(np.int32)
+    segment = np.repeat([[0, 0, 0, 1, 1, 1, -1]], 4, 0).astype(np.int32)
+    position = np.repeat([[0, 1, 2, 0, 1, 2, 0]], 4, 0).astype(np.int32)
+    weight = ((segment >= 0) * draw.integers(0, 3, (4, 7))).astype(np.float32)
+    return dict(
+        tokens_BT=ids[:, :6],
+        targets_BT=ids[:, 1:],
+        weight_BT=weight[:, 1:],
+        segment_BT=segment[:, :6],
+        position_BT=position[:, :6],
+        bytes_BT=ids[:, 1:] % 5,
+    )
+
+
+def test_cross_entropy_is_pytorchs():
+    scores = np.random.default_rng(0).normal(size=(2, 5, 9)).astype(np.float32) * 20
+    targets = np.random.default_rng(1).integers(0, 9, (2, 5)).astype(np.int32)
+    wanted = torch.nn.functional.cross_entropy(torch.tensor(scores).mT, torch.tensor(targets).long(), reduction="none")
+    np.testing.assert_allclose(cross_entropy(jnp.asarray(scores), jnp.asarray(targets)), wanted, rtol=1e-5, atol=1e-5)
+    gradient = jax.grad(lambda s: cross_entropy(s, jnp.asarray(targets)).sum())(jnp.asarray(scores) + 1e4)
+    assert np.isfinite(gradient).all()
+
+
+def test_sums_respect_weights_and_add_up():
+    params = jit(lambda key: nn.meta.unbox(MODEL.init(key, jnp.zeros((1, 2), jnp.int32)))["params"])(jax.random.key(0))
+    params = jax.tree.map(lambda p: p * 5, params)
+    sums = jit(lambda params, batch, key: NextToken()(MODEL, params, None, batch, key))
+    whole, pieces = batch(), [{k: v[i : i + 2] for k, v in batch().items()} for i in (0, 2)]
+    found = sums(params, whole, None)
+    assert sorted(found) == ["bytes", "correct", "loss", "weight"]
+    halves = [sums(params, piece, None) for piece in pieces]
+    for name, value in found.items():
+        np.testing.assert_allclose(value, halves[0][name] + halves[1][name], rtol=1e-5)
+
+    weight = whole["weight_BT"]
+    assert found["weight"] == weight.sum() and found["bytes"] == (whole["bytes_BT"] * weight).sum()
+    tokens = {k: whole[f"{k}_BT"] for k in ("tokens", "segment", "position")}
+    scores, _ = MODEL.apply({"params": params}, tokens["tokens"], Tokens(tokens["position"], tokens["segment"]))
+    logs = torch.tensor(np.asarray(scores)).log_softmax(-1).numpy()
+    chosen = np.take_along_axis(logs, whole["targets_BT"][..., None], -1)[..., 0]
+    np.testing.assert_allclose(found["loss"], -(chosen * weight).sum(), rtol=1e-5)
+    assert found["correct"] == ((logs.argmax(-1) == whole["targets_BT"]) * weight).sum()
+
+    other = whole | {
+        "targets_BT": np.where(weight > 0, whole["targets_BT"], 0),
+        "bytes_BT": np.where(weight > 0, whole["bytes_BT"], 9),
+    }
+    for name, value in sums(params, other, None).items():
+        assert value == found[name]
+    nothing = sums(params, whole | {"weight_BT": 0 * weight}, None)
+    assert all(value == 0 for value in nothing.values())
+
+
+def test_a_key_drops_and_leaves_out_what_training_does_not_need():
+    params = jit(lambda key: nn.meta.unbox(MODEL.init(key, jnp.zeros((1, 2), jnp.int32)))["params"])(jax.random.key(0))
+    sums = jit(lambda params, key: NextToken()(MODEL, params, None, batch(), key))
+    one, two = (sums(params, jax.random.key(i)) for i in range(2))
+    assert "correct" not in one and one["loss"] != two["loss"] and one["weight"] == two["weight"]
