@@ -1,0 +1,220 @@
+"""What a user types, right and wrong: one clear line and exit status 2 for the wrong, and nothing is lost."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llm_jax import experiment as experiments
+from llm_jax.__main__ import VERBS, main
+
+ROOT = Path(__file__).parents[2]
+FILE = '''
+"""Does a model that knows parity learn better?"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+import llm_jax
+from llm_jax.data.pipeline import Data
+from llm_jax.data.sources import TextFiles
+from llm_jax.core.alphabet import Normal, weigh
+from llm_jax.layers.attention import Attention
+from llm_jax.layers.block import Block
+from llm_jax.layers.embedding import Embed
+from llm_jax.layers.feedforward import SwiGLU
+from llm_jax.layers.positions import Positions
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.stack import Stack
+from llm_jax.text.recipes import Bytes
+from llm_jax.training.report import Samples
+
+import flax.linen as nn
+
+
+class Parity(Positions):
+    """A learned vector for even positions and one for odd ones."""
+
+    strength: float = 1.0
+
+    @nn.compact
+    def embed(self, x_BTD, tokens):
+        table_PD = weigh(self, "table", "PD", dict(P=2, D=x_BTD.shape[-1]), Normal(), 1)
+        return x_BTD + self.strength * table_PD[tokens.position_BT % 2].astype(x_BTD.dtype)
+
+
+def experiment():
+    return llm_jax.get("small_gpt").override({
+        "model": Decoder(Embed(16), Stack((Block(Attention(1, 1, 8), SwiGLU(16)),), 1), Parity()),
+        "tokenizer": Bytes(),
+        "data": Data(TextFiles("TEXTS", separator="\\n"), length=24, batch=8),
+        "steps": 4, "log_every": 1, "eval_every": 2, "save_every": 2,
+        "report": (Samples(("a",), max_tokens=5),),
+    })
+'''
+
+
+def files_of(workdir: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(workdir)): p.read_bytes() for p in sorted(workdir.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A folder with an experiment of the user's own, the text that it trains on, and a finished run of it."""
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "texts.txt").write_text("\n".join(f"line {i} of the text" for i in range(300)))
+    (folder / "parity.py").write_text(FILE.replace("TEXTS", str(folder / "texts.txt")))
+    assert main(["llm_jax", "train", str(folder / "parity.py"), f"--workdir={folder / 'run'}"]) == 0
+    return folder
+
+
+def refused(capsys, *words) -> str:
+    """The one line that bad input is answered with."""
+    capsys.readouterr()
+    status = main(["llm_jax", *map(str, words)])
+    said = capsys.readouterr()
+    assert status == 2, said
+    assert said.err.startswith("error: ") and said.err.count("\n") == 1 and said.err.endswith("\n"), said.err
+    assert "Traceback" not in said.out + said.err
+    return said.err
+
+
+def test_an_encoding_of_the_users_own_trains_measures_and_writes(here, capsys):
+    run, file = here / "run", here / "parity.py"
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["model"]["positions"]["part"] == "user_parity:Parity"
+    assert {"manifest.json", "metrics.jsonl", "tokenizer", "checkpoints", "events"} <= {p.name for p in run.iterdir()}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2, 3, 4]
+    last = [line for line in lines if line["split"] == "validation"][-1]
+
+    assert main(["llm_jax", "eval", f"--workdir={run}", f"--modules={file}"]) == 0
+    said = dict(line.split() for line in capsys.readouterr().out.splitlines()[:4])
+    assert {name: f"{last[name]:.6f}" for name in said} == said and set(said) > {"loss", "bits_per_byte"}
+    assert main(["llm_jax", "sample", f"--workdir={run}", f"--modules={file}", "--prompt=line", "--max_tokens=5"]) == 0
+    assert capsys.readouterr().out.startswith("line")
+    assert main(["llm_jax", "show", str(file), "--set=model.positions=Parity(strength=0.5)"]) == 0
+    said = capsys.readouterr().out
+    assert "Parity(strength=0.5)" in said and "parameters" in said and "FLOPs a token" in said
+
+
+def test_progress_lines_where_there_is_no_terminal(here):
+    command = [sys.executable, "-m", "llm_jax", "train", str(here / "parity.py"), f"--workdir={here / 'second'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("step")]
+    assert [line.split()[1] for line in lines] == ["1/4", "2/4", "2/4", "3/4", "4/4", "4/4"]
+    assert "bits/byte" in lines[0] and "elapsed" in lines[0] and "validation loss" in lines[2]
+    assert "\nwhat next:\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "smal_gpt", "--workdir=W"], "no experiment named 'smal_gpt': did you mean 'small_gpt'?"),
+        (["train", "nowhere.py", "--workdir=W"], "there is no experiment file nowhere.py"),
+        (["trian", "small_gpt"], "no verb named 'trian': did you mean 'train'?"),
+        (["--workdir=W"], "the first word must be a verb: list, show, train"),
+        (["train", "FILE"], "say where the run is: --workdir=FOLDER"),
+        (["train", "--workdir=W"], "write: python -m llm_jax train NAME [flags]"),
+        (["eval", "extra", "--workdir=W"], "write: python -m llm_jax eval [flags]"),
+        (["train", "FILE", "--workdri=W"], "Unknown command line flag 'workdri'. Did you mean: workdir"),
+        (["eval", "--workdir=W", "--prompt=x"], "eval has no flag --prompt: it reads workdir, set"),
+        (["sample", "--workdir=W", "--max_tokens=many"], "max_tokens"),
+        (["train", "FILE", "--workdir=W", "--set=steps"], "--set=steps: write --set=path=value"),
+        (["train", "FILE", "--workdir=W", "--set=stpes=3"], "no setting 'stpes' (Experiment): did you mean 'steps'?"),
+        (["train", "FILE", "--workdir=W", "--set=steps=many"], "steps must be a whole number, not 'many'"),
+        (["train", "FILE", "--workdir=W", "--set=steps=0"], "steps must be at least 1, not 0"),
+        (["train", "FILE", "--workdir=W", "--set=model.positions=Rop()"], "no part named 'Rop': did you mean 'Rope'?"),
+        (["train", "FILE", "--workdir=W", "--set=model.positions=Bytes()"], "model.positions must be a Positions"),
+        (["train", "FILE", "--workdir=W", "--set=model.stack.pattern.3.dropout=0.1"], "is no place in"),
+        (["train", "FILE", "--workdir=W", "--set=layout.data=99"], "layout 99x1x1 (data x fsdp x tensor) does not fit on 8"),
+        (["train", "FILE", "--workdir=W", "--set=data.source=TextFiles('empty.txt')"], "the corpus is empty"),
+        (["train", "FILE", "--workdir=W", "--set=data.source=TextFiles('latin.txt')"],
+         "latin.txt is not UTF-8: byte 3 is 0xe9"),
+        (["train", "FILE", "--workdir=W", "--set=data.source=TextFiles('text')"], "there is no text: did you mean"),
+        (["train", "FILE", "--workdir=W", "--set=data.source=TextFiles('texts.txt/below')"], "texts.txt/below"),
+        (["train", "FILE", "--workdir=texts.txt"], "cannot write in texts.txt: "),
+        (["train", "FILE", "--workdir=run", "--set=seed=1"], "run was made by parity with seed=0, not 1: use another"),
+        (["train", "small_gpt", "--workdir=run"], "run was made by parity, not by small_gpt: use another --workdir"),
+        (["eval", "--workdir=nowhere"], "no folder nowhere: train first"),
+        (["sample", "--workdir=."], "is not the folder of a run: it has no manifest.json"),
+        (["sample", "--workdir=run", "--modules=nowhere.py"], "there is no file"),
+        (["sample", "--workdir=run", "--modules=FILE", "--prompt=" + 30 * "x"],
+         "more than the model's context of 24: shorten it to at most"),
+        (["sample", "--workdir=run", "--modules=FILE", "--prompt=x", "--max_tokens=100"], "ask for at most 22 tokens"),
+        (["sample", "--workdir=run", "--modules=FILE", "--max_tokens=5", "--repetition_penalty=-1"], "repetition_penalty"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_bad_input_is_one_line_and_loses_nothing(here, monkeypatch, tmp_path, capsys, words, message):
+    (here / "empty.txt").write_text("\n\n")
+    (here / "latin.txt").write_bytes(b"caf\xe9\n")
+    monkeypatch.chdir(here)
+    before = files_of(here / "run")
+    words = [w.replace("=W", f"={tmp_path / 'w'}").replace("FILE", str(here / "parity.py")) for w in words]
+    assert message in refused(capsys, *words)
+    assert files_of(here / "run") == before
+
+
+def test_a_strangers_manifest_runs_no_code(here, tmp_path):
+    """In a process that has not loaded the user's file."""
+    before = files_of(here / "run")
+    for verb in ("eval", "sample", "chat"):
+        command = [sys.executable, "-m", "llm_jax", verb, f"--workdir={here / 'run'}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr.count("\n") == 1 and "names 'user_parity:Parity', which is no part of this" in done.stderr
+        assert "--modules" in done.stderr
+    assert files_of(here / "run") == before
+
+
+def test_an_empty_run_has_nothing_to_sample_from(here, tmp_path, capsys):
+    file = here / "parity.py"
+    message = refused(capsys, "train", file, f"--workdir={tmp_path}", "--set=data.source=TextFiles('nowhere.txt')")
+    assert "there is no nowhere.txt" in message
+    assert "error: no tokenizer in" in refused(capsys, "sample", f"--workdir={tmp_path}", f"--modules={file}")
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(here, tmp_path, capsys):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    words = ["train", str(here / "parity.py"), f"--workdir={tmp_path}"]
+    assert main(["llm_jax", *words]) == 0
+    before = files_of(tmp_path / "checkpoints")
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        message = refused(capsys, *words, "--set=steps=8")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "no space left on the disk: step 6 was not saved" in message and "step 4 is" in message
+    assert before.items() <= files_of(tmp_path / "checkpoints").items()
+    assert main(["llm_jax", *words, "--set=steps=8"]) == 0
+    assert "going on from step 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_each_verb(verb, capsys):
+    for words in ([verb, "--help"], ["help", verb], [verb, "-h"]):
+        assert main(["llm_jax", *words]) == 0
+        said = capsys.readouterr()
+        assert said.err == "" and said.out.startswith(f"python -m llm_jax {verb}") and VERBS[verb].help in said.out
+        assert all(f"--{name}" in said.out for name in VERBS[verb].flags)
+
+
+def test_help_of_all(capsys):
+    assert main(["llm_jax", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"python -m llm_jax {verb}" in said for verb in VERBS)
+    assert main(["llm_jax"]) == 2
+
+
+def test_list_has_every_question(capsys):
+    assert main(["llm_jax", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == experiments.names()
+    assert all(line.endswith("?") or "?" in line for line in lines)

@@ -1,0 +1,188 @@
+"""The step: microbatches, steps that are skipped, averages, precision, and what evaluation says."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax.core.tables import InputError
+from llm_jax.layers.tokens import Tokens
+from llm_jax.objectives.next_token import NextToken
+from llm_jax.training import metrics, speed
+from llm_jax.training.evaluation import evaluate, means
+from llm_jax.training.loop import train
+from llm_jax.training.precision import Precision
+from llm_jax.training.program import Program
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+@dataclasses.dataclass(frozen=True)
+class Explodes(NextToken):
+    """Not a number wherever the batch holds the byte 0x00."""
+
+    def __call__(self, model, params, frozen, batch, key):
+        sums = super().__call__(model, params, frozen, batch, key)
+        return sums | {"loss": sums["loss"] * jnp.where((batch["targets_BT"] == 0).any(), jnp.nan, 1.0)}
+
+
+def exploding(batch):
+    targets_BT = batch["targets_BT"].copy()
+    targets_BT[3, 2] = 0
+    return batch | {"targets_BT": targets_BT}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, stepper, batches):
+    """Two steps of the plain experiment, the second on a batch that explodes, and the states after each."""
+    run = stepper(tiny.override({"objective": Explodes(), "log_every": 5, "ema": 0.75}))
+    states, told = [run.kept()], []
+    for batch in (batches[0], exploding(batches[1]), exploding(batches[2]), batches[3]):
+        told.append(jax.device_get(run(batch)))
+        states.append(run.kept())
+    return run, states, told
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(trained):
+    _, states, told = trained
+    for after in states[2:4]:
+        same((after.params, after.optimizer, after.average, after.sums), tuple(
+            getattr(states[1], name) for name in ("params", "optimizer", "average", "sums")))
+    assert [int(s.step) for s in states] == [0, 1, 2, 3, 4]
+    assert [int(s.skipped) for s in states] == [0, 0, 1, 2, 2]
+    assert [int(t["skipped_in_a_row"]) for t in told] == [0, 1, 2, 0]
+    assert np.isnan(told[1]["gradient_norm"])
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), states[3].params, states[4].params)
+    assert max(jax.tree.leaves(moved)) > 1e-4
+
+
+def test_the_average_decays(trained):
+    _, states, _ = trained
+    expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, states[0].params, states[1].params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), states[1].average, expected)
+    same(states[1].best, states[1].average)
+
+
+def test_the_step_compiles_once(trained):
+    assert trained[0].program.update._cache_size() == 1
+
+
+def test_sums_are_those_since_the_last_log(trained, batches):
+    _, states, _ = trained
+    assert states[4].sums["weight"] == batches[0]["weight_BT"].sum() + batches[3]["weight_BT"].sum()
+
+
+def test_patience_ends_in_one_clear_line(tiny, tmp_path):
+    experiment = tiny.override({"optimizer.learning_rate": 1e30, "optimizer.clip": 0.0, "patience": 2, "log_every": 1})
+    with pytest.raises(InputError, match=r"not finite in 2 steps in a row, up to step \d: lower optimizer.learning_rate"):
+        train(experiment.override({"steps": 40, "eval_every": 50, "save_every": 50}), tmp_path)
+    assert metrics.read(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_microbatches_change_nothing(count, tiny, stepper, batches):
+    """Though they hold unequal weights: the step divides once."""
+    weight_BT = batches[0]["weight_BT"] * (np.arange(8) % 4 != 1)[:, None].astype(np.float32)
+    weight_BT[5, 3:] = 0
+    runs = [stepper(tiny.override({"microbatches": n})) for n in (1, count)]
+    for batch in (batches[0] | {"weight_BT": weight_BT}, batches[1]):
+        norms = [run(batch)["gradient_norm"] for run in runs]
+        np.testing.assert_allclose(*norms, rtol=1e-5)
+    states = [run.kept() for run in runs]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6), states[0].optimizer, states[1].optimizer)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), states[0].params, states[1].params)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(tiny, stepper, batches):
+    dropping = tiny.override({"model.stack.pattern.0.dropout": 0.2})
+    first, second = stepper(dropping), stepper(dropping)
+    other = stepper(dropping.override({"seed": 1}))
+    for run in (first, second, other):
+        run(batches[0])
+    same(first.kept(), second.kept())
+    assert np.abs(first.kept().params["embed"]["table"] - other.kept().params["embed"]["table"]).max() > 1e-3
+
+
+def test_overfits_one_batch_and_bfloat16_comes_close(tiny, stepper, batches):
+    losses = {}
+    for compute in ("float32", "bfloat16"):
+        run = stepper(tiny.override({"precision.compute": compute, "optimizer.learning_rate": 1e-2, "log_every": 1}))
+        for _ in range(150):
+            run(batches[0])
+        sums = jax.device_get(run.state.sums)
+        losses[compute] = sums["loss"] / sums["weight"]
+        assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((run.state.params, run.state.sums)))
+    assert losses["float32"] < 1.0 < math.log(272) and abs(losses["bfloat16"] - losses["float32"]) < 0.1
+
+
+def test_precision_casts_floats_alone():
+    cast = Precision("bfloat16").cast({"w": jnp.ones(2), "n": jnp.ones(2, jnp.int32)})
+    assert cast["w"].dtype == jnp.bfloat16 and cast["n"].dtype == jnp.int32
+
+
+@pytest.mark.filterwarnings("ignore:.*float64.*")
+def test_evaluation_is_that_of_float64(tiny, tokenizer):
+    """Over every target of the split, and in bits of the text's own bytes."""
+    program = Program(tiny, tiny.layout.mesh())
+    params = program.begin().params
+    held_out = list(tiny.data.evaluation(tokenizer))
+    found = evaluate(program, params, held_out)
+    apply = jax.jit(lambda tokens_BT, at: tiny.model.apply({"params": params}, tokens_BT, at)[0])
+    loss = weight = right = bytes_ = 0.0
+    for batch in held_out:
+        score_BTV = np.asarray(apply(batch["tokens_BT"], Tokens(batch["position_BT"], batch["segment_BT"])), np.float64)
+        score_BTV -= score_BTV.max(-1, keepdims=True)
+        log_BTV = score_BTV - np.log(np.exp(score_BTV).sum(-1, keepdims=True))
+        chosen_BT = np.take_along_axis(log_BTV, batch["targets_BT"][..., None], -1)[..., 0]
+        loss -= (chosen_BT * batch["weight_BT"]).sum()
+        weight += batch["weight_BT"].sum()
+        right += ((score_BTV.argmax(-1) == batch["targets_BT"]) * batch["weight_BT"]).sum()
+        bytes_ += (batch["bytes_BT"] * batch["weight_BT"]).sum()
+    text = sum(len(document.text().encode()) for document in tiny.data.documents("validation"))
+    assert bytes_ == text, "each byte of a document is a target, since bos comes before it"
+    assert found["loss"] == pytest.approx(loss / weight, rel=1e-6)
+    assert found["perplexity"] == pytest.approx(math.exp(loss / weight), rel=1e-5)
+    assert found["bits_per_byte"] == pytest.approx(loss / math.log(2) / text, rel=1e-6)
+    assert found["accuracy"] == pytest.approx(right / weight)
+
+
+def test_nothing_to_learn_is_refused(tiny, tokenizer):
+    with pytest.raises(InputError, match="every loss weight is 0"):
+        means({"weight": 0.0, "loss": 0.0})
+    program = Program(tiny, tiny.layout.mesh())
+    empty = [b | {"weight_BT": 0 * b["weight_BT"]} for b in tiny.data.evaluation(tokenizer)]
+    with pytest.raises(InputError, match="every loss weight is 0"):
+        evaluate(program, program.begin().params, empty)
+
+
+def test_means_by_their_names():
+    found = means({"weight": 4.0, "loss": 8 * math.log(2), "bytes": 2.0, "correct": 3.0})
+    assert found == pytest.approx(dict(loss=2 * math.log(2), perplexity=4.0, bits_per_byte=4.0, accuracy=0.75))
+    assert "bits_per_byte" not in means({"weight": 1.0, "loss": 1.0, "bytes": 0.0})
+
+
+def test_speed_counts_steps_and_not_pauses(tiny, monkeypatch, stepper):
+    now = [100.0]
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(speed, "peak_flops", lambda dtype: (1e9, "a number"))
+    run = stepper(tiny)
+    counted = speed.Speed(run.program)
+    assert counted.since_last(0) == {}
+    counted.step(run.state)  # compiles: not counted
+    for _ in range(4):
+        now[0] += 0.5
+        counted.step(run.state)
+    with counted.paused():
+        now[0] += 30
+    found = counted.since_last(5)
+    assert found["tokens_per_second"] == pytest.approx(8 * 16 / 0.5)
+    matrices = 4 * 16 * 16 + 3 * 16 * 24 + 272 * 16
+    assert found["mfu"] == pytest.approx(8 * 16 * (6 * matrices + 12 * 16 * 16) / 0.5 / 1e9)
+    now[0] += 1.0
+    counted.step(run.state)
+    assert counted.since_last(6)["tokens_per_second"] == pytest.approx(8 * 16)
