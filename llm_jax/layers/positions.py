@@ -13,7 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.alphabet import Init, Normal, weigh
+from llm_jax.core.alphabet import Init, Normal, shard, weigh
 from llm_jax.core.parts import Part
 from llm_jax.core.tables import InputError
 from llm_jax.layers.tokens import Tokens
@@ -54,7 +54,8 @@ class Learned(Positions):
             raise InputError(f"{x_BTD.shape[1]} tokens, but Learned(length={self.length}) has a vector for each of the "
                              f"first {self.length} positions only: raise its length")
         table_PD = weigh(self, "table", "PD", dict(P=self.length, D=x_BTD.shape[-1]), self.init, 1)
-        return x_BTD + table_PD.at[tokens.position_BT].get(mode="clip").astype(x_BTD.dtype)
+        table_PD = shard(table_PD, "..")  # gathered over fsdp first, as in `Embed`
+        return x_BTD + shard(table_PD.at[tokens.position_BT].get(mode="clip"), "BTD").astype(x_BTD.dtype)
 
     def limit(self):
         return self.length

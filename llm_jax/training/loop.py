@@ -145,7 +145,8 @@ def prepare_tokenizer(experiment: Experiment, run: Run) -> Tokenizer:
     tokenizer = data.prepare(experiment.tokenizer)
     saving = run.workdir / "tokenizer.saving"
     shutil.rmtree(saving, ignore_errors=True)
-    tokenizer.save(saving)
+    with space_for(f"the tokenizer is not in {run.tokenizer}"):
+        tokenizer.save(saving)
     os.replace(saving, run.tokenizer)
     return tokenizer
 

@@ -1,7 +1,6 @@
 """What a user types, right and wrong: one clear line and exit status 2 for the wrong, and nothing is lost."""
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -105,7 +104,7 @@ def test_an_encoding_of_the_users_own_trains_measures_and_writes(here, capsys):
 
 def test_progress_lines_where_there_is_no_terminal(here):
     command = [sys.executable, "-m", "llm_jax", "train", str(here / "parity.py"), f"--workdir={here / 'second'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("step")]
     assert [line.split()[1] for line in lines] == ["1/4", "2/4", "2/4", "3/4", "4/4", "4/4"]
@@ -133,7 +132,7 @@ def test_progress_lines_where_there_is_no_terminal(here):
         (["train", "FILE", "--workdir=W", "--set=model.positions=Rop()"], "no part named 'Rop': did you mean 'Rope'?"),
         (["train", "FILE", "--workdir=W", "--set=model.positions=Bytes()"], "model.positions must be a Positions"),
         (["train", "FILE", "--workdir=W", "--set=model.stack.pattern.3.dropout=0.1"], "is no place in"),
-        (["train", "FILE", "--workdir=W", "--set=layout.data=99"], "layout 99x1x1 (data x fsdp x tensor) does not fit on 8"),
+        (["train", "FILE", "--workdir=W", "--set=layout.data=99"], "layout 99x1x1 (data x fsdp x tensor) does not fit"),
         (["train", "FILE", "--workdir=W", "--set=data.source=TextFiles('empty.txt')"], "the corpus is empty"),
         (["train", "FILE", "--workdir=W", "--set=data.source=TextFiles('latin.txt')"],
          "latin.txt is not UTF-8: byte 3 is 0xe9"),
@@ -148,7 +147,7 @@ def test_progress_lines_where_there_is_no_terminal(here):
         (["sample", "--workdir=run", "--modules=FILE", "--prompt=" + 30 * "x"],
          "more than the model's context of 24: shorten it to at most"),
         (["sample", "--workdir=run", "--modules=FILE", "--prompt=x", "--max_tokens=100"], "ask for at most 22 tokens"),
-        (["sample", "--workdir=run", "--modules=FILE", "--max_tokens=5", "--repetition_penalty=-1"], "repetition_penalty"),
+        (["sample", "--workdir=run", "--modules=FILE", "--repetition_penalty=-1"], "repetition_penalty"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
@@ -167,7 +166,7 @@ def test_a_strangers_manifest_runs_no_code(here, tmp_path):
     before = files_of(here / "run")
     for verb in ("eval", "sample", "chat"):
         command = [sys.executable, "-m", "llm_jax", verb, f"--workdir={here / 'run'}"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 2 and done.stdout == ""
         assert done.stderr.count("\n") == 1 and "names 'user_parity:Parity', which is no part of this" in done.stderr
         assert "--modules" in done.stderr

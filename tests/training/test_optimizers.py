@@ -47,7 +47,8 @@ def params(boxed):
 def gradients(params, step):
     """Of sizes that are clipped at some steps and not at others."""
     rng = np.random.default_rng(step)
-    return jax.tree.map(lambda x: jnp.asarray((0.01 if step % 3 else 1.0) * rng.normal(size=x.shape), jnp.float32), params)
+    size = 0.01 if step % 3 else 1.0
+    return jax.tree.map(lambda x: jnp.asarray(size * rng.normal(size=x.shape), jnp.float32), params)
 
 
 def run(optimizer, boxed, params, steps=STEPS):
@@ -79,10 +80,9 @@ def test_adamw_is_torchs(boxed, params):
     leaves, tree = jax.tree.flatten(params)
     own = [torch.nn.Parameter(torch.tensor(np.asarray(x), dtype=torch.float64)) for x in leaves]
     names = [path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    groups = [
-        {"params": [p for p, n in zip(own, names, strict=True) if (n in ("bias", "scale")) == plain], "weight_decay": decay}
-        for plain, decay in ((False, 0.3), (True, 0.0))
-    ]
+    vectors = [p for p, n in zip(own, names, strict=True) if n in ("bias", "scale")]
+    matrices = [p for p, n in zip(own, names, strict=True) if n not in ("bias", "scale")]
+    groups = [{"params": matrices, "weight_decay": 0.3}, {"params": vectors, "weight_decay": 0.0}]
     torchs = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
     for step in range(STEPS):
         share = (step + 1) / 5 if step < 4 else 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * (step - 4) / (STEPS - 4)))
@@ -143,7 +143,8 @@ def test_muon_on_a_kernel_is_muon_on_its_matrices(boxed, params):
 
 
 def test_muon_leaves_embedding_head_and_vectors_to_adamw(boxed, params):
-    muons = run(Muon(learning_rate=1e-2, schedule=Constant(), weight_decay=0.1, clip=0.0, adam_rate=3e-3), boxed, params)
+    optimizer = Muon(learning_rate=1e-2, schedule=Constant(), weight_decay=0.1, clip=0.0, adam_rate=3e-3)
+    muons = run(optimizer, boxed, params)
     adams = run(AdamW(learning_rate=3e-3, schedule=Constant(), weight_decay=0.1, clip=0.0), boxed, params)
     for name in ("embed", "head", "norm", "bias"):
         assert_close(muons[name], adams[name], 2e-6)

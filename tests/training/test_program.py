@@ -79,7 +79,7 @@ def test_sums_are_those_since_the_last_log(trained, batches):
 
 def test_patience_ends_in_one_clear_line(tiny, tmp_path):
     experiment = tiny.override({"optimizer.learning_rate": 1e30, "optimizer.clip": 0.0, "patience": 2, "log_every": 1})
-    with pytest.raises(InputError, match=r"not finite in 2 steps in a row, up to step \d: lower optimizer.learning_rate"):
+    with pytest.raises(InputError, match=r"not finite in 2 steps in a row, up to step \d: lower optimizer"):
         train(experiment.override({"steps": 40, "eval_every": 50, "save_every": 50}), tmp_path)
     assert metrics.read(tmp_path / "metrics.jsonl")
 
@@ -94,8 +94,10 @@ def test_microbatches_change_nothing(count, tiny, stepper, batches):
         norms = [run(batch)["gradient_norm"] for run in runs]
         np.testing.assert_allclose(*norms, rtol=1e-5)
     states = [run.kept() for run in runs]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6), states[0].optimizer, states[1].optimizer)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), states[0].params, states[1].params)
+    for name, atol in (("optimizer", 2e-6), ("params", 1e-5)):
+        pairs = zip(*(jax.tree.leaves(getattr(state, name)) for state in states), strict=True)
+        for one, other in pairs:
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=atol)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(tiny, stepper, batches):

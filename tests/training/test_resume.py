@@ -75,9 +75,8 @@ class Runs:
         return [sys.executable, "-m", "llm_jax", "train", str(self.file), f"--workdir={self.folder / name}"]
 
     def start(self, name: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            self.command(name), cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return subprocess.Popen(self.command(name), cwd=ROOT, env=self.environment, text=True, **pipes)
 
     def finish(self, name: str) -> str:
         done = subprocess.run(self.command(name), cwd=ROOT, env=self.environment, capture_output=True, text=True)
@@ -96,7 +95,8 @@ class Runs:
     def ends_as(self, name: str, other: str) -> None:
         """Every saved array, the place in the data, and every metric but the timings are the same."""
         timings = ("tokens_per_second", "mfu")
-        plain = [[{k: v for k, v in line.items() if k not in timings} for line in self.logged(n)] for n in (name, other)]
+        logged = [self.logged(n) for n in (name, other)]
+        plain = [[{k: v for k, v in line.items() if k not in timings} for line in lines] for lines in logged]
         assert plain[0] == plain[1]
         assert plain[0][-1]["step"] == STEPS
         ends = [self.folder / n / "checkpoints" / f"{STEPS:08d}" for n in (name, other)]
