@@ -18,8 +18,8 @@ from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Document, Encoded, Rendering
 from llm_jax.text.tokenizer import Tokenizer
 
-FORMAT = "llm_jax corpus 1"
-HEADER = 512  # bytes: a line of JSON, padded with spaces; then offsets, tokens, learnt
+FORMAT = "llm_jax corpus 2"
+HEADER = 512  # bytes: a line of JSON, padded with spaces; then offsets, bytes, tokens, learnt
 BATCH = 512  # documents encoded at once
 
 
@@ -30,6 +30,7 @@ class Corpus:
       tokens: uint16 or int32 [N], the token ids.
       learnt: bool [N], whether a token is to be learnt as a target. The first token of a document never is.
       offsets: int64 [documents + 1], where each document begins, and the end.
+      bytes: int32 [N], the bytes of text that each token stands for, where the token alone does not tell; or None.
     """
 
     def __init__(self, path: Path):
@@ -41,10 +42,12 @@ class Corpus:
             self.header = json.loads(file.read(HEADER))
         documents, tokens, dtype = self.header["documents"], self.header["tokens"], np.dtype(self.header["dtype"])
         file = np.asarray(np.memmap(self.path, np.uint8, "r"))  # plain arrays are indexed faster than memmaps
-        ends = np.cumsum([HEADER, 8 * (documents + 1), dtype.itemsize * tokens, tokens])
+        counted = tokens if self.header["counted"] else 0
+        ends = np.cumsum([HEADER, 8 * (documents + 1), 4 * counted, dtype.itemsize * tokens, tokens])
         self.offsets = file[ends[0] : ends[1]].view(np.int64)
-        self.tokens = file[ends[1] : ends[2]].view(dtype)
-        self.learnt = file[ends[2] : ends[3]].view(np.bool_)
+        self.bytes = file[ends[1] : ends[2]].view(np.int32) if counted else None
+        self.tokens = file[ends[2] : ends[3]].view(dtype)
+        self.learnt = file[ends[3] : ends[4]].view(np.bool_)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}  # a worker maps the file again instead of being sent its content
@@ -90,7 +93,7 @@ def _fault(path: Path) -> str | None:
 
 def _tokenise(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Rendering) -> bytes:
     dtype = np.dtype(np.uint16 if tokenizer.vocabulary <= 2**16 else np.int32)
-    tokens, learnt, lengths = [np.empty(0, dtype)], [np.empty(0, bool)], [0]
+    tokens, learnt, counts, lengths = [np.empty(0, dtype)], [np.empty(0, bool)], [np.empty(0, np.int32)], [0]
     for batch in _progress([documents[i : i + BATCH] for i in range(0, len(documents), BATCH)]):
         encoded = Encoded(tokenizer, batch)
         for document in batch:
@@ -99,11 +102,21 @@ def _tokenise(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Re
                 tokens.append(np.asarray(ids, dtype))
                 learnt.append(np.asarray([False, *learns[1:]], bool))
                 lengths.append(len(ids))
-    parts = (np.cumsum(lengths, dtype=np.int64), np.concatenate(tokens), np.concatenate(learnt))
+                if not tokenizer.lossless:
+                    counts.append(_bytes_of(document, ids, tokenizer))
+    parts = (np.cumsum(lengths, dtype=np.int64), *map(np.concatenate, (counts, tokens, learnt)))
     body = b"".join(part.tobytes() for part in parts)
-    header = dict(format=FORMAT, documents=len(lengths) - 1, tokens=len(parts[1]), dtype=dtype.name,
-                  sha256=hashlib.sha256(body).hexdigest())
+    header = dict(format=FORMAT, documents=len(lengths) - 1, tokens=len(parts[2]), dtype=dtype.name,
+                  counted=not tokenizer.lossless, sha256=hashlib.sha256(body).hexdigest())
     return json.dumps(header).encode().ljust(HEADER - 1) + b"\n" + body
+
+
+def _bytes_of(document: Document, ids: list[int], tokenizer: Tokenizer) -> np.ndarray:
+    """The bytes of the document's text that each of its tokens stands for; special tokens stand for none."""
+    beside = [i for name, i in tokenizer.special.items() if name != "unk"]
+    bytes_N = np.zeros(len(ids), np.int32)
+    bytes_N[~np.isin(ids, beside)] = [n for string in document.strings() for n in tokenizer.count_bytes(string)]
+    return bytes_N
 
 
 def _progress(batches: list[Sequence[Document]]) -> Any:

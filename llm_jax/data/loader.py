@@ -143,7 +143,8 @@ class Filler:
         batch["weight_BT"].reshape(-1)[place] = corpus.learnt[source + 1]
         batch["segment_BT"].reshape(-1)[place] = np.repeat(np.arange(len(row)) - opening, size)
         batch["position_BT"].reshape(-1)[place] = position
-        batch["bytes_BT"].reshape(-1)[place] = self.bytes_V[targets]
+        bytes_of_targets = self.bytes_V[targets] if corpus.bytes is None else corpus.bytes[source + 1]
+        batch["bytes_BT"].reshape(-1)[place] = bytes_of_targets
 
 
 class TrainingBatches(grain.MapDataset):

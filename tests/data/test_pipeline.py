@@ -14,7 +14,7 @@ from llm_jax.data.pipeline import Data
 from llm_jax.data.sources import Mixture, PythonHelp, Source, TextFiles
 from llm_jax.data.split import ByHash, LastDocuments, WithinText
 from llm_jax.text.chat import Message
-from llm_jax.text.recipes import Characters
+from llm_jax.text.recipes import Bytes, Characters, WordPiece
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,23 @@ def test_a_source_may_bring_its_own_split(tokenizer):
         assert learnt[-1] == tokenizer.special["eos"]
         assert tokenizer.decode(learnt) == document.answer
         assert tokenizer.decode(batch["tokens_BT"][row]).startswith(document.prompt)
+
+
+@pytest.mark.parametrize("recipe", [WordPiece(120), Characters(), Bytes()])
+def test_bytes_are_exact_also_where_tokens_lose_text(recipe):
+    """White space that is dropped, and characters that the tokenizer does not know, are bytes all the same."""
+    seen = ("plain words and letters " * 9, "letters and plain words")
+    odd = "  plain\t\twörds \N{SNOWMAN}\n and  letters"
+    tokenizer = Data(Listed((*seen, odd)), split=LastDocuments(0.3)).prepare(recipe)
+    size = len(odd.encode())
+    for rendering, missing in ((Rendering(), 0), (Rendering(bos=False), tokenizer.count_bytes(odd)[0])):
+        data = Data(Listed((*seen, odd)), length=8, batch=2, split=LastDocuments(0.3), rendering=rendering)
+        counted = sum(int((b["bytes_BT"] * b["weight_BT"]).sum()) for b in data.evaluation(tokenizer))
+        assert counted == size - missing
+    chat = Data(Chats(), length=30, batch=2, packing=One(), split=ByHash(0.0), shuffle=False)
+    batch = next(chat.train(tokenizer, seed=0))
+    whole = sum(len(s.encode()) for d in Chats().documents() for s in d.strings())
+    assert batch["bytes_BT"].sum() == whole
 
 
 def test_only_what_the_assistant_says_is_learnt(tokenizer):
