@@ -22,7 +22,8 @@ from llm_jax.core.parts import Part
 
 LEGEND = dict(
     B="batch", T="query time", S="key time", D="model width", K="key heads", G="queries per key head", H="head width",
-    F="hidden", E="experts", C="expert capacity", V="vocabulary", L="layers", P="positions", N="new tokens", R="rows of a stream",
+    F="hidden", E="experts", C="expert capacity", V="vocabulary", L="layers", P="positions", N="new tokens",
+    R="rows of a stream",
 )  # fmt: skip
 
 RULES = dict(
@@ -31,7 +32,10 @@ RULES = dict(
 )  # fmt: skip  # letter -> the mesh axes that may split it
 
 
-def partition(letters: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> PartitionSpec:
+Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
+
+
+def partition(letters: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Which mesh axes split each dimension. An axis that a tensor already uses, or that does not divide, is skipped.
 
     So a tensor with one key head (multi-query attention) is copied over the tensor axis, as it must be.
@@ -57,19 +61,24 @@ def shard(x: jax.Array, letters: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition(letters, x.shape, mesh))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def contract(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """`einsum` of two arrays of one dtype, summed in float32 whatever that dtype is, forward and backward.
 
     The result is float32. Gradients are contracted in the operands' own dtype: with bfloat16 operands every product
     runs on the fast units and only sums are wide.
     """
+    return _contract(equation, a, b)  # pyright: ignore[reportReturnType, reportCallIssue]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _contract(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
     inputs, out = equation.split("->")
-    return _dot(*inputs.split(","), out, a, b)
+    in_a, in_b = inputs.split(",")
+    return _dot(in_a, in_b, out, a, b)
 
 
 def _contract_forward(equation: str, a: jax.Array, b: jax.Array):
-    return contract(equation, a, b), (a, b)
+    return _contract(equation, a, b), (a, b)  # pyright: ignore[reportCallIssue]
 
 
 def _contract_backward(equation: str, saved: tuple[jax.Array, jax.Array], d_out: jax.Array):
@@ -97,8 +106,10 @@ def _dot(in_a: str, in_b: str, out: str, a: jax.Array, b: jax.Array) -> jax.Arra
         a, b = (x.reshape([prod(size[i] for i in rows), -1]) for x, (rows, _) in ((a, axes_a), (b, axes_b)))
         dimensions = (((axes_a[1],), (axes_b[1],)), ((), ()))
     else:
-        dimensions = (([in_a.index(x) for x in summed], [in_b.index(x) for x in summed]),
-                      ([in_a.index(x) for x in shared], [in_b.index(x) for x in shared]))
+        dimensions = (
+            ([in_a.index(x) for x in summed], [in_b.index(x) for x in summed]),
+            ([in_a.index(x) for x in shared], [in_b.index(x) for x in shared]),
+        )
     y = jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
     made = shared + only_a + only_b
     return y.reshape([size[x] for x in made]).transpose([made.index(x) for x in out])
@@ -111,7 +122,7 @@ def _matrix(letters: str, free: list[str], summed: list[str]) -> tuple[list[str]
     return (summed, 0) if list(letters) == summed + free else None
 
 
-contract.defvjp(_contract_forward, _contract_backward)
+_contract.defvjp(_contract_forward, _contract_backward)
 
 
 # -------------------------------------------------------------------------------------------------------- initialisers
@@ -168,14 +179,16 @@ class Lettered(nn.meta.AxisMetadata):
         return self.value
 
     def replace_boxed(self, val: Any) -> Lettered:
-        return self.replace(value=val)
+        return dataclasses.replace(self, value=val)
 
     def add_axis(self, index: int, params: Any) -> Lettered:
         """With the letter `params[nn.PARTITION_NAME]` put before the one at `index`."""
-        return self.replace(letters=self.letters[:index] + params[nn.PARTITION_NAME] + self.letters[index:])
+        return dataclasses.replace(
+            self, letters=self.letters[:index] + params[nn.PARTITION_NAME] + self.letters[index:]
+        )
 
     def remove_axis(self, index: int, params: Any) -> Lettered:
-        return self.replace(letters=self.letters[:index] + self.letters[index + 1 :])
+        return dataclasses.replace(self, letters=self.letters[:index] + self.letters[index + 1 :])
 
 
 def is_lettered(leaf: object) -> bool:
@@ -211,7 +224,8 @@ class Einsum(nn.Module):
 def weigh(module: nn.Module, name: str, letters: str, sizes: Mapping[str, int], init: Init, fan_in: int) -> jax.Array:
     """A parameter of `module` whose shape and partitioning come from its letters."""
     shape = tuple(sizes[a] for a in letters)
-    return module.param(name, lambda key: Lettered(init.draw(key, shape, fan_in), letters))
+    begin: Any = lambda key: Lettered(init.draw(key, shape, fan_in), letters)  # noqa: E731 - `param` takes the box off
+    return module.param(name, begin)
 
 
 INITS = dict(FanIn=FanIn, Normal=Normal, Fill=Fill)

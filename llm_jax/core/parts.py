@@ -263,8 +263,11 @@ def build(part: type, arguments: list[Any], named: dict[str, Any], where: str) -
     for name in given:
         if name not in known:
             raise InputError(f"{where} has no setting {name!r}: {nearest(name, known)}")
-    required = [f.name for f in dataclasses.fields(part) if f.init and f.default is dataclasses.MISSING
-                and f.default_factory is dataclasses.MISSING and f.name in known]
+    required = [
+        f.name
+        for f in dataclasses.fields(part)
+        if f.init and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name in known
+    ]
     if missing := [name for name in required if name not in given]:
         raise InputError(f"{where} needs {', '.join(missing)}")
     return part(**{n: conform(v, types_of(part)[n], f"{where}.{n}") for n, v in given.items()})
@@ -277,7 +280,8 @@ def to_json(value: Any) -> Json:
     """The tree as JSON: a part is `{"part": "module:Class", setting: value, ...}`, a tuple is a list."""
     if is_part(value):
         cls = type(value)
-        return {"part": f"{cls.__module__}:{cls.__qualname__}"} | {n: to_json(getattr(value, n)) for n in settings(value)}
+        name = f"{cls.__module__}:{cls.__qualname__}"
+        return {"part": name} | {n: to_json(getattr(value, n)) for n in settings(value)}
     if isinstance(value, (tuple, list)):
         return [to_json(v) for v in value]
     if value is None or isinstance(value, (str, int, float, bool)):
@@ -305,10 +309,12 @@ def from_json(json: Json, modules: tuple[str, ...] = (), where: str = "manifest"
 def _named(name: Any, modules: tuple[str, ...], where: str) -> type:
     module, _, attribute = name.partition(":") if isinstance(name, str) else ("", "", "")
     if not attribute or not _trusted(module, modules):
-        raise InputError(f"{where} names {name!r}, which is no part of this project: "
-                         "pass the file that defines it with --modules, if you trust it")
+        raise InputError(
+            f"{where} names {name!r}, which is no part of this project: "
+            "pass the file that defines it with --modules, if you trust it"
+        )
     try:
-        found = getattr(importlib.import_module(module), attribute, None)
+        found: Any = getattr(importlib.import_module(module), attribute, None)
     except (ImportError, ValueError):  # a ValueError: a name that no file can have
         raise InputError(f"{where} names {name!r}, but there is no module {module!r} here") from None
     is_type = isinstance(found, type) and issubclass(found, (Part, nn.Module)) and dataclasses.is_dataclass(found)

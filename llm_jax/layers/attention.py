@@ -26,7 +26,7 @@ class View:
     dropout_key: jax.Array | None  # None: evaluation, nothing is dropped
     positions: Positions = flax.struct.field(pytree_node=False)
 
-    def key(self, number: int) -> jax.Array | None:
+    def key(self, number: int | jax.Array) -> jax.Array | None:
         """A dropout key of its own for each use in a layer."""
         return None if self.dropout_key is None else jax.random.fold_in(self.dropout_key, number)
 

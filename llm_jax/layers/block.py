@@ -69,7 +69,7 @@ class Block(nn.Module):
                 name = type(self.positions).__name__
                 raise InputError(f"{name} is added to the embedding: it can be model.positions, but not one block's")
             bias = self.positions.bias(self.attention.key_heads, self.attention.group)
-            view = view.replace(bias=bias, positions=self.positions.clone(parent=None))
+            view = dataclasses.replace(view, bias=bias, positions=self.positions.clone(parent=None))
         after = cache
 
         def attend(y_BTD: jax.Array) -> jax.Array:

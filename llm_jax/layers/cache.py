@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -20,9 +22,15 @@ class Memory:
 
 @flax.struct.dataclass
 class Cache:
-    """Slots for the memory of one attention layer. A rolling cache overwrites the oldest slot."""
+    """Slots for the memory of one attention layer. A rolling cache overwrites the oldest slot.
 
-    slots: Memory
+    Slots lie as [B, K, S, H], the order in which they are multiplied: from [B, S, K, H] every step would first copy
+    the whole cache into it. What attention gets is the usual view, which costs nothing.
+    """
+
+    k_BKSH: jax.Array
+    v_BKSH: jax.Array
+    tokens: Tokens
     rolling: bool = flax.struct.field(pytree_node=False, default=False)
 
     @classmethod
@@ -30,21 +38,35 @@ class Cache:
         """Room for `length` tokens, or for the `reach` latest where attention sees no more."""
         rolling = reach is not None and reach < length
         size = reach if rolling and reach is not None else length
-        zeros = jnp.zeros((batch, size, key_heads, head), dtype)
-        return cls(Memory(zeros, zeros, Tokens.none((batch, size))), rolling)
+        zeros = jnp.zeros((batch, key_heads, size, head), dtype)
+        return cls(zeros, zeros, Tokens.none((batch, size)), rolling)
 
     def extend(self, new: Memory, start: int | jax.Array) -> tuple[Memory, Cache]:
         """What to attend to now that `new` tokens follow the `start` that came before, and the cache afterwards."""
+        size, count = self.k_BKSH.shape[2], new.k_BSKH.shape[1]
         if not self.rolling:
-            slots = jax.tree.map(lambda old, n: jax.lax.dynamic_update_slice_in_dim(old, n, start, axis=1), self.slots, new)
-            return slots, self.replace(slots=slots)
-        size, count = self.slots.k_BSKH.shape[1], new.k_BSKH.shape[1]
+            after = self._write(new, start)
+            return after.memory(), after
         newest = jax.tree.map(lambda n: n[:, -size:], new)
         first = start + max(count - size, 0)
-        at = (first + jnp.arange(min(count, size), dtype=jnp.int32)) % size
-        slots = jax.tree.map(lambda old, n: old.at[:, at].set(n), self.slots, newest)
-        after = self.replace(slots=slots)
+        after = self._write(newest, (first + jnp.arange(min(count, size), dtype=jnp.int32)) % size)
         if count == 1:  # the slot it overwrote had just gone out of sight
-            return slots, after
-        both = jax.tree.map(lambda old, n: jnp.concatenate([old, n], axis=1), self.slots, new)
-        return both, after
+            return after.memory(), after
+        return jax.tree.map(lambda old, n: jnp.concatenate([old, n], axis=1), self.memory(), new), after
+
+    def memory(self) -> Memory:
+        return Memory(self.k_BKSH.swapaxes(1, 2), self.v_BKSH.swapaxes(1, 2), self.tokens)
+
+    def _write(self, new: Memory, at: int | jax.Array) -> Cache:
+        """With `new` in the slots `at`: a first slot, or one for each token."""
+
+        def put(old: jax.Array, values: jax.Array, axis: int) -> jax.Array:
+            if jnp.ndim(at) == 0:
+                return jax.lax.dynamic_update_slice_in_dim(old, values, at, axis)
+            return old.at[(slice(None),) * axis + (at,)].set(values)
+
+        return self.replace(
+            k_BKSH=put(self.k_BKSH, new.k_BSKH.swapaxes(1, 2), 2),
+            v_BKSH=put(self.v_BKSH, new.v_BSKH.swapaxes(1, 2), 2),
+            tokens=jax.tree.map(lambda old, n: put(old, n, 1), self.tokens, new.tokens),
+        )

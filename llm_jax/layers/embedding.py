@@ -26,7 +26,7 @@ class Embed(nn.Module):
         self.table_VD = weigh(self, "table", "VD", dict(V=self.vocabulary, D=self.width), self.init, self.width)
 
     def __call__(self, tokens_BT: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
-        table_VD = shard(self.table_VD, "V.")  # gathered over fsdp first: a lookup in a table split twice is copied whole
+        table_VD = shard(self.table_VD, "V.")  # gathered over fsdp: a lookup in a table split twice is copied whole
         x_BTD = shard(table_VD[tokens_BT], "BTD")
         if self.scale != 1.0:
             x_BTD = x_BTD * jnp.asarray(self.scale, x_BTD.dtype)

@@ -99,7 +99,7 @@ class Chunked(Kernel):
     keys: int = 1024
 
     def __call__(self, q_BTKGH, k_BSKH, v_BSKH, scoring):
-        return _chunked(self, q_BTKGH, k_BSKH, v_BSKH, scoring.bias, scoring.replace(bias=None))
+        return _chunked(self, q_BTKGH, k_BSKH, v_BSKH, scoring.bias, dataclasses.replace(scoring, bias=None))
 
     def rows(self, length: int) -> list[slice]:
         return [slice(i, min(i + self.queries, length)) for i in range(0, length, self.queries)]
@@ -116,20 +116,22 @@ def _chunked(kernel: Chunked, q_BTKGH, k_BSKH, v_BSKH, bias, scoring: Scoring):
 def _chunked_forward(kernel: Chunked, q_BTKGH, k_BSKH, v_BSKH, bias, scoring: Scoring):
     out, log_sums = [], []
     for rows in kernel.rows(q_BTKGH.shape[1]):
-        top = total = mixed = None  # running maximum, sum of weights [B, K, G, t, 1], and mix of values [B, K, G, t, H]
+        running = None  # maximum, sum of weights [B, K, G, t, 1], and mix of values [B, K, G, t, H]
         for columns in kernel.columns(scoring.span(rows)):
             score = scoring.scores(q_BTKGH, k_BSKH, bias, rows, columns)
-            high = jnp.maximum(score.max(-1, keepdims=True), NEVER / 10)
-            new_top = high if top is None else jnp.maximum(top, high)
-            weight = jnp.exp(score - new_top)
-            new_total = weight.sum(-1, keepdims=True)
+            top = jnp.maximum(score.max(-1, keepdims=True), NEVER / 10)
+            top = top if running is None else jnp.maximum(running[0], top)
+            weight = jnp.exp(score - top)
+            total = weight.sum(-1, keepdims=True)
             if (kept := scoring.kept(weight.shape, rows, columns)) is not None:
                 weight = weight * kept
-            new = contract("BKGTS,BSKH->BKGTH", weight.astype(v_BSKH.dtype), v_BSKH[:, columns])
-            if top is not None:
-                shrink = jnp.exp(top - new_top)
-                new_total, new = new_total + total * shrink, new + mixed * shrink
-            top, total, mixed = new_top, new_total, new
+            mixed = contract("BKGTS,BSKH->BKGTH", weight.astype(v_BSKH.dtype), v_BSKH[:, columns])
+            if running is not None:
+                shrink = jnp.exp(running[0] - top)
+                total, mixed = total + running[1] * shrink, mixed + running[2] * shrink
+            running = top, total, mixed
+        assert running is not None, "a span is never empty"
+        top, total, mixed = running
         total = jnp.maximum(total, 1e-30)
         out.append(jnp.einsum("BKGTH->BTKGH", mixed / total))
         log_sums.append(top + jnp.log(total))
@@ -149,8 +151,11 @@ def _chunked_backward(kernel: Chunked, saved, do_BTKGH):
         for columns in kernel.columns(scoring.span(rows)):
 
             def score(q_row, k_block, bias, rows=rows, columns=columns):
-                here = scoring.replace(queries=scoring.queries.cut(rows.start, rows.stop),
-                                       keys=scoring.keys.cut(columns.start, columns.stop))
+                here = dataclasses.replace(
+                    scoring,
+                    queries=scoring.queries.cut(rows.start, rows.stop),
+                    keys=scoring.keys.cut(columns.start, columns.stop),
+                )
                 all_rows, all_columns = slice(0, q_row.shape[1]), slice(0, k_block.shape[1])
                 return here.scores(q_row, k_block, bias, all_rows, all_columns)
 

@@ -51,8 +51,10 @@ class Learned(Positions):
     @nn.compact
     def embed(self, x_BTD, tokens):
         if x_BTD.shape[1] > self.length:
-            raise InputError(f"{x_BTD.shape[1]} tokens, but Learned(length={self.length}) has a vector for each of the "
-                             f"first {self.length} positions only: raise its length")
+            raise InputError(
+                f"{x_BTD.shape[1]} tokens, but Learned(length={self.length}) has a vector for each of the "
+                f"first {self.length} positions only: raise its length"
+            )
         table_PD = weigh(self, "table", "PD", dict(P=self.length, D=x_BTD.shape[-1]), self.init, 1)
         table_PD = shard(table_PD, "..")  # gathered over fsdp first, as in `Embed`
         return x_BTD + shard(table_PD.at[tokens.position_BT].get(mode="clip"), "BTD").astype(x_BTD.dtype)
@@ -242,7 +244,9 @@ class RelativeBias(Positions):
         return Buckets(weigh(self, "table", "PKG", sizes, self.init, 1), self.both_ways, self.farthest)
 
 
-SCALINGS = dict(LinearScaling=LinearScaling, NtkScaling=NtkScaling, YarnScaling=YarnScaling, Llama3Scaling=Llama3Scaling)
+SCALINGS = dict(
+    LinearScaling=LinearScaling, NtkScaling=NtkScaling, YarnScaling=YarnScaling, Llama3Scaling=Llama3Scaling
+)
 
 POSITIONS = dict(
     NoPositions=NoPositions, Learned=Learned, Sinusoidal=Sinusoidal, Rope=Rope, Alibi=Alibi, RelativeBias=RelativeBias,

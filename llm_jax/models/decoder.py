@@ -57,8 +57,10 @@ class Decoder(nn.Module):
         heads = [(a.key_heads, a.group) for a in attentions] or [(1, 1)]
         bias = self.positions.bias(*heads[0])
         if bias is not None and len(set(heads)) > 1:
-            raise InputError("model.positions has a bias for each head, but the blocks of model.stack.pattern differ "
-                             "in heads: give the odd ones positions of their own")
+            raise InputError(
+                "model.positions has a bias for each head, but the blocks of model.stack.pattern differ "
+                "in heads: give the odd ones positions of their own"
+            )
         # unbound: `rotate` has no parameters, so it may go into every layer
         view = View(at, start, bias, keys[1], self.positions.clone(parent=None))
         x_BTD, caches = self.stack(x_BTD, view, caches)
@@ -74,11 +76,14 @@ class Decoder(nn.Module):
           InputError: the vocabulary is too small for the tokenizer, or there are fewer positions than the data needs.
         """
         if 0 < self.embed.vocabulary < vocabulary:
-            raise InputError(f"model.embed.vocabulary={self.embed.vocabulary} is less than the tokenizer's {vocabulary}")
+            has = self.embed.vocabulary
+            raise InputError(f"model.embed.vocabulary={has} is less than the tokenizer's {vocabulary}")
         limit = self.positions.limit()
         if limit is not None and limit < max(context, self.context):
-            raise InputError(f"model.positions has {limit} positions, fewer than the {max(context, self.context)} "
-                             "of the data's rows: raise its length, or lower data.length")
+            raise InputError(
+                f"model.positions has {limit} positions, fewer than the {max(context, self.context)} "
+                "of the data's rows: raise its length, or lower data.length"
+            )
         embed = replace(self.embed, vocabulary=self.embed.vocabulary or vocabulary)
         return replace(self, embed=embed, context=self.context or context)
 

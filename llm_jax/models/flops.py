@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from llm_jax.core.alphabet import is_lettered
 from llm_jax.models.decoder import Decoder
 
-CONVENTION = "PaLM's (Chowdhery et al. 2022, appendix B): 6 a matrix weight + 12 x layers x heads x head width x context"
+CONVENTION = (
+    "PaLM's (Chowdhery et al. 2022, appendix B): 6 a matrix weight + 12 x layers x heads x head width x context"
+)
 
 
 def shapes(model: nn.Module) -> Any:

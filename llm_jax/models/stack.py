@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ class Pattern(nn.Module):
     def __call__(self, x_BTD: jax.Array, view: View, caches: tuple[Cache | None, ...]):
         after = []
         for i, (block, cache) in enumerate(zip(self.blocks, caches, strict=True)):
-            here = view.replace(dropout_key=view.key(i))
+            here = dataclasses.replace(view, dropout_key=view.key(i))
             x_BTD, cache = block.copy(name=f"block_{i}")(x_BTD, here, cache)
             after.append(cache)
         return x_BTD, tuple(after)
@@ -50,14 +51,17 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, view: View, caches: Any = None):
-        pattern = Pattern(transform(self.pattern, lambda part: part.clone(parent=None, name=None) if isinstance(part, nn.Module) else part), parent=None)  # fmt: skip
+        def free(part: Any) -> Any:
+            return part.clone(parent=None, name=None) if isinstance(part, nn.Module) else part
+
+        pattern = Pattern(transform(self.pattern, free), parent=None)
         if self.is_initializing():
             layers = self.param("layers", self._init, pattern, x_BTD, view)
         else:
             layers = self.get_variable("params", "layers")
 
         def body(x_BTD: jax.Array, params: Any, caches: tuple[Cache | None, ...], number: jax.Array):
-            here = view.replace(dropout_key=None if view.dropout_key is None else jax.random.fold_in(view.dropout_key, number))  # fmt: skip
+            here = dataclasses.replace(view, dropout_key=view.key(number))
             return pattern.apply({"params": params}, x_BTD, here, caches)
 
         if self.remat != "none":

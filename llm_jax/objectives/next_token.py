@@ -38,8 +38,11 @@ class NextToken(Objective):
         score_BTV, _ = model.apply({"params": params}, batch["tokens_BT"], at, dropout_key=key)
         target_BT, weight_BT = batch["targets_BT"], batch["weight_BT"]
         loss_BT = cross_entropy(score_BTV, target_BT)
-        sums = dict(weight=weight_BT.sum(), loss=(loss_BT * weight_BT).sum(),
-                    bytes=(batch["bytes_BT"].astype(jnp.float32) * weight_BT).sum())
+        sums = dict(
+            weight=weight_BT.sum(),
+            loss=(loss_BT * weight_BT).sum(),
+            bytes=(batch["bytes_BT"].astype(jnp.float32) * weight_BT).sum(),
+        )
         if key is None:
             sums["correct"] = jnp.where(score_BTV.argmax(-1) == target_BT, weight_BT, 0).sum()
         return sums

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from llm_jax.core.alphabet import INITS
+from llm_jax.core.parts import override
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import PLACEMENTS, Block
 from llm_jax.layers.embedding import HEADS, Embed
@@ -63,7 +64,7 @@ def model(number: int) -> Decoder:
         Block(attention, ffn, norm, placement),
         Block(attention.clone(mask=Causal()), ffn, norm, placement, positions=scaled),
     )
-    stack = Stack(blocks, 1, remat=list(REMAT)[number % len(REMAT)])
+    stack = override(Stack(blocks, 1), "remat", list(REMAT)[number % len(REMAT)])
     return Decoder(Embed(8, VOCABULARY), stack, pick(POSITIONS, number)(), norm, pick(HEADS, number)(soft_cap=20.0))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import pathlib
 import re
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,7 +24,7 @@ def draw(seed: int, letters: str) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=[SIZES[a] for a in letters]).astype(np.float32)
 
 
-def begin(layer: nn.Module, *inputs):
+def begin(layer: nn.Module, *inputs) -> Any:
     """The layer's first parameters; `layer.init` would be its setting of that name."""
     return nn.init(lambda layer, *inputs: layer(*inputs), layer)(jax.random.key(0), *inputs)["params"]
 
@@ -39,7 +40,7 @@ def test_einsum_is_numpys_in_float64(equation, bias):
     boxed = begin(layer, x)
     assert boxed["kernel"].letters == weight and boxed["kernel"].value.shape == tuple(SIZES[a] for a in weight)
     params = jax.tree.map(lambda p: p + 0.5, nn.meta.unbox(boxed))  # biases begin at zero, which would test nothing
-    found = layer.apply({"params": params}, x)
+    found: Any = layer.apply({"params": params}, x)
     wanted = np.einsum(equation, x.astype(np.float64), np.asarray(params["kernel"], np.float64))
     if bias:
         out = equation.split("->")[1]

@@ -78,7 +78,7 @@ def test_dense_is_numpys_sum(mask):
     """Also the masks' own definition: between documents, into padding and by each rule, written out one by one."""
     at = tokens_of["packed"]
     q, k, v, *_ = (np.asarray(x, np.float64) for x in draw())
-    position, segment = np.asarray(at.position_BT), np.asarray(at.segment_BT)
+    position, segment = np.asarray(at.position_BT).tolist(), np.asarray(at.segment_BT).tolist()
 
     def sees(mask, i: int, j: int) -> bool:
         if isinstance(mask, Both):
@@ -91,11 +91,11 @@ def test_dense_is_numpys_sum(mask):
     wanted = np.zeros((2, T, K, G, H))
     for b, i, h, g in np.ndindex(2, T, K, G):
         here = [
-            j for j in range(T) if segment[b, j] == segment[b, i] != -1 and sees(mask, position[b, i], position[b, j])
+            j for j in range(T) if segment[b][j] == segment[b][i] != -1 and sees(mask, position[b][i], position[b][j])
         ]
         if here:
             score = 4.0 * np.tanh(k[b, here, h] @ q[b, i, h, g] * H**-0.5 / 4.0)
-            score -= slopes[h, g] * np.abs(position[b, i] - position[b, here])
+            score -= slopes[h, g] * np.abs(position[b][i] - np.asarray(position[b])[here])
             weight = np.exp(score - score.max())
             wanted[b, i, h, g] = weight / weight.sum() @ v[b, here, h]
     found = jit(lambda inputs, at: run(DENSE, inputs, mask, at, bias="alibi", soft_cap=4.0)[0])(draw(), at)
@@ -163,7 +163,7 @@ def test_weights_sum_to_one_and_who_sees_nothing_gets_zeros(kernel):
 @pytest.mark.parametrize("mask", MASKS, ids=str)
 def test_no_key_that_may_be_seen_lies_outside_the_span(mask):
     at = tokens_of["packed"]
-    allowed = np.asarray(mask.between(at, at)).any(0)
+    allowed = np.any(np.asarray(mask.between(at, at)), axis=0)
     for start in range(0, T, 4):
         low, high = mask.span(start, min(start + 4, T), T)
         assert 0 <= low < high <= T

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -100,7 +101,7 @@ def test_ntk_scaling_is_a_larger_base():
 
 
 def test_part_of_the_head_turns():
-    x = np.random.default_rng(0).normal(size=(1, 5, 2, 32)).astype(np.float32)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 5, 2, 32)), jnp.float32)
     at = Tokens.of((1, 5))
     found = Rope(share=0.25).rotate(x, at)
     np.testing.assert_array_equal(found[..., 8:], x[..., 8:])
@@ -188,13 +189,15 @@ def test_buckets_are_t5s(both_ways, buckets, farthest):
 
 def test_relative_bias_is_one_table_of_scores():
     positions = RelativeBias(buckets=8)
-    made = nn.init(lambda m: m.bias(2, 3).between(Tokens.of((1, 4)), Tokens.of((1, 4))), positions)(jax.random.key(0))
+    made: Any = nn.init(lambda m: m.bias(2, 3).between(Tokens.of((1, 4)), Tokens.of((1, 4))), positions)(
+        jax.random.key(0)
+    )
     assert made["params"]["table"].letters == "PKG" and made["params"]["table"].value.shape == (8, 2, 3)
 
 
 def test_learned_has_a_vector_a_position():
     x, at = jnp.zeros((1, 3, 4)), Tokens(jnp.asarray([[2, 0, 2]], jnp.int32), jnp.zeros((1, 3), jnp.int32))
-    begin = nn.init(lambda m, x, at: m.embed(x, at), Learned(length=3))
+    begin: Any = nn.init(lambda m, x, at: m.embed(x, at), Learned(length=3))
     table_PD = begin(jax.random.key(0), x, at)["params"]["table"].value
     found = nn.apply(lambda m: m.embed(x, at), Learned(length=3))({"params": {"table": table_PD}})
     np.testing.assert_array_equal(found[0], table_PD[np.array([2, 0, 2])])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,7 +26,7 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 MODEL = Decoder(Embed(8, 13, dropout=0.3), Stack((Block(Attention(2, head=4), FeedForward(8)),), 1))
 
 
-def batch() -> dict[str, np.ndarray]:
+def batch() -> Any:
     draw = np.random.default_rng(0)
     ids = draw.integers(0, 13, (4, 7)).astype(np.int32)
     segment = np.repeat([[0, 0, 0, 1, 1, 1, -1]], 4, 0).astype(np.int32)
