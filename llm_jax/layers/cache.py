@@ -65,7 +65,8 @@ class Cache:
                 return jax.lax.dynamic_update_slice_in_dim(old, values, at, axis)
             return old.at[(slice(None),) * axis + (at,)].set(values)
 
-        return self.replace(
+        return dataclasses.replace(
+            self,
             k_BKSH=put(self.k_BKSH, new.k_BSKH.swapaxes(1, 2), 2),
             v_BKSH=put(self.v_BKSH, new.v_BSKH.swapaxes(1, 2), 2),
             tokens=jax.tree.map(lambda old, n: put(old, n, 1), self.tokens, new.tokens),

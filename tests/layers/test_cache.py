@@ -47,11 +47,11 @@ def test_calls_in_a_row_see_what_one_call_sees(mask, calls):
     found, cache = in_calls(q, k, v)
     np.testing.assert_allclose(found, attend(q, Memory(k, v, at), at), atol=1e-5)
     assert cache.rolling == isinstance(mask, SlidingWindow)
-    assert cache.slots.k_BSKH.shape[1] == (4 if cache.rolling else 16)
+    assert cache.k_BKSH.shape[2] == (4 if cache.rolling else 16)
 
 
 def test_a_window_as_long_as_the_cache_needs_no_rolling():
     assert not Cache.empty(1, 8, 1, 1, jnp.float32, 8).rolling
     empty = Cache.empty(1, 8, 1, 1, jnp.bfloat16, 3)
-    assert empty.slots.k_BSKH.shape == (1, 3, 1, 1) and empty.slots.v_BSKH.dtype == jnp.bfloat16
-    assert (empty.slots.tokens.segment_BT == -1).all()
+    assert empty.k_BKSH.shape == (1, 1, 3, 1) and empty.v_BKSH.dtype == jnp.bfloat16
+    assert (empty.tokens.segment_BT == -1).all()
