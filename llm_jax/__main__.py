@@ -19,7 +19,8 @@ flags.DEFINE_multi_string("set", [], "A setting to change, as path=value: steps=
 flags.DEFINE_multi_string("modules", [], "A Python file of yours whose parts the run's manifest may name: it is run.")
 flags.DEFINE_string("data_dir", None, "A folder with copies of the files that would be downloaded.")
 flags.DEFINE_multi_string("prompt", [], "A text to go on from; give several for a batch.")
-flags.DEFINE_integer("max_tokens", 200, "The most tokens to generate.", lower_bound=1)
+flags.DEFINE_integer("max_tokens", None, "The most tokens to generate; by default what the context holds.", lower_bound=1)
+flags.DEFINE_string("checkpoint", "newest", "Which checkpoint to use: newest, best, or a step.")
 flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest token; 1 samples as the model predicts.", lower_bound=0)
 flags.DEFINE_integer("top_k", 0, "Sample among so many of the likeliest tokens; 0: all.", lower_bound=0)
 flags.DEFINE_float("top_p", 1.0, "Sample among the likeliest tokens that hold this much probability.", 0, 1)
@@ -29,7 +30,9 @@ flags.DEFINE_multi_string("stop", [], "A text at which to stop.")
 flags.DEFINE_integer("seed", 0, "The seed of the sampling.")
 flags.DEFINE_string("system", None, "What the model is told before the chat.")
 
-SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+WRITING = ("max_tokens", "seed", *SAMPLING)
+RUN = ("workdir", "checkpoint", "set", "modules")  # to open a run's model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +60,18 @@ def show(name: str) -> None:
 
 
 def train(name: str) -> None:
+    from llm_jax.data.documents import Conversation
     from llm_jax.training.loop import train as run
 
+    if name.endswith(".py"):
+        FLAGS["modules"].value = [*FLAGS.modules, name]  # so that the commands shown at the end name it
     experiment = _experiment(name)
     workdir = _workdir()
     state = run(experiment, workdir)
     if int(state.step) == experiment.steps:
-        print(f"\nwhat next:\n  {_command('chat')}\n  {_command('sample')} --prompt='...'\n  python -m llm_jax list")
+        talks = any(isinstance(document, Conversation) for document in experiment.data.documents("train")[:1])
+        again = [_command("chat")] * talks + [f"{_command('sample')} --prompt='...'", f"{_python()} -m llm_jax list"]
+        print("\n  ".join(["\nwhat next:", *again]))
 
 
 def evaluate(**_: Any) -> None:
@@ -72,7 +80,7 @@ def evaluate(**_: Any) -> None:
     from llm_jax.training.report import findings
     from llm_jax.training.restore import restore
 
-    program, tokenizer, params = restore(_workdir(), FLAGS["set"].value, _modules())
+    program, tokenizer, params = restore(_workdir(), FLAGS["set"].value, _modules(), FLAGS.checkpoint)
     experiment: Any = program.experiment
     for metric, value in measure(program, params, experiment.data.evaluation(tokenizer)).items():
         print(f"{metric:16} {value:.6f}")
@@ -81,33 +89,32 @@ def evaluate(**_: Any) -> None:
 
 
 def sample() -> None:
-    from llm_jax.training.restore import load
-
-    lm = load(_workdir(), _modules())
+    lm = _load()
     prompts = FLAGS.prompt or [""]
     if len(prompts) == 1:
         print(prompts[0], end="")
-        for piece in lm.stream(prompts[0], stop=tuple(FLAGS.stop), **_sampling()):
+        for piece in lm.stream(prompts[0], stop=tuple(FLAGS.stop), **_values(WRITING)):
             print(piece, end="", flush=True)
         return print()
-    for prompt, text in zip(prompts, lm.generate(prompts, stop=tuple(FLAGS.stop), **_sampling()), strict=True):
+    for prompt, text in zip(prompts, lm.generate(prompts, stop=tuple(FLAGS.stop), **_values(WRITING)), strict=True):
         print(f"{prompt}{text}\n")
 
 
 def chat() -> None:
     from llm_jax.apps.chat import chat as talk
-    from llm_jax.training.restore import load
+    from llm_jax.inference.sampling import Sampling
 
-    talk(load(_workdir(), _modules()), system=FLAGS.system, **_sampling())
+    sampling = Sampling(**_values(SAMPLING))
+    talk(_load(), system=FLAGS.system, sampling=sampling, max_tokens=FLAGS.max_tokens, seed=FLAGS.seed)
 
 
 VERBS = dict(
     list=Verb(list_, "every experiment and its one-line question"),
     show=Verb(show, "the resolved experiment, its parameters and FLOPs", True, ("set", "modules", "data_dir")),
     train=Verb(train, "train, or go on from the newest checkpoint", True, ("workdir", "set", "modules", "data_dir")),
-    eval=Verb(evaluate, "measure a run's newest checkpoint", False, ("workdir", "set", "modules", "data_dir")),
-    sample=Verb(sample, "generate text", False, ("workdir", "modules", "prompt", "stop", *SAMPLING)),
-    chat=Verb(chat, "talk with a run's model in the terminal", False, ("workdir", "modules", "system", *SAMPLING)),
+    eval=Verb(evaluate, "measure a run's model", False, (*RUN, "data_dir")),
+    sample=Verb(sample, "generate text", False, (*RUN, "prompt", "stop", *WRITING)),
+    chat=Verb(chat, "talk with a run's model in the terminal", False, (*RUN, "system", *WRITING)),
 )
 
 
@@ -133,12 +140,25 @@ def _workdir() -> str:
     return FLAGS.workdir
 
 
-def _sampling() -> dict[str, Any]:
-    return {name: FLAGS[name].value for name in SAMPLING}
+def _load() -> Any:
+    from llm_jax.training.restore import load
+
+    return load(_workdir(), _modules(), checkpoint=FLAGS.checkpoint, assignments=FLAGS["set"].value)
+
+
+def _values(names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: FLAGS[name].value for name in names}
+
+
+def _python() -> str:
+    """How this interpreter is called from here."""
+    path = os.path.relpath(sys.executable)
+    return sys.executable if path.startswith("..") else path
 
 
 def _command(verb: str) -> str:
-    return f"python -m llm_jax {verb} --workdir={FLAGS.workdir}"
+    modules = "".join(f" --modules={path}" for path in FLAGS.modules)
+    return f"{_python()} -m llm_jax {verb} --workdir={FLAGS.workdir}{modules}"
 
 
 def usage(verb: str | None = None) -> str:
@@ -152,7 +172,8 @@ def usage(verb: str | None = None) -> str:
     for name in found.flags:
         default = FLAGS[name].default
         shown = "" if default in (None, [], "") else f" (default: {default})"
-        lines.append(f"  --{name:20} {FLAGS[name].help}{shown}")
+        said = (FLAGS[name].help or "").partition(";\n")[0]  # absl adds a line of its own to flags that may be repeated
+        lines.append(f"  --{name:20} {said}{shown}")
     return "\n".join(lines)
 
 

@@ -205,17 +205,30 @@ class Checkpoints:
         step = self._newest_sound()
         return None if step is None else self._load(step, template, partial=False)
 
-    def restore_params(self, template: Any, name: str = "params") -> Checkpoint:
-        """The field `name` of the state alone (also of its average), from the newest sound checkpoint.
+    def restore_params(self, template: Any, name: str = "params", which: str = "newest") -> Checkpoint:
+        """The field `name` of the state alone (also of its average).
+
+        Args:
+          which: "newest" is the newest sound one, "best" the one with the lowest `best_by`; or a step.
 
         Raises:
-          InputError: no checkpoint is there or sound, or it holds other arrays than `template`.
+          InputError: there is no such checkpoint, it is not sound, or it holds other arrays than `template`.
         """
-        step = self._newest_sound()
+        step = self._newest_sound() if which == "newest" else self._chosen(which)
         if step is None:
             raise InputError(f"no checkpoint in {self._shown}: train first")
         found = self._load(step, {name: template}, partial=True)
         return dataclasses.replace(found, state=found.state[name])
+
+    def _chosen(self, which: str) -> int:
+        kept = {str(step): step for step in self.steps()}
+        best = min(kept.values(), key=lambda step: (self._rank(step), -step), default=None)
+        step = best if which == "best" and best is not None else kept.get(which)
+        if step is None:
+            raise InputError(f"no checkpoint {which!r} in {self._shown}: {nearest(which, ['newest', 'best', *kept])}")
+        if problem := damage(self._path(step)):
+            raise InputError(f"checkpoint {step} in {self._shown} is damaged ({problem}): choose another")
+        return step
 
     def _load(self, step: int, template: Any, partial: bool) -> Checkpoint:
         path, ocp = self._path(step), _orbax()

@@ -20,7 +20,7 @@ from llm_jax.training.disk import space_for
 from llm_jax.training.display import Display
 from llm_jax.training.evaluation import evaluate, means
 from llm_jax.training.interrupt import Interrupt
-from llm_jax.training.metrics import MetricsLog
+from llm_jax.training.metrics import MetricsLog, read
 from llm_jax.training.program import Program, TrainState
 from llm_jax.training.report import findings
 from llm_jax.training.run import Run
@@ -75,16 +75,17 @@ class Training:
                         break
                 self._save(int(state.step), state)
                 if int(state.step) == self.experiment.steps:
-                    self._report(state, again=begun == self.experiment.steps)
+                    self._report(state)
         if int(state.step) < self.experiment.steps:
             self.display.note(f"stopped and saved at step {int(state.step)}: the same command goes on from there")
         return state
 
-    def _report(self, state: TrainState, again: bool) -> None:
+    def _report(self, state: TrainState) -> None:
         """Shown as often as a finished run is asked for, written down once."""
+        written = [set(line) for line in read(self.run.metrics) if line["split"] == "report"]
         for finding in findings(self.experiment, language_model(self.experiment, self.tokenizer, state.best)):
             self.display.note("\n".join(finding.lines))
-            if finding.metrics and not again:
+            if finding.metrics and not any(finding.metrics.keys() <= names for names in written):
                 self.metrics.write(int(state.step), "report", finding.metrics)
 
     def _resume(self) -> TrainState:
@@ -98,10 +99,7 @@ class Training:
 
     def _step(self, step: int, state: TrainState) -> TrainState:
         experiment, last = self.experiment, step == self.experiment.steps
-        batch = next(self.batches)
-        if jax.process_count() == 1 and not batch["weight_BT"].any():
-            raise InputError(f"nothing to learn at step {step}: every loss weight of the batch is 0")
-        state, metrics = self.program.update(state, place(batch, self.program.mesh))
+        state, metrics = self.program.update(state, place(next(self.batches), self.program.mesh))
         self.speed.step(state)
         if step % experiment.log_every == 0 or last:
             self._log(step, state, metrics)
@@ -115,11 +113,11 @@ class Training:
         return state
 
     def _log(self, step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
-        in_a_row = int(metrics["skipped_in_a_row"])
-        if in_a_row >= self.experiment.patience:
-            raise InputError(f"the loss or gradient was not finite in {in_a_row} steps in a row, up to step {step}: lower "
+        streak = int(state.longest_streak)
+        if streak >= self.experiment.patience:
+            raise InputError(f"the loss or gradient was not finite in {streak} steps in a row before step {step}: lower "
                              f"optimizer.learning_rate, or look at the data; {self._newest()} is kept")
-        found = means(state.sums) if float(state.sums["weight"]) else dict(loss=float("nan"))
+        found = dict(loss=float("nan")) if streak and not float(state.sums["weight"]) else means(state.sums)
         self._write(step, "train", found | dict(
             learning_rate=float(metrics["learning_rate"]), gradient_norm=float(metrics["gradient_norm"]),
             skipped_steps=int(state.skipped)) | self.speed.since_last(step))

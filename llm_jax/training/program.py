@@ -32,6 +32,7 @@ class TrainState:
     sums: dict[str, jax.Array]  # of the objective, over the steps since the last log
     skipped: jax.Array  # steps whose loss or gradient was not finite
     skipped_in_a_row: jax.Array
+    longest_streak: jax.Array  # the most of them in a row since the last log
     frozen: Any = None  # weights that an objective reads and nobody trains
 
     @property
@@ -94,7 +95,7 @@ class Program:
         none = jnp.zeros((), jnp.int32)
         average = jax.tree.map(jnp.copy, params) if self.experiment.ema else None
         sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self._sums(params))
-        return TrainState(none, params, self.optimizer.init(params), average, sums, none, none)
+        return TrainState(none, params, self.optimizer.init(params), average, sums, none, none, none)
 
     def _sums(self, params: Any) -> Any:
         row = jax.ShapeDtypeStruct((1, 1), jnp.int32)
@@ -137,26 +138,31 @@ class Program:
         gradients = jax.tree.map(lambda g: g / weight, gradients)
         norm = optax.tree.norm(gradients)
         sound = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
+        taken = sound & (sums["weight"] > 0)  # a batch without a single target changes nothing either
 
         change, moments = self.optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, change)
         average = state.average
         if average is not None:
-            average = optax.incremental_update(params, average, 1 - experiment.ema)
+            # at first the decay is shorter, or the random beginning would stay in the average for long
+            passed = state.step.astype(jnp.float32)
+            decay = jnp.minimum(experiment.ema, (1 + passed) / (10 + passed))
+            average = optax.incremental_update(params, average, 1 - decay)
         params, moments, average = jax.tree.map(
-            lambda new, old: jnp.where(sound, new, old),
+            lambda new, old: jnp.where(taken, new, old) if jnp.issubdtype(new.dtype, jnp.floating) else new,
             (params, moments, average), (state.params, state.optimizer, state.average),
-        )  # fmt: skip
+        )  # fmt: skip  # Optax's counts go on: the schedule follows the steps, taken or not
         first = state.step % experiment.log_every == 0
         kept = jax.tree.map(lambda old, new: jnp.where(first, 0, old) + jnp.where(sound, new, 0), state.sums, sums)
         skipped = (~sound).astype(jnp.int32)
+        streak = (state.skipped_in_a_row + 1) * skipped
         after = state.replace(
             step=state.step + 1, params=params, optimizer=moments, average=average, sums=kept,
-            skipped=state.skipped + skipped, skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
+            skipped=state.skipped + skipped, skipped_in_a_row=streak,
+            longest_streak=jnp.maximum(jnp.where(first, 0, state.longest_streak), streak),
         )  # fmt: skip
         rate: Any = optimizer
-        return after, dict(gradient_norm=norm, learning_rate=rate.rate(state.step, experiment.steps),
-                           skipped_in_a_row=after.skipped_in_a_row)
+        return after, dict(gradient_norm=norm, learning_rate=rate.rate(state.step, experiment.steps))
 
     def _gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         """The gradient of the summed loss, in float32, and all the sums; a microbatch at a time."""
