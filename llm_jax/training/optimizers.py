@@ -98,9 +98,9 @@ class Optimizer(Part):
         rule = self.rule(lambda step: self.rate(jnp.asarray(step), steps), is_matrix(boxed), boxed)
         whole = optax.chain(optax.clip_by_global_norm(self.clip), rule) if self.clip else rule
 
-        def update(gradients: Any, state: Any, params: Any = None):
+        def update(updates: Any, state: Any, params: Any = None):
             with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # Optax is written for these
-                return whole.update(gradients, state, params)
+                return whole.update(updates, state, params)
 
         return optax.GradientTransformation(whole.init, update)
 
@@ -191,7 +191,8 @@ class Muon(Optimizer):
                         muon_weight_dimension_numbers=axes)
         others = optax.adamw(lambda step: share * rate(step), self.b1, self.b2, weight_decay=self.weight_decay,
                              mask=is_matrix)
-        return optax.partition(dict(MuonDimensionNumbers=matrices, MaskedNode=others), kinds)
+        parted: Any = dict(MuonDimensionNumbers=matrices, MaskedNode=others)
+        return optax.partition(parted, kinds)
 
 
 def _rows_and_columns(leaf: Lettered) -> MuonDimensionNumbers | optax.MaskedNode:

@@ -1,5 +1,7 @@
 """A step on eight devices, however laid out, is the step on one device, and the partitioner warns of nothing."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -28,10 +30,9 @@ from llm_jax.training.program import Program
 
 ROWS, LENGTH = 16, 12
 LAYOUTS = dict(eight=Layout(8), fsdp=Layout(2, 4), all=Layout(2, 2, 2))
+PLAIN = Block(Attention(2, 2, 8, dropout=0.1), SwiGLU(24), dropout=0.1)
 BASE = Experiment(
-    model=Decoder(
-        Embed(16, 64, dropout=0.1), Stack((Block(Attention(2, 2, 8, dropout=0.1), SwiGLU(24), dropout=0.1),), 2), Rope()
-    ),
+    model=Decoder(Embed(16, 64, dropout=0.1), Stack((PLAIN,), 2), Rope()),
     tokenizer=Bytes(),
     data=Data(PythonHelp(), length=LENGTH, batch=ROWS),
     objective=NextToken(),
@@ -41,7 +42,7 @@ BASE = Experiment(
     steps=10,
 )
 # no bias of the keys: its gradient is 0 but for rounding, which the optimiser makes large
-MULTI_QUERY = Block(Attention(1, 4, 8, out_bias=True, dropout=0.1), FeedForward(24, bias=True), LayerNorm(), dropout=0.1)
+MULTI_QUERY = Block(Attention(1, 4, 8, out_bias=True, dropout=0.1), FeedForward(24, bias=True), LayerNorm())
 CASES = {
     "tied, grouped queries, AdamW": {},
     "untied, multi-query, learned positions, Muon, microbatches": {
@@ -124,8 +125,11 @@ def test_weights_and_their_moments_are_split():
     assert block["attention"]["query"]["kernel"].sharding.spec == P(None, "fsdp", "tensor", None, None)
     assert block["attention"]["out"]["kernel"].sharding.spec == P(None, "tensor", None, None, "fsdp")
     assert block["ffn"]["down"]["kernel"].sharding.spec == P(None, "tensor", "fsdp")
-    moments = {x.sharding.spec for path, x in jax.tree_util.tree_leaves_with_path(program.template.optimizer)
-               if "query" in jax.tree_util.keystr(path)}
+    moments = {
+        x.sharding.spec
+        for path, x in jax.tree_util.tree_leaves_with_path(program.template.optimizer)
+        if "query" in jax.tree_util.keystr(path)
+    }
     assert moments == {block["attention"]["query"]["kernel"].sharding.spec}
     odd = Program(BASE.override({"layout": Layout(2, 2, 2), "model.stack": Stack((MULTI_QUERY,), 2)}), program.mesh)
     one_key = odd.template.params["stack"]["layers"]["block_0"]["attention"]["key"]["kernel"]
@@ -139,7 +143,9 @@ def test_a_checkpoint_restores_in_another_layout(tmp_path):
     for layout in (Layout(1), Layout(4, 2)):
         program = Program(BASE, layout.mesh())
         with Checkpoints(tmp_path, {}) as checkpoints:
-            restored = checkpoints.restore(program.template).state
+            found = checkpoints.restore(program.template)
+        assert found is not None
+        restored = found.state
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), seen[-1][0])
         for x, planned in zip(jax.tree.leaves(restored), jax.tree.leaves(program.template), strict=True):
             assert x.sharding.is_equivalent_to(planned.sharding, x.ndim)
@@ -165,6 +171,6 @@ def test_the_rest_of_the_devices_share_the_batch():
     ],
 )
 def test_a_batch_that_does_not_divide(changes, message):
-    experiment = BASE.override(changes)
+    experiment: Any = BASE.override(changes)
     with pytest.raises(InputError, match=message):
         _ = Program(experiment, experiment.layout.mesh()).update

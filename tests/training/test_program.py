@@ -51,8 +51,10 @@ def trained(tiny, stepper, batches):
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(trained):
     _, states, told = trained
     for after in states[2:4]:
-        same((after.params, after.optimizer, after.average, after.sums), tuple(
-            getattr(states[1], name) for name in ("params", "optimizer", "average", "sums")))
+        same(
+            (after.params, after.optimizer, after.average, after.sums),
+            tuple(getattr(states[1], name) for name in ("params", "optimizer", "average", "sums")),
+        )
     assert [int(s.step) for s in states] == [0, 1, 2, 3, 4]
     assert [int(s.skipped) for s in states] == [0, 0, 1, 2, 2]
     assert [int(t["skipped_in_a_row"]) for t in told] == [0, 1, 2, 0]

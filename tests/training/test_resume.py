@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -75,7 +76,7 @@ class Runs:
         return [sys.executable, "-m", "llm_jax", "train", str(self.file), f"--workdir={self.folder / name}"]
 
     def start(self, name: str) -> subprocess.Popen:
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        pipes: Any = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         return subprocess.Popen(self.command(name), cwd=ROOT, env=self.environment, text=True, **pipes)
 
     def finish(self, name: str) -> str:
@@ -101,7 +102,7 @@ class Runs:
         assert plain[0][-1]["step"] == STEPS
         ends = [self.folder / n / "checkpoints" / f"{STEPS:08d}" for n in (name, other)]
         assert json.loads((ends[0] / "data.json").read_text()) == json.loads((ends[1] / "data.json").read_text())
-        states = [ocp.load(end) for end in ends]
+        states = [ocp.load(str(end)) for end in ends]
         assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
         assert len(jax.tree.leaves(states[0])) > 30
         jax.tree.map(np.testing.assert_array_equal, *states)
