@@ -19,6 +19,7 @@ from typing import Any
 import flax.linen as nn
 
 from llm_jax.core import parts
+from llm_jax.core.files import reading
 from llm_jax.core.parts import Part
 from llm_jax.core.tables import InputError, nearest
 
@@ -55,10 +56,14 @@ class Experiment(Part):
     report: tuple[Part, ...] = ()  # what is measured and shown when the training has ended
 
     def __post_init__(self) -> None:
-        least = dict(steps=1, microbatches=1, patience=1, log_every=1, eval_every=1, save_every=1, keep_last=1, keep_best=0)
+        least = dict(
+            seed=0, steps=1, microbatches=1, patience=1, log_every=1, eval_every=1, save_every=1, keep_last=1, keep_best=0
+        )  # fmt: skip
         for name, lowest in least.items():
             if isinstance(value := getattr(self, name), int) and value < lowest:
                 raise InputError(f"{name} must be at least {lowest}, not {value}")
+        if isinstance(self.seed, int) and self.seed >= 2**63:
+            raise InputError(f"seed must be below 2^63, not {self.seed}")
         if isinstance(self.ema, float) and not 0 <= self.ema < 1:
             raise InputError(f"ema must be from 0 to below 1, not {self.ema}")
 
@@ -132,8 +137,9 @@ def get(name: str | Path) -> Experiment:
 def _path(name: str) -> Path:
     if name.endswith(".py"):
         path = Path(name)
-        if not path.is_file():
-            raise InputError(f"there is no experiment file {name}")
+        with reading(path):
+            if not path.is_file():
+                raise InputError(f"there is no experiment file {name}")
         return path
     if name not in names():
         raise InputError(f"no experiment named {name!r}: {nearest(name, names())}")
@@ -145,10 +151,12 @@ def load_module(path: str | Path) -> ModuleType:
 
     A file of the user's own is known by its stem, also in manifests.
     """
-    path = Path(path).resolve()
-    if not path.is_file():
-        raise InputError(f"there is no file {path}")
+    with reading(path):
+        path = Path(path).resolve()
+        if not path.is_file():
+            raise InputError(f"there is no file {path}")
     if path.parent == FOLDER:
+        parts.own_package("experiments")  # not another package of that name in the current folder
         return importlib.import_module(f"experiments.{path.stem}")
     name = module_name(path)
     known = sys.modules.get(name)

@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from llm_jax.core.tables import InputError
+
+
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Around whatever looks at `path`.
+
+    Raises:
+      InputError: the system refuses (no permission, a name too long).
+    """
+    try:
+        yield
+    except OSError as error:
+        shown = text if len(text := str(path)) <= 200 else f"{text[:200]}..."
+        raise InputError(f"cannot read {shown}: {error.strerror or error}") from None
 
 
 def cache_folder(*below: str) -> Path:
-    """A folder under `$LLM_JAX_CACHE`, or the user's cache folder (`$XDG_CACHE_HOME`, `~/.cache`); made if absent."""
+    """A folder under `$LLM_JAX_CACHE`, or the user's cache folder (`$XDG_CACHE_HOME`, `~/.cache`); made if absent.
+
+    Raises:
+      InputError: it cannot be made.
+    """
     root = os.environ.get("LLM_JAX_CACHE")
-    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm_jax"
-    folder = base.joinpath(*below)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm_jax"
+        folder = base.joinpath(*below)
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # a RuntimeError: there is no home
+        reason = f"cannot make the cache folder: {error}"
+        raise InputError(f"{reason}: set LLM_JAX_CACHE to a folder that can be written") from None
     return folder
 
 
@@ -36,7 +62,7 @@ def digest(*parts: str | bytes) -> str:
     """A hash of the parts in order, as 64 hexadecimal digits; the boundaries between parts count."""
     whole = hashlib.sha256()
     for part in parts:
-        data = part.encode("utf-8") if isinstance(part, str) else part
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
         whole.update(len(data).to_bytes(8, "little"))
         whole.update(data)
     return whole.hexdigest()

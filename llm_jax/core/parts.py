@@ -10,11 +10,14 @@ import ast
 import dataclasses
 import functools
 import importlib
+import importlib.util
+import math
 import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeGuard
+from pathlib import Path
+from typing import Annotated, Any, TypeGuard
 
 import flax.linen as nn
 
@@ -23,6 +26,7 @@ from llm_jax.core.tables import InputError, lookup, nearest
 Json = dict[str, Any] | list[Any] | str | int | float | bool | None
 
 TRUSTED = ("llm_jax", "experiments")  # packages whose parts a manifest may name without being told
+ROOT = Path(__file__).resolve().parents[2]  # the folder that holds them
 
 
 class Part:
@@ -60,10 +64,60 @@ def catalogue(modules: tuple[str, ...] = ()) -> dict[str, type]:
 
 
 def _trusted(module: str, modules: tuple[str, ...]) -> bool:
-    return module.split(".")[0] in TRUSTED or module in modules
+    if module in modules:
+        return True
+    package = module.partition(".")[0]
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return package in TRUSTED and file is not None and _within(file, package)
+
+
+@functools.cache
+def _within(file: str, package: str) -> bool:
+    return Path(file).resolve().is_relative_to(ROOT / package)
+
+
+def own_package(name: str) -> None:
+    """Makes `import name` mean this project's package, also where the current folder has one of that name.
+
+    Raises:
+      InputError: another package of that name is imported already.
+    """
+    if known := sys.modules.get(name):
+        if (file := getattr(known, "__file__", None)) is None or not _within(file, name):
+            raise InputError(f"the name {name!r} is taken by {file or 'another package'}: rename that")
+        return
+    file, below = ROOT / name / "__init__.py", [str(ROOT / name)]
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=below)
+    assert spec is not None and spec.loader is not None
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
 
 
 # ------------------------------------------------------------------------------------------------------------- types
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """What a number, or the length of a tuple, may be: the second argument of `Annotated`."""
+
+    least: float = -math.inf
+    above: float = -math.inf
+    below: float = math.inf
+    most: float = math.inf
+
+    def __contains__(self, value: Any) -> bool:
+        size = len(value) if isinstance(value, tuple) else value
+        return self.least <= size <= self.most and self.above < size < self.below
+
+    def __str__(self) -> str:
+        bounds = {"at least": self.least, "above": self.above, "below": self.below, "at most": self.most}
+        return " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
+
+
+Size = Annotated[int, Range(least=1)]
+Count = Annotated[int, Range(least=0)]
+Positive = Annotated[float, Range(above=0)]
+Rate = Annotated[float, Range(least=0, below=1)]  # of dropout
 
 
 @functools.cache
@@ -88,6 +142,11 @@ def conform(value: Any, declared: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(declared), typing.get_args(declared)
     if declared in (Any, object):
         return value
+    if origin is Annotated:
+        value = conform(value, arguments[0], where)
+        if value not in arguments[1]:
+            raise refuse
+        return value
     if origin in (types.UnionType, typing.Union):
         for choice in arguments:
             try:
@@ -111,6 +170,8 @@ def conform(value: Any, declared: Any, where: str) -> Any:
         if abs(value) > sys.float_info.max:
             raise refuse
         return float(value)
+    if type(value) is float and declared is float and not math.isfinite(value):
+        raise InputError(f"{where} must be a finite number, not {value}")  # JSON, and so a manifest, has no others
     if declared in (int, float, str, bool):
         if type(value) is not declared:
             raise refuse
@@ -119,13 +180,27 @@ def conform(value: Any, declared: Any, where: str) -> Any:
         if value is not None:
             raise refuse
         return None
-    if isinstance(origin or declared, type) and isinstance(value, origin or declared):
+    if isinstance(origin or declared, type) and isinstance(value, origin or declared) and not is_base(type(value)):
         return value
     raise refuse
 
 
+@functools.cache
+def is_base(cls: type) -> bool:
+    """Whether the class only says what its family can do: the table at the end of its file lists others of it alone."""
+    if not issubclass(cls, (Part, nn.Module)):
+        return False
+    module = sys.modules.get(cls.__module__)
+    tables = [value for value in vars(module).values() if isinstance(value, dict)] if module else []
+    listed = [c for table in tables for c in table.values() if isinstance(c, type) and issubclass(c, cls)]
+    return bool(listed) and cls not in listed
+
+
 def describe(declared: Any) -> str:
     origin, arguments = typing.get_origin(declared), typing.get_args(declared)
+    if origin is Annotated:
+        length = "with length " if typing.get_origin(arguments[0]) is tuple else ""
+        return f"{describe(arguments[0])} {length}{arguments[1]}"
     if origin in (types.UnionType, typing.Union):
         return " or ".join(describe(a) for a in arguments)
     if origin is typing.Literal:
@@ -141,11 +216,18 @@ def describe(declared: Any) -> str:
     return getattr(declared, "__name__", str(declared))
 
 
-def show(value: Any) -> str:
-    """`value` in one line, which a linen module's own `repr` is not."""
-    if isinstance(value, tuple):
-        return f"({', '.join(map(show, value))})"
-    return f"{type(value).__name__}(...)" if is_part(value) else repr(value)
+def show(value: Any, whole: bool = False) -> str:
+    """`value`, or its JSON in a manifest, as a user would type it; the settings of a part only if `whole`."""
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(show(v, whole) for v in value)}{',' * (len(value) == 1)})"
+    if is_part(value):
+        name, inside = type(value).__name__, {n: getattr(value, n) for n in settings(value)}
+    elif isinstance(value, dict):
+        name, inside = str(value.get("part")).rpartition(":")[2], {n: v for n, v in value.items() if n != "part"}
+    else:
+        return repr(value)
+    said = ", ".join(f"{n}={show(v, whole)}" for n, v in inside.items()) if whole else "..." * bool(inside)
+    return f"{name}({said})"
 
 
 def check(part: Any, where: str = "") -> Any:
@@ -308,7 +390,11 @@ def from_json(json: Json, modules: tuple[str, ...] = (), where: str = "manifest"
 
 def _named(name: Any, modules: tuple[str, ...], where: str) -> type:
     module, _, attribute = name.partition(":") if isinstance(name, str) else ("", "", "")
-    if not attribute or not _trusted(module, modules):
+    package = module.partition(".")[0]
+    ours = package in TRUSTED and module not in modules
+    if ours:
+        own_package(package)
+    if not attribute or not (ours or module in modules):
         raise InputError(
             f"{where} names {name!r}, which is no part of this project: "
             "pass the file that defines it with --modules, if you trust it"
@@ -318,7 +404,7 @@ def _named(name: Any, modules: tuple[str, ...], where: str) -> type:
     except (ImportError, ValueError):  # a ValueError: a name that no file can have
         raise InputError(f"{where} names {name!r}, but there is no module {module!r} here") from None
     is_type = isinstance(found, type) and issubclass(found, (Part, nn.Module)) and dataclasses.is_dataclass(found)
-    if not is_type or found.__module__ != module:
+    if not is_type or found.__module__ != module or not _trusted(module, modules):
         raise InputError(f"{where} names {name!r}, which is not a part")
     return found
 

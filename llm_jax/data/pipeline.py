@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from llm_jax.core.files import digest
-from llm_jax.core.parts import Part, to_json
+from llm_jax.core.parts import Part, Size, to_json
 from llm_jax.core.tables import InputError, lookup
 from llm_jax.data.cache import Corpus, corpus
 from llm_jax.data.documents import Document, Rendering
@@ -44,7 +44,7 @@ class Data(Part):
     rendering: Rendering = Rendering()
     shuffle: bool = True
     workers: int = 0
-    evaluation_batches: int | None = None
+    evaluation_batches: Size | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("length", 1), ("batch", 1), ("workers", 0)):

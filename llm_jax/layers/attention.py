@@ -7,6 +7,7 @@ import flax.struct
 import jax
 
 from llm_jax.core.alphabet import Einsum, FanIn, Init
+from llm_jax.core.parts import Rate, Size
 from llm_jax.layers.cache import Cache, Memory
 from llm_jax.layers.dropout import dropout
 from llm_jax.layers.kernels import Dense, Kernel, Scoring
@@ -40,9 +41,9 @@ class Attention(nn.Module):
     Vaswani et al. 2017; grouped queries: Ainslie et al. 2023. Scores are scaled by `scale`, or 1 / sqrt(head).
     """
 
-    key_heads: int
-    group: int = 1
-    head: int = 64
+    key_heads: Size
+    group: Size = 1
+    head: Size = 64
     mask: Mask = Causal()
     kernel: Kernel = Dense()
     bias: bool = False  # of the query, key and value projections
@@ -50,7 +51,7 @@ class Attention(nn.Module):
     norm: Norm = NoNorm()  # of queries and keys, over the head width (Henry et al. 2020)
     scale: float | None = None
     soft_cap: float = 0.0
-    dropout: float = 0.0  # of the attention weights
+    dropout: Rate = 0.0  # of the attention weights
     init: Init = FanIn()
     out_init: Init = FanIn()
 

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 
 from llm_jax.core.alphabet import shard
-from llm_jax.core.parts import Part
+from llm_jax.core.parts import Part, Rate
 from llm_jax.core.tables import InputError
 from llm_jax.layers.attention import Attention, View
 from llm_jax.layers.cache import Cache
@@ -59,7 +59,7 @@ class Block(nn.Module):
     ffn: FeedForward
     norm: Norm = RMSNorm()
     placement: Placement = PreNorm()
-    dropout: float = 0.0  # of what each branch adds
+    dropout: Rate = 0.0  # of what each branch adds
     positions: Positions | None = None
 
     @nn.compact

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.alphabet import FanIn, Fill, Init, Normal, contract, shard, weigh
+from llm_jax.core.parts import Count, Rate, Size
 from llm_jax.core.tables import InputError
 from llm_jax.layers.dropout import dropout
 
@@ -14,10 +15,10 @@ from llm_jax.layers.dropout import dropout
 class Embed(nn.Module):
     """A learned vector for each of V tokens. `vocabulary` 0 stands for the tokenizer's, filled in when a run begins."""
 
-    width: int
-    vocabulary: int = 0
+    width: Size
+    vocabulary: Count = 0
     scale: float = 1.0  # on the vectors that enter the model (the original Transformer and Gemma: sqrt(width))
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     init: Init = Normal(0.02)
 
     def setup(self):

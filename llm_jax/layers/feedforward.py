@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.alphabet import Einsum, FanIn, Init
-from llm_jax.core.parts import Part
+from llm_jax.core.parts import Part, Size
 
 
 class Activation(Part):
@@ -54,7 +54,7 @@ class Silu(Activation):
 class FeedForward(nn.Module):
     """Two projections around an activation (Vaswani et al. 2017)."""
 
-    hidden: int
+    hidden: Size
     activation: Activation = Gelu()
     bias: bool = False
     init: Init = FanIn()

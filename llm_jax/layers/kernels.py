@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.alphabet import contract
-from llm_jax.core.parts import Part
+from llm_jax.core.parts import Part, Size
 from llm_jax.layers.dropout import keep, line
 from llm_jax.layers.masks import Mask
 from llm_jax.layers.tokens import Tokens
@@ -95,8 +95,8 @@ class Chunked(Kernel):
     computed again from the saved log-sums.
     """
 
-    queries: int = 128
-    keys: int = 1024
+    queries: Size = 128
+    keys: Size = 1024
 
     def __call__(self, q_BTKGH, k_BSKH, v_BSKH, scoring):
         return _chunked(self, q_BTKGH, k_BSKH, v_BSKH, scoring.bias, dataclasses.replace(scoring, bias=None))

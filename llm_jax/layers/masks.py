@@ -7,7 +7,7 @@ import functools
 
 import jax
 
-from llm_jax.core.parts import Part
+from llm_jax.core.parts import Count, Part, Size
 from llm_jax.layers.tokens import PADDING, Tokens
 
 
@@ -63,7 +63,7 @@ class Causal(Mask):
 class SlidingWindow(Mask):
     """The last `size` tokens, itself included (Beltagy et al. 2020; Mistral)."""
 
-    size: int = 128
+    size: Size = 128
 
     def rule(self, queries, keys):
         distance_BTS = queries.position_BT[:, :, None] - keys.position_BT[:, None, :]
@@ -80,7 +80,7 @@ class SlidingWindow(Mask):
 class Prefix(Mask):
     """The first `size` tokens of a document see each other; the rest is causal (Raffel et al. 2020)."""
 
-    size: int = 0
+    size: Count = 0
 
     def rule(self, queries, keys):
         causal_BTS = Causal().rule(queries, keys)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Annotated
 
 import flax.linen as nn
 import flax.struct
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.alphabet import Init, Normal, shard, weigh
-from llm_jax.core.parts import Part
+from llm_jax.core.parts import Part, Positive, Range, Size
 from llm_jax.core.tables import InputError
 from llm_jax.layers.tokens import Tokens
 
@@ -45,7 +46,7 @@ class NoPositions(Positions):
 class Learned(Positions):
     """A learned vector for each of `length` positions (GPT-2, BERT)."""
 
-    length: int = 512
+    length: Size = 512
     init: Init = Normal(0.02)
 
     @nn.compact
@@ -101,7 +102,7 @@ class RopeScaling(Part):
 class LinearScaling(RopeScaling):
     """Positions divided by `factor` (Chen et al. 2023, position interpolation)."""
 
-    factor: float = 1.0
+    factor: Positive = 1.0
 
     def apply(self, frequencies, theta, width):
         return frequencies / self.factor
@@ -111,9 +112,11 @@ class LinearScaling(RopeScaling):
 class NtkScaling(RopeScaling):
     """A larger base, so that slow waves stretch by `factor` and fast ones hardly ("NTK-aware", bloc97 2023)."""
 
-    factor: float = 1.0
+    factor: Positive = 1.0
 
     def apply(self, frequencies, theta, width):
+        if width == 2:
+            raise InputError("NtkScaling keeps the fastest of several waves, but 2 features are one wave")
         return _frequencies(width, theta * self.factor ** (width / (width - 2)))
 
 
@@ -121,10 +124,10 @@ class NtkScaling(RopeScaling):
 class YarnScaling(RopeScaling):
     """Slow waves stretched, fast ones kept, a ramp between; sharper attention (Peng et al. 2023)."""
 
-    factor: float = 1.0
-    original: int = 4096
-    fast: float = 32.0  # turns within `original` above which a wave is kept
-    slow: float = 1.0  # turns below which it is stretched by all of `factor`
+    factor: Positive = 1.0
+    original: Size = 4096
+    fast: Positive = 32.0  # turns within `original` above which a wave is kept
+    slow: Positive = 1.0  # turns below which it is stretched by all of `factor`
 
     def apply(self, frequencies, theta, width):
         def pair(turns: float) -> float:
@@ -144,10 +147,10 @@ class YarnScaling(RopeScaling):
 class Llama3Scaling(RopeScaling):
     """Llama 3.1's: by wavelength, kept below `original / high`, stretched above `original / low`, smooth between."""
 
-    factor: float = 8.0
+    factor: Positive = 8.0
     low: float = 1.0
     high: float = 4.0
-    original: int = 8192
+    original: Size = 8192
 
     def apply(self, frequencies, theta, width):
         turns = self.original * frequencies / (2 * math.pi)
@@ -161,9 +164,9 @@ class Rope(Positions):
     `share` is the part of the head that turns (1: all of it; GPT-NeoX and Phi turn less).
     """
 
-    theta: float = 10_000.0
+    theta: Positive = 10_000.0
     scaling: RopeScaling | None = None
-    share: float = 1.0
+    share: Annotated[float, Range(above=0, most=1)] = 1.0
 
     def rotate(self, x, tokens):
         width = int(x.shape[-1] * self.share)
@@ -233,13 +236,19 @@ class Buckets:
 class RelativeBias(Positions):
     """T5's learned bias, one table for all layers (Raffel et al. 2020, section 2.1)."""
 
-    buckets: int = 32
-    farthest: int = 128
+    buckets: Size = 32
+    farthest: Size = 128
     both_ways: bool = False
     init: Init = Normal(0.02)
 
     @nn.compact
     def bias(self, key_heads, group):
+        alone = self.buckets // (4 if self.both_ways else 2)
+        if not 0 < alone < self.farthest:
+            raise InputError(
+                f"RelativeBias(buckets={self.buckets}, farthest={self.farthest}) needs {4 if self.both_ways else 2} "
+                f"buckets or more, and farthest above {alone}"
+            )
         sizes = dict(P=self.buckets, K=key_heads, G=group)
         return Buckets(weigh(self, "table", "PKG", sizes, self.init, 1), self.both_ways, self.farthest)
 

@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from llm_jax.core.parts import replace
+from llm_jax.core.parts import Count, replace
 from llm_jax.core.tables import InputError
 from llm_jax.layers.attention import View
 from llm_jax.layers.embedding import Embed, Head, Tied
@@ -29,7 +29,7 @@ class Decoder(nn.Module):
     positions: Positions = Rope()
     norm: Norm = RMSNorm()
     head: Head = Tied()
-    context: int = 0
+    context: Count = 0
 
     def __call__(
         self, tokens_BT: jax.Array, at: Tokens | None = None, *, caches: Any = None, start: int | jax.Array = 0,

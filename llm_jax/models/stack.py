@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from llm_jax.core.alphabet import is_lettered
-from llm_jax.core.parts import transform
+from llm_jax.core.parts import Range, Size, transform
 from llm_jax.layers.attention import View
 from llm_jax.layers.block import Block
 from llm_jax.layers.cache import Cache
@@ -44,8 +44,8 @@ class Stack(nn.Module):
     Loop and scan share parameters, dropout and results; `auto` loops on a CPU and scans elsewhere.
     """
 
-    pattern: tuple[Block, ...]
-    repeats: int
+    pattern: Annotated[tuple[Block, ...], Range(least=1)]
+    repeats: Size
     run: Literal["auto", "loop", "scan"] = "auto"
     remat: Literal["none", "dots", "full"] = "none"
 

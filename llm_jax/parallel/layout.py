@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.core.alphabet import Lettered, is_lettered, partition
-from llm_jax.core.parts import Part
+from llm_jax.core.parts import Part, Size
 from llm_jax.core.tables import InputError
 
 AXES = ("data", "fsdp", "tensor", "sequence", "expert", "stage")  # the axes that the alphabet's rules speak of
@@ -26,8 +26,8 @@ class Layout(Part):
     """
 
     data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    fsdp: Size = 1
+    tensor: Size = 1
 
     def mesh(self) -> Mesh:
         """The mesh over the first devices there are.
@@ -36,7 +36,7 @@ class Layout(Part):
           InputError: there are too few devices, or they cannot be divided.
         """
         rest, devices = self.fsdp * self.tensor, jax.devices()
-        data = len(devices) // rest if self.data == -1 else self.data
+        data = len(devices) // max(rest, 1) if self.data == -1 else self.data
         if min(data, self.fsdp, self.tensor) < 1 or data * rest > len(devices):
             asked = "x".join(str(n) for n in (self.data, self.fsdp, self.tensor))
             raise InputError(f"layout {asked} (data x fsdp x tensor) does not fit on {len(devices)} device(s)")

@@ -11,7 +11,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from llm_jax.core.alphabet import Lettered, is_lettered
-from llm_jax.core.parts import Part
+from llm_jax.core.parts import Part, Positive
 
 
 class Schedule(Part):
@@ -106,9 +106,11 @@ class Optimizer(Part):
 
 
 def is_matrix(boxed: Any) -> Any:
-    """True for the parameters that a vector is multiplied with, False for biases and scales."""
-    def one(path: Any, leaf: Any) -> bool:
-        return path[-1].key not in ("bias", "scale")
+    """True for kernels and tables of vectors; False for scales, biases, and tables of biases (T5's, of letters PKG)."""
+
+    def one(path: Any, leaf: Lettered) -> bool:
+        letters = leaf.letters.replace("L", "")
+        return len(letters) > 1 and path[-1].key != "bias" and ("P" not in letters or "D" in letters)
 
     return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=is_lettered)
 
@@ -131,7 +133,10 @@ class AdamW(Optimizer):
 
 @dataclasses.dataclass(frozen=True)
 class Adafactor(Optimizer):
-    """Second moments as a row and a column for each matrix (Shazeer & Stern 2018), with the rate given, not relative."""
+    """Second moments as a row and a column for each matrix (Shazeer & Stern 2018), with the rate given, not relative.
+
+    Of a kernel with more axes, the two largest are its rows and columns, for each place along the others.
+    """
 
     learning_rate: float = 1e-2
     schedule: Schedule = Cosine()
@@ -174,7 +179,7 @@ class Muon(Optimizer):
     updates scaled to AdamW's usual size (Liu et al. 2025); `adam_rate` is the embedding's and the vectors'.
     """
 
-    learning_rate: float = 2e-3
+    learning_rate: Positive = 2e-3
     schedule: Schedule = Cosine()
     weight_decay: float = 0.1
     clip: float = 1.0
@@ -190,7 +195,7 @@ class Muon(Optimizer):
         matrices = muon(rate, beta=self.momentum, weight_decay=self.weight_decay, consistent_rms=0.2,
                         muon_weight_dimension_numbers=axes)
         others = optax.adamw(lambda step: share * rate(step), self.b1, self.b2, weight_decay=self.weight_decay,
-                             mask=is_matrix)
+                             mask=decays)
         parted: Any = dict(MuonDimensionNumbers=matrices, MaskedNode=others)
         return optax.partition(parted, kinds)
 

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import pkgutil
+import typing
 from collections import Counter
 
 import flax.linen as nn
@@ -49,6 +50,8 @@ def sample(cls: type) -> object:
 
 
 def fill(declared):
+    if typing.get_origin(declared) is typing.Annotated:
+        declared = typing.get_args(declared)[0]
     if declared in SAMPLES:
         return SAMPLES[declared]
     if getattr(declared, "__origin__", None) is tuple:

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from llm_jax.core import files
+from llm_jax.core.tables import InputError
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -48,3 +49,17 @@ def test_the_cache_is_where_the_user_says(tmp_path, monkeypatch, variables, want
     for name, value in variables.items():
         monkeypatch.setenv(name, value.format(tmp_path))
     assert files.cache_folder("x", "y") == tmp_path / wanted and (tmp_path / wanted).is_dir()
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LLM_JAX_CACHE", str(tmp_path / "file"))
+    with pytest.raises(InputError, match="cannot make the cache folder: .*: set LLM_JAX_CACHE to a folder"):
+        files.cache_folder("x")
+    long = tmp_path / ("x" * 300)
+    with pytest.raises(InputError, match=r"cannot read .*: File name too long"), files.reading(long):
+        long.exists()
+
+
+def test_a_digest_takes_half_a_surrogate_pair():
+    assert files.digest("\ud800") != files.digest("\ud801")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import hypothesis.strategies as st
@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 
 from llm_jax.core import parts
-from llm_jax.core.parts import Part
+from llm_jax.core.parts import Part, Positive, Range, Rate, Size
 from llm_jax.core.tables import InputError
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed
 from llm_jax.layers.feedforward import GEGLU, FeedForward, SwiGLU
-from llm_jax.layers.masks import Both, Causal, SlidingWindow
-from llm_jax.layers.norms import LayerNorm, RMSNorm
+from llm_jax.layers.masks import Both, Causal, Mask, SlidingWindow
+from llm_jax.layers.norms import LayerNorm, Norm, RMSNorm
 from llm_jax.layers.positions import Alibi, LinearScaling, Positions, Rope, RopeScaling
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.stack import Stack
@@ -92,6 +92,16 @@ def test_conform_accepts(value, declared, wanted):
         (1.0, int, "a whole number"),
         (True, float, "a number"),
         (10**400, float, "a number"),
+        (float("nan"), float, "a finite number"),
+        (float("-inf"), float, "a finite number"),
+        (0, Size, "a whole number at least 1"),
+        (1.0, Rate, "a number at least 0 and below 1"),
+        (0, Positive, "a number above 0"),
+        ((), Annotated[tuple[int, ...], Range(1)], "a tuple of a whole number with length at least 1"),
+        (-1, Size | None, "a whole number at least 1 or None"),
+        (Positions(), Positions, "Alibi"),
+        (Norm(), nn.Module, "Norm"),
+        (Mask(), Mask, "Causal"),
         (3, str, "text"),
         ("3", int, "a whole number"),
         (None, int, "a whole number"),
@@ -349,7 +359,7 @@ def test_a_manifest_survives_json():
 @given(
     st.builds(
         Apple,
-        weight=st.floats(allow_nan=False),
+        weight=st.floats(allow_nan=False, allow_infinity=False),
         count=st.integers(),
         ripe=st.booleans(),
         colour=st.sampled_from(["red", "green"]),

@@ -36,7 +36,9 @@ def boxed():
 
     kernels = {name: {"kernel": draw(*about)} for name, about in SHAPES.items()}
     vectors = {"norm": {"scale": draw("D", (8,))}, "bias": {"bias": draw("F", (10,))}}
-    return kernels | vectors | {"embed": {"table": draw("VD", (11, 8))}}
+    tables = {"embed": {"table": draw("VD", (11, 8))}, "learned": {"table": draw("PD", (5, 8))}}
+    biases = {"t5": {"table": draw("PKG", (6, 2, 2))}, "heads": {"bias": draw("LKGH", (2, 2, 2, 3))}}
+    return kernels | vectors | tables | biases
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,11 @@ def clipped(params, step, clip):
     return jax.tree.map(lambda g: g * min(1.0, clip / norm), given)
 
 
+def stays(path):
+    """Whether a parameter is not decayed."""
+    return path[-1].key in ("bias", "scale") or path[0].key == "t5"
+
+
 def assert_close(found, expected, atol):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=atol), found, expected)
 
@@ -79,9 +86,9 @@ def test_adamw_is_torchs(boxed, params):
     optimizer = AdamW(learning_rate=1e-2, schedule=Cosine(warmup=4, last=0.1), weight_decay=0.3, clip=1.0)
     leaves, tree = jax.tree.flatten(params)
     own = [torch.nn.Parameter(torch.tensor(np.asarray(x), dtype=torch.float64)) for x in leaves]
-    names = [path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    vectors = [p for p, n in zip(own, names, strict=True) if n in ("bias", "scale")]
-    matrices = [p for p, n in zip(own, names, strict=True) if n not in ("bias", "scale")]
+    kept = [stays(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    vectors = [p for p, stay in zip(own, kept, strict=True) if stay]
+    matrices = [p for p, stay in zip(own, kept, strict=True) if not stay]
     groups = [{"params": matrices, "weight_decay": 0.3}, {"params": vectors, "weight_decay": 0.0}]
     torchs = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
     for step in range(STEPS):
@@ -105,7 +112,7 @@ def test_lion_is_the_papers(boxed, params):
         g = clipped(params, step, 1.0)
         sign = jax.tree.map(lambda m, g: np.sign(0.9 * m + 0.1 * g), momentum, g)
         expected = jax.tree_util.tree_map_with_path(
-            lambda path, p, s: p - 1e-2 * (s + (0 if path[-1].key in ("bias", "scale") else 0.3) * p), expected, sign
+            lambda path, p, s: p - 1e-2 * (s + (0 if stays(path) else 0.3) * p), expected, sign
         )
         momentum = jax.tree.map(lambda m, g: 0.99 * m + 0.01 * g, momentum, g)
     assert_close(run(optimizer, boxed, params), expected, 2e-6)
@@ -146,7 +153,7 @@ def test_muon_leaves_embedding_head_and_vectors_to_adamw(boxed, params):
     optimizer = Muon(learning_rate=1e-2, schedule=Constant(), weight_decay=0.1, clip=0.0, adam_rate=3e-3)
     muons = run(optimizer, boxed, params)
     adams = run(AdamW(learning_rate=3e-3, schedule=Constant(), weight_decay=0.1, clip=0.0), boxed, params)
-    for name in ("embed", "head", "norm", "bias"):
+    for name in ("embed", "learned", "head", "norm", "bias", "t5", "heads"):
         assert_close(muons[name], adams[name], 2e-6)
 
 
@@ -174,7 +181,7 @@ def test_decay_is_decoupled_and_on_matrices_alone(name, boxed, params):
     for path, moved in jax.tree_util.tree_leaves_with_path(change):
         module, leaf = (key.key for key in path)
         rate = 1e-3 if name == "Muon" and module not in ROWS else 0.1
-        share = 0.0 if leaf in ("bias", "scale") else -rate * 0.5
+        share = 0.0 if stays(path) else -rate * 0.5
         np.testing.assert_allclose(moved, share * params[module][leaf], atol=1e-6, err_msg=f"{module}.{leaf}")
 
 

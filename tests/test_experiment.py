@@ -1,0 +1,101 @@
+"""Settings that cannot be are refused in one line, and the project's experiments are the project's own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from llm_jax import experiment as experiments
+from llm_jax.core.tables import InputError
+from llm_jax.training.optimizers import Muon  # noqa: F401 - what is imported can be named
+
+BLOCK = "model.stack.pattern.0"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "seed=-1",
+        "seed=9223372036854775808",
+        "ema=1e999",
+        "optimizer.clip=1e999",
+        "optimizer=Muon(learning_rate=0)",
+        "layout.fsdp=0",
+        "layout=Layout(tensor=0)",
+        "data.evaluation_batches=0",
+        "model.context=-1",
+        "model.embed.width=0",
+        "model.embed.dropout=1",
+        "model.head=Head()",
+        "model.norm=Norm()",
+        "model.positions=Positions()",
+        "model.positions=Learned(0)",
+        "model.positions=Rope(share=1.5)",
+        "model.positions.scaling=YarnScaling(original=0)",
+        "model.stack.repeats=0",
+        "model.stack.pattern=()",
+        f"{BLOCK}.dropout=-0.1",
+        f"{BLOCK}.ffn.hidden=0",
+        f"{BLOCK}.attention=Attention(key_heads=0)",
+        f"{BLOCK}.attention.group=0",
+        f"{BLOCK}.attention.head=-8",
+        f"{BLOCK}.attention.dropout=2",
+        f"{BLOCK}.attention.mask=SlidingWindow(0)",
+        f"{BLOCK}.attention.mask=Mask()",
+        f"{BLOCK}.attention.kernel=Chunked(queries=0)",
+        f"{BLOCK}.attention.kernel=Chunked(keys=0)",
+        f"{BLOCK}.attention.kernel=Kernel()",
+        f"{BLOCK}.placement=Placement()",
+    ],
+)
+def test_a_setting_out_of_range_is_refused_in_one_line(setting):
+    with pytest.raises(InputError) as refused:
+        experiments.get("small_gpt").set([setting])
+    assert "\n" not in str(refused.value)
+
+
+def test_a_folder_of_experiments_where_one_stands_does_not_take_the_projects_place(tmp_path):
+    """Neither by name, nor through a manifest, nor when it is imported first."""
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "__init__.py").write_text("")
+    for name in ("small_gpt", "sort"):
+        (tmp_path / "experiments" / f"{name}.py").write_text("raise SystemExit('the decoy was run')")
+    program = """
+import json, sys
+sys.path.insert(0, "")
+from llm_jax import experiment
+from llm_jax.core import parts
+from llm_jax.core.tables import InputError
+if sys.argv[1] == "decoy":
+    import experiments
+    try:
+        parts.from_json({"part": "experiments.sort:Sort"})
+    except InputError as refused:
+        print(refused)
+else:
+    if sys.argv[1] == "manifest":
+        try:
+            parts.from_json({"part": "experiments.sort:Nothing"})
+        except InputError as refused:
+            print(refused)
+    print(experiment.get("small_gpt").name, experiment.get("sort").name)
+    from experiments import small_gpt
+    assert small_gpt.__file__ == str(experiment.FOLDER / "small_gpt.py")
+"""
+    said = {}
+    for case in ("name", "manifest", "decoy"):
+        command = [sys.executable, "-W", "ignore", "-c", program, case]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        said[case] = done.stdout
+    assert said["name"] == "small_gpt sort\n"
+    assert said["manifest"].endswith("which is not a part\nsmall_gpt sort\n")
+    assert "the name 'experiments' is taken by" in said["decoy"]
+
+
+def test_a_path_that_no_file_can_have():
+    for use in (experiments.get, experiments.load_module):
+        with pytest.raises(InputError, match="File name too long"):
+            use("x" * 300 + ".py")
