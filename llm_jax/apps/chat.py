@@ -64,6 +64,11 @@ class Chat:
                 return input("> " if self._prompts else "").strip()
             except EOFError:
                 return None
+            except UnicodeDecodeError as error:
+                refusal = f"what is said must be UTF-8, and byte 0x{error.object[error.start]:02x} is not"
+                if not self._prompts:
+                    raise InputError(refusal) from None
+                self._note(refusal)
             except KeyboardInterrupt:
                 if not self._prompts:
                     return None

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from llm_jax.core.files import cache_folder, digest, write_atomically
+from llm_jax.core.files import cache_folder, digest, reading, write_atomically
 from llm_jax.core.parts import to_json
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Document, Encoded, Rendering
@@ -61,13 +61,15 @@ def corpus(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Rende
     """The documents as token ids, from the cache if they are there and whole.
 
     Raises:
-      InputError: the cache cannot be written.
+      InputError: the cache cannot be read or written.
     """
     key = digest(FORMAT, tokenizer.identity, json.dumps(to_json(rendering)), *map(repr, documents))
     path = cache_folder("corpora") / f"{key}.tokens"
-    if path.exists():
-        if (fault := _fault(path)) is None:
-            return Corpus(path)
+    with reading(path):
+        fault = _fault(path) if path.exists() else "absent"
+    if fault is None:
+        return Corpus(path)
+    if fault != "absent":
         logging.warning("the cached corpus %s is damaged (%s): making it again", path, fault)
     content = _tokenise(documents, tokenizer, rendering)
     try:

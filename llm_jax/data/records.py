@@ -7,6 +7,7 @@ from typing import Any
 from llm_jax.core.tables import InputError, nearest
 from llm_jax.data.documents import Conversation, Document, Example, Text
 from llm_jax.text.chat import Message
+from llm_jax.text.tokenizer import check_text
 
 
 def document_of(record: Any, field: str, where: str) -> Document:
@@ -31,6 +32,7 @@ def document_of(record: Any, field: str, where: str) -> Document:
 def _text_in(record: dict[str, Any], field: str, where: str) -> str:
     if not isinstance(value := record.get(field), str):
         raise InputError(f"{where}: the field {field!r} must be text, not {str(value)[:40]!r}")
+    check_text(value, f"{where}: the field {field!r}")
     return value
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from llm_jax.core.files import cache_folder
+from llm_jax.core.files import cache_folder, reading
 from llm_jax.core.parts import Part
 from llm_jax.core.tables import InputError, nearest
 from llm_jax.data.documents import Conversation, Document, Text
@@ -39,17 +39,21 @@ class Source(Part):
 
 
 def _exists(path: Path) -> None:
-    if not path.exists():
+    with reading(path):
+        if path.exists():
+            return
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise InputError(f"there is no {path}: {nearest(path.name, beside[:20])}")
 
 
 def _bytes_of(path: Path) -> bytes:
     _exists(path)
-    try:
+    with reading(path):
         return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise InputError(f"cannot read the folder {error.filename}: {error.strerror}")
 
 
 def _decode(data: bytes, where: object, offset: int = 0) -> str:
@@ -78,13 +82,16 @@ class TextFiles(Source):
 
     def files(self) -> list[Path]:
         path = Path(self.path)
-        if not path.is_dir():
-            return [path]
-        if not os.access(path, os.R_OK | os.X_OK):
-            raise InputError(f"cannot read the folder {path}: permission denied")
-        if not (found := sorted(p for p in path.rglob("*.txt") if p.is_file())):
+        with reading(path):
+            if not path.is_dir():
+                return [path]
+        found = []
+        for folder, _, names in os.walk(path, onerror=_refuse_folder):  # `rglob` would pass over what it cannot read
+            with reading(folder):
+                found += [p for p in (Path(folder, n) for n in names if n.endswith(".txt")) if p.is_file()]
+        if not found:
             raise InputError(f"there is no .txt file in the folder {path}")
-        return found
+        return sorted(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +234,9 @@ class Download(Source):
         """The file, downloaded if it is not here yet."""
         if folder := os.environ.get("LLM_JAX_DATA"):
             path = Path(folder) / self.file
-            if path.is_file():
+            with reading(path):
+                here = path.is_file()
+            if here:
                 if (found := hashlib.sha256(_bytes_of(path)).hexdigest()) != self.sha256:
                     raise InputError(f"{path} is not the file expected: its sha256 is {found}, not {self.sha256}")
                 return path

@@ -9,12 +9,16 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_jax.core.files import write_atomically
+from llm_jax.core.files import reading, write_atomically
+from llm_jax.core.parts import show
 from llm_jax.core.tables import InputError
 from llm_jax.training.disk import only_writer, space_for
 
 MAY_DIFFER = frozenset(
-    {"steps", "log_every", "eval_every", "save_every", "keep_last", "keep_best", "patience", "layout", "report"}
+    {
+        "steps", "log_every", "eval_every", "save_every", "keep_last", "keep_best", "patience", "layout", "report",
+        "data.workers", "data.evaluation_batches", "model.stack.run", "model.stack.remat",
+    }
 )
 """Settings, with all below them, that a resumed run may change without becoming another experiment."""
 
@@ -90,7 +94,9 @@ class Run:
           InputError: there is none, or its manifest is damaged.
         """
         workdir = Path(workdir)
-        if not workdir.is_dir():
+        with reading(workdir):
+            found = workdir.is_dir()
+        if not found:
             raise InputError(f"no folder {workdir}: train first, or name the --workdir of a run")
         return cls(workdir, _read_manifest(workdir), contextlib.ExitStack())
 
@@ -139,7 +145,7 @@ def _refuse_other(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any],
     ]
     if not differing:
         return
-    listed = ", ".join(f"{path}={_show(was)}, not {_show(now)}" for path, was, now in differing[:SHOWN])
+    listed = ", ".join(f"{path}={show(was)}, not {show(now)}" for path, was, now in differing[:SHOWN])
     more = f", and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
     by = f"by {old['name']} " if old.get("name") else ""
     raise InputError(f"{workdir} was made {by}with {listed}{more}: use another --workdir or the same settings")
@@ -158,12 +164,3 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, 
         return
     for name, was, now in pairs:
         yield from differences(was, now, f"{path}.{name}" if path else name)
-
-
-def _show(value: Any) -> str:
-    """A setting as a user would type it, a part without its settings."""
-    if isinstance(value, dict):
-        return f"{str(value.get('part', '')).rpartition(':')[2]}()"
-    if isinstance(value, list):
-        return f"({', '.join(_show(v) for v in value)})"
-    return repr(value)

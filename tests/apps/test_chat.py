@@ -96,3 +96,9 @@ def test_forgetting_is_said_once(say):
 
 def test_what_a_terminal_would_obey_is_shown():
     assert printable("a\x1b[2Jb\tç\n\u3000\x9b") == "a\N{REPLACEMENT CHARACTER}[2Jb\tç\n\u3000\N{REPLACEMENT CHARACTER}"
+
+
+def test_what_is_not_utf_8_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
+    with pytest.raises(InputError, match="must be UTF-8, and byte 0xff is not"):
+        chat(Scripted())

@@ -94,3 +94,14 @@ def test_a_full_disk_is_one_clear_line(tokenizer, monkeypatch):
 def test_wide_vocabularies_get_wide_tokens(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "vocabulary", 2**16 + 1)
     assert cache.corpus([Text("wide")], tokenizer, Rendering()).tokens.dtype == np.int32
+
+
+def test_a_cache_that_cannot_be_read_is_named(tokenizer, monkeypatch):
+    cache.corpus(DOCUMENTS, tokenizer, Rendering())
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(cache, "_fault", refuse)
+    with pytest.raises(InputError, match=r"cannot read .*\.tokens: Permission denied"):
+        cache.corpus(DOCUMENTS, tokenizer, Rendering())

@@ -1,8 +1,10 @@
+import errno
 import functools
 import hashlib
 import http.server
 import itertools
 import json
+import os
 import threading
 
 import pytest
@@ -81,9 +83,6 @@ def test_text_files_that_cannot_be_read(tmp_path, monkeypatch):
         listed(TextFiles(str(tmp_path)))
     with pytest.raises(InputError, match=r"there is no .*leters.txt: did you mean 'letters.txt'"):
         listed(TextFiles(str(tmp_path / "leters.txt")))
-    monkeypatch.setattr("os.access", lambda *_: False)
-    with pytest.raises(InputError, match=r"cannot read the folder .*: permission denied"):
-        listed(TextFiles(str(tmp_path)))
 
     def refuse(self):
         raise PermissionError(13, "Permission denied")
@@ -234,3 +233,29 @@ def test_a_copy_in_the_data_folder_needs_no_network(cache, tmp_path, monkeypatch
     (tmp_path / "poem.txt").write_bytes(b"Thorns")
     with pytest.raises(InputError, match=r"poem.txt is not the file expected: its sha256 is [0-9a-f]{64}, not"):
         listed(download)
+
+
+def test_what_the_system_refuses_to_read_is_named(tmp_path, monkeypatch):
+    for source in (TextFiles, JsonLines):
+        with pytest.raises(InputError, match="cannot read .*: File name too long"):
+            listed(source(str(tmp_path / ("x" * 300))))
+    (tmp_path / "here.txt").write_text("a text")
+    (tmp_path / "shut").mkdir()
+    scan = os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("shut"):
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return scan(folder)
+
+    assert listed(TextFiles(str(tmp_path))) == [Text("a text")]
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match="cannot read the folder .*shut: Permission denied"):
+        listed(TextFiles(str(tmp_path)))
+
+
+def test_half_a_surrogate_pair_is_found_where_it_stands(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "good"}\n{"text": "bad \\ud800"}\n')
+    with pytest.raises(InputError, match=r"a.jsonl:2: the field 'text' is not valid Unicode: half a surrogate pair"):
+        listed(JsonLines(str(path)))

@@ -25,6 +25,15 @@ def test_is_made_with_its_folders_and_gone_on_with(tmp_path):
     assert Run.existing(tmp_path / "a" / "b").manifest == manifest()
 
 
+def test_how_it_is_computed_may_change(tmp_path):
+    Run.open(tmp_path, manifest(data={"part": "a:Data", "workers": 0, "evaluation_batches": None})).close()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    other = manifest(data={"part": "a:Data", "workers": 2, "evaluation_batches": 3})
+    other["model"]["stack"] |= {"run": "scan", "remat": "full"}
+    Run.open(tmp_path, other).close()
+    assert Run.existing(tmp_path).manifest == other
+
+
 def test_steps_may_change_and_are_written_down(tmp_path):
     Run.open(tmp_path, manifest()).close()
     Run.open(tmp_path, manifest(steps=200)).close()
@@ -71,6 +80,8 @@ def test_differences_name_the_innermost_path():
 def test_missing_and_damaged(tmp_path):
     with pytest.raises(InputError, match="no folder"):
         Run.existing(tmp_path / "none")
+    with pytest.raises(InputError, match="cannot read .*: File name too long"):
+        Run.existing(tmp_path / ("x" * 300))
     with pytest.raises(InputError, match=r"has no manifest.json"):
         Run.existing(tmp_path)
     for content in (b"{", b"[]", b"\xff"):

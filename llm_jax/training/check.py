@@ -1,0 +1,29 @@
+"""Which family each field of an experiment is of, which `Experiment` itself, above them all, cannot say."""
+
+from __future__ import annotations
+
+from llm_jax.core.parts import conform
+from llm_jax.data.pipeline import Data
+from llm_jax.experiment import Experiment
+from llm_jax.models.decoder import Decoder
+from llm_jax.objectives.next_token import Objective
+from llm_jax.parallel.layout import Layout
+from llm_jax.text.recipes import TokenizerRecipe
+from llm_jax.training.optimizers import Optimizer
+from llm_jax.training.precision import Precision
+from llm_jax.training.report import Report
+
+FAMILIES = dict(
+    model=Decoder, tokenizer=TokenizerRecipe, data=Data, objective=Objective, optimizer=Optimizer, layout=Layout,
+    precision=Precision, report=tuple[Report, ...],
+)  # fmt: skip
+
+
+def check_families(experiment: Experiment) -> None:
+    """Nothing, if every field holds a part of its family.
+
+    Raises:
+      InputError: one does not; the message names the field and what it may be.
+    """
+    for name, family in FAMILIES.items():
+        conform(getattr(experiment, name), family, name)
