@@ -125,6 +125,25 @@ def _matrix(letters: str, free: list[str], summed: list[str]) -> tuple[list[str]
 _contract.defvjp(_contract_forward, _contract_backward)
 
 
+@jax.custom_vjp
+def lookup(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
+    """`table_VD[ids_BT]`, whose gradient is summed in float32: a frequent token would be lost in a bfloat16 sum."""
+    return table_VD[ids_BT]
+
+
+def _lookup_forward(table_VD: jax.Array, ids_BT: jax.Array):
+    return table_VD[ids_BT], (table_VD, ids_BT)
+
+
+def _lookup_backward(saved: tuple[jax.Array, jax.Array], d_BTD: jax.Array):
+    table_VD, ids_BT = saved
+    d_VD = jnp.zeros(table_VD.shape, jnp.float32).at[ids_BT].add(d_BTD.astype(jnp.float32))
+    return d_VD.astype(table_VD.dtype), None
+
+
+lookup.defvjp(_lookup_forward, _lookup_backward)
+
+
 # -------------------------------------------------------------------------------------------------------- initialisers
 
 

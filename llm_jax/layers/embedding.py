@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.alphabet import FanIn, Fill, Init, Normal, contract, shard, weigh
+from llm_jax.core.alphabet import FanIn, Fill, Init, Normal, contract, lookup, shard, weigh
 from llm_jax.core.parts import Count, Rate, Size
 from llm_jax.core.tables import InputError
 from llm_jax.layers.dropout import dropout
@@ -28,7 +28,7 @@ class Embed(nn.Module):
 
     def __call__(self, tokens_BT: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
         table_VD = shard(self.table_VD, "V.")  # gathered over fsdp: a lookup in a table split twice is copied whole
-        x_BTD = shard(table_VD[tokens_BT], "BTD")
+        x_BTD = shard(lookup(table_VD, tokens_BT), "BTD")
         if self.scale != 1.0:
             x_BTD = x_BTD * jnp.asarray(self.scale, x_BTD.dtype)
         return dropout(x_BTD, self.dropout, dropout_key)

@@ -14,7 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.alphabet import Init, Normal, shard, weigh
+from llm_jax.core.alphabet import Init, Normal, lookup, shard, weigh
 from llm_jax.core.parts import Part, Positive, Range, Size
 from llm_jax.core.tables import InputError
 from llm_jax.layers.tokens import Tokens
@@ -58,7 +58,8 @@ class Learned(Positions):
             )
         table_PD = weigh(self, "table", "PD", dict(P=self.length, D=x_BTD.shape[-1]), self.init, 1)
         table_PD = shard(table_PD, "..")  # gathered over fsdp first, as in `Embed`
-        return x_BTD + shard(table_PD.at[tokens.position_BT].get(mode="clip"), "BTD").astype(x_BTD.dtype)
+        position_BT = jnp.clip(tokens.position_BT, 0, self.length - 1)
+        return x_BTD + shard(lookup(table_PD, position_BT), "BTD").astype(x_BTD.dtype)
 
     def limit(self):
         return self.length

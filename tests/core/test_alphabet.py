@@ -15,7 +15,19 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 import llm_jax
-from llm_jax.core.alphabet import LEGEND, RULES, Einsum, FanIn, Fill, Lettered, Normal, contract, partition, shard
+from llm_jax.core.alphabet import (
+    LEGEND,
+    RULES,
+    Einsum,
+    FanIn,
+    Fill,
+    Lettered,
+    Normal,
+    contract,
+    lookup,
+    partition,
+    shard,
+)  # fmt: skip
 
 SIZES = dict(B=2, T=3, D=8, K=2, G=3, H=4, F=5, V=7, S=6)
 
@@ -157,3 +169,16 @@ def test_every_letter_has_a_legend():
     assert len(equations) > 10 and len(suffixes) > 50
     for letters in equations + suffixes:
         assert set(letters) - set(",->") <= set(LEGEND), letters
+
+
+def test_a_lookup_s_gradient_is_summed_in_float32():
+    ids_BT = jnp.asarray(np.random.default_rng(0).integers(0, 3, (4, 2000)))  # bfloat16 sums stall at some 256
+    weight_BTD = jnp.asarray(np.random.default_rng(1).random((4, 2000, 8)), jnp.bfloat16)
+
+    def gradient(dtype):
+        total = lambda table_VD: (lookup(table_VD, ids_BT) * weight_BTD.astype(dtype)).astype(jnp.float32).sum()  # noqa: E731
+        return jax.grad(total)(jnp.ones((5, 8), dtype))
+
+    narrow, wide = gradient(jnp.bfloat16), gradient(jnp.float32)
+    assert narrow.dtype == jnp.bfloat16 and (wide[3:] == 0).all()
+    np.testing.assert_allclose(narrow.astype(jnp.float32), wide, rtol=2**-8)
