@@ -40,8 +40,9 @@ class Chat:
         self._lm, self._sampling, self._max_tokens, self._seed = lm, sampling, max_tokens, seed
         self._begin = [Message("system", system)] if system else []
         self._messages = list(self._begin)
-        self._turns, self._said_that_turns_go = 0, False
+        self._turns = 0
         self._console = Console(highlight=False, markup=False, emoji=False)
+        lm.warn = lambda text: self._note(f"({text})")
         self._prompts = sys.stdin.isatty()
 
     def run(self) -> None:
@@ -87,7 +88,6 @@ class Chat:
         said: list[str] = []
         asked = [*self._messages, Message("user", line)]
         try:
-            asked = self._remember(asked)
             for piece in self._lm.reply(asked, self._max_tokens, seed=self._seed + self._turns, **vars(self._sampling)):
                 said.append(piece)
                 self._console.print(printable(piece), end="", soft_wrap=True)
@@ -100,15 +100,6 @@ class Chat:
         self._console.print()
         self._turns += 1
         self._messages = [*asked, Message("assistant", "".join(said))]
-
-    def _remember(self, messages: list[Message]) -> list[Message]:
-        kept = self._lm.remember(messages, self._max_tokens)
-        if len(kept) < len(messages) and not self._said_that_turns_go:
-            self._said_that_turns_go = True
-            self._note(
-                f"(longer than the model's context of {self._lm.context} tokens: the oldest turns are forgotten)"
-            )
-        return kept
 
     def _note(self, text: str, end: str = "\n") -> None:
         """What this program says, and not the model."""

@@ -24,10 +24,11 @@ from llm_jax.models.stack import unstack
 from llm_jax.text.tokenizer import StreamDecoder
 
 CHUNK = 64  # the most tokens a row gains in one call of the compiled loop
+BEFORE_UNBOUNDED = 512  # tokens of a text where neither the caller nor the model bounds it
 
 
 @flax.struct.dataclass
-class Rows:
+class Progress:
     """A batch under way."""
 
     key_B: jax.Array
@@ -38,11 +39,12 @@ class Rows:
     done_B: jax.Array
     made: jax.Array  # how many tokens have been drawn
 
-    def draw(self, logits_BV: jax.Array, sampler: Sampler, stops_V: jax.Array) -> Rows:
+    def draw(self, logits_BV: jax.Array, sampler: Sampler, stops_V: jax.Array, never_V: jax.Array) -> Progress:
         """With the next token drawn: each step of each row has a key of its own, whoever else is in the batch."""
         vocabulary = self.seen_BV.shape[1]  # the tokenizer's; a model may have been given more
         key_B = jax.vmap(jax.random.fold_in, (0, None))(self.key_B, self.made)
-        newest_B = sampler.draw(key_B, logits_BV[:, :vocabulary], self.seen_BV)
+        logits_BV = jnp.where(never_V[None], -jnp.inf, logits_BV[:, :vocabulary])
+        newest_B = sampler.draw(key_B, logits_BV, self.seen_BV)
         return dataclasses.replace(
             self,
             newest_B=newest_B,
@@ -83,51 +85,51 @@ class Generation:
     """Texts in the making, one for each prompt: `advance` until `finished`."""
 
     def __init__(
-        self, model: Decoder, params: Any, prompts: Sequence[Sequence[int]], *, max_tokens: int, sampler: Sampler,
-        key_B: jax.Array, stops: Iterable[int], vocabulary: int, dtype,
+        self, model: Decoder, params: Any, prompts: Sequence[Sequence[int]], *, max_tokens: int | None,
+        sampler: Sampler, key_B: jax.Array, stops: Iterable[int], vocabulary: int, dtype, never: Iterable[int] = (),
     ):  # fmt: skip
         """Reads the prompts and draws the first token of each text.
 
         Args:
           params: what `prepare` returned.
           prompts: token ids, at least one each.
-          max_tokens: the most tokens a text gets.
+          max_tokens: the most tokens a text gets; None: as many as the context has room for after its prompt.
           key_B: a key for each row (`row_keys`).
           stops: tokens that end a text, and are not part of it.
           vocabulary: the ids that may be drawn are below it.
           dtype: of the caches; the one that `params` were prepared in.
+          never: tokens that are not drawn, however likely.
 
         Raises:
-          InputError: a setting is out of range, a prompt is empty, or with its text it is longer than the context.
+          InputError: a setting is out of range, a prompt is empty, or with its text it is longer than the context; or
+            the model sees tokens ahead that are not written yet.
         """
         sampler.check()
-        _check(model, prompts, max_tokens)
+        self._most_B = _most(model, prompts, max_tokens)
+        max_tokens = int(self._most_B.max())
         longest = max(map(len, prompts))
         padded = min(_round_up(longest, finely=False), limit(model) or _round_up(longest, finely=False))
         tokens_BT = np.zeros((len(prompts), padded), np.int32)
         for row, prompt in enumerate(prompts):
             tokens_BT[row, padded - len(prompt) :] = prompt
-        stops_V = np.zeros(vocabulary, bool)
+        stops_V, never_V = np.zeros(vocabulary, bool), np.zeros(vocabulary, bool)
         stops_V[list(stops)] = True
+        never_V[list(never)] = True
         length_B = np.array([len(p) for p in prompts], np.int32)
         slots = _round_up(padded + max_tokens, finely=True)
 
         self._model, self._params, self._sampler, self._max_tokens = model, params, sampler, max_tokens
-        self._stops_V = stops_V
+        self._stops_V, self._never_V = stops_V, never_V
         self._open_B = np.ones(len(prompts), bool)
         logits_BV, self._caches, rows = _read(
             model, slots, vocabulary, jnp.dtype(dtype), params, tokens_BT, length_B, key_B
         )
-        self._rows = _draw(rows, logits_BV, sampler, stops_V)
+        self._rows = _draw(rows, logits_BV, sampler, stops_V, never_V)
         self._made = 0
 
     @property
     def finished(self) -> bool:
         return self._made == self._max_tokens or not self._open_B.any()
-
-    def is_open(self, row: int) -> bool:
-        """Whether the row has met no stop token, and nobody has closed it."""
-        return bool(self._open_B[row])
 
     def close(self, row: int) -> None:
         """Nothing more is wanted of the row."""
@@ -141,11 +143,12 @@ class Generation:
             count = min(most, CHUNK, self._max_tokens - self._made)
             rows = dataclasses.replace(self._rows, done_B=jnp.asarray(~self._open_B))
             self._caches, self._rows, new, made = _go_on(
-                self._model, self._params, self._caches, rows, self._sampler, self._stops_V, count
+                self._model, self._params, self._caches, rows, self._sampler, self._stops_V, self._never_V, count
             )
             new_BN = np.asarray(new)[:, : int(made)]
+        room_B = self._most_B - self._made
         self._made += new_BN.shape[1]
-        return [self._take(row, new_BN[row]) for row in range(len(new_BN))]
+        return [self._take(row, new_BN[row, : room_B[row]]) for row in range(len(new_BN))]
 
     def _take(self, row: int, new_N: np.ndarray) -> list[int]:
         if not self._open_B[row]:
@@ -154,24 +157,34 @@ class Generation:
         if ends.size:
             self._open_B[row] = False
             new_N = new_N[: ends[0]]
+        if self._made >= self._most_B[row]:
+            self._open_B[row] = False
         return new_N.tolist()
 
 
-def _check(model: Decoder, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
-    if max_tokens < 1:
+def _most(model: Decoder, prompts: Sequence[Sequence[int]], max_tokens: int | None) -> np.ndarray:
+    """[B]: the most tokens that each text gets. Raises as `Generation` does."""
+    if max_tokens is not None and max_tokens < 1:
         raise InputError(f"max_tokens must be 1 or more, not {max_tokens}")
-    context = limit(model)
+    context, ahead, most = limit(model), model.ahead(), []
     for number, prompt in enumerate(prompts):
         where = f"prompt {number}" if len(prompts) > 1 else "the prompt"
         if not prompt:
             raise InputError(f"{where} is empty: there is no token to go on from")
-        if context is not None and len(prompt) + max_tokens > context:
-            most = context - len(prompt)
-            advice = f"ask for at most {most} tokens" if most > 0 else f"shorten it to at most {context - 1} tokens"
+        if len(prompt) < ahead:
             raise InputError(
-                f"{where} has {len(prompt)} tokens, and with max_tokens={max_tokens} that is more than the model's "
-                f"context of {context}: {advice}"
+                f"{where} has {len(prompt)} tokens, but the model reads the first {ahead} of a text at once: "
+                "lengthen it"
             )
+        room = BEFORE_UNBOUNDED if context is None else context - len(prompt)
+        if context is not None and room < (max_tokens or 1):
+            advice = f"ask for at most {room} tokens" if room > 0 else f"shorten it to at most {context - 1} tokens"
+            raise InputError(
+                f"{where} has {len(prompt)} tokens, and with max_tokens={max_tokens or 1} that is more than the "
+                f"model's context of {context}: {advice}"
+            )
+        most.append(max_tokens or room)
+    return np.array(most)
 
 
 def _round_up(length: int, finely: bool) -> int:
@@ -192,7 +205,7 @@ def _read(model: Decoder, slots: int, vocabulary: int, dtype, params: Any, token
     logits_BV, caches = model.apply({"params": params}, tokens_BT, at, caches, jnp.int32(0), method=_last_scores)
     counted_BT = jnp.where(real_BT, tokens_BT, vocabulary)  # out of range: a padded slot is no token seen
     seen_BV = jnp.zeros((batch, vocabulary), bool).at[jnp.arange(batch)[:, None], counted_BT].set(True, mode="drop")
-    rows = Rows(
+    rows = Progress(
         key_B=key_B, newest_B=tokens_BT[:, -1], position_B=length_B - 1, seen_BV=seen_BV,
         done_B=jnp.zeros(batch, bool), slot=jnp.int32(padded - 1), made=jnp.int32(0),
     )  # fmt: skip
@@ -200,26 +213,26 @@ def _read(model: Decoder, slots: int, vocabulary: int, dtype, params: Any, token
 
 
 @jax.jit
-def _draw(rows: Rows, logits_BV: jax.Array, sampler: Sampler, stops_V) -> Rows:
-    """`Rows.draw`, compiled apart from reading: prompts of another length compile the model only."""
-    return rows.draw(logits_BV, sampler, stops_V)
+def _draw(rows: Progress, logits_BV: jax.Array, sampler: Sampler, stops_V, never_V) -> Progress:
+    """`Progress.draw`, compiled apart from reading: prompts of another length compile the model only."""
+    return rows.draw(logits_BV, sampler, stops_V, never_V)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
-def _go_on(model: Decoder, params: Any, caches: Any, rows: Rows, sampler: Sampler, stops_V, count):
+def _go_on(model: Decoder, params: Any, caches: Any, rows: Progress, sampler: Sampler, stops_V, never_V, count):
     """Up to `count` more tokens for the rows that are not done: caches, rows, their tokens [B, CHUNK], how many."""
 
-    def unfinished(carry: tuple[Any, Rows, jax.Array, jax.Array]) -> jax.Array:
+    def unfinished(carry: tuple[Any, Progress, jax.Array, jax.Array]) -> jax.Array:
         _, rows, _, made = carry
         return (made < count) & ~rows.done_B.all()
 
-    def step(carry: tuple[Any, Rows, jax.Array, jax.Array]):
+    def step(carry: tuple[Any, Progress, jax.Array, jax.Array]):
         caches, rows, new_BN, made = carry
         at = Tokens(rows.position_B[:, None], jnp.zeros_like(rows.position_B)[:, None])
         logits_BV, caches = model.apply(
             {"params": params}, rows.newest_B[:, None], at, caches, rows.slot, method=_last_scores
         )
-        rows = rows.draw(logits_BV, sampler, stops_V)
+        rows = rows.draw(logits_BV, sampler, stops_V, never_V)
         return caches, rows, new_BN.at[:, made].set(rows.newest_B), made + 1
 
     new_BN = jnp.zeros((rows.newest_B.shape[0], CHUNK), jnp.int32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,10 +16,11 @@ from llm_jax.inference.generate import CHUNK, Generation, Writer, limit, prepare
 from llm_jax.inference.sampling import Sampling
 from llm_jax.models.decoder import Decoder
 from llm_jax.text.chat import ChatTemplate, Message
+from llm_jax.text.special import SPECIAL
 from llm_jax.text.tokenizer import StreamDecoder, Tokenizer
 
 PIECE = 0.05  # seconds of text in a piece that is streamed, about: faster than the eye minds
-BEFORE_UNBOUNDED = 512  # tokens of an answer where the model has no bound to keep within
+ENDS = ("bos", "eos", "end_of_turn")  # what ends a text; no other token that structures texts is ever drawn
 
 
 class LanguageModel:
@@ -31,6 +32,7 @@ class LanguageModel:
       dtype: what it computes in.
       bos: whether plain text begins with the `bos` token, as it did in the data.
       context: how many tokens it can hold in view, or None: there is no bound.
+      warn: what is called, once, when `reply` leaves out turns.
     """
 
     def __init__(
@@ -40,7 +42,8 @@ class LanguageModel:
         self.model, self.params, self.tokenizer = model, params, tokenizer
         self.template, self.dtype, self.bos = template or ChatTemplate(), np.dtype(dtype), bos
         self.context = limit(model)
-        self._said_that_turns_go = False
+        self.warn: Callable[[str], object] = logging.warning
+        self._warned = False
 
     @functools.cached_property
     def _prepared(self) -> Any:
@@ -62,13 +65,14 @@ class LanguageModel:
         return np.asarray(_logits(self.model, self._prepared, ids_BT.astype(np.int32)))
 
     def generate(
-        self, prompts: Sequence[str], max_tokens: int = 64, temperature: float = 1.0, top_k: int = 0,
+        self, prompts: Sequence[str], max_tokens: int | None = None, temperature: float = 1.0, top_k: int = 0,
         top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0, seed: int = 0,
         stop: str | Sequence[str] = (),
     ) -> list[str]:  # fmt: skip
-        """How each prompt goes on: the new text alone, up to the end of the document or a `stop` string.
+        """How each prompt goes on: the new text alone, up to the end of the document or turn, or a `stop` string.
 
-        The settings are those of `Sampling`. What a row says depends on its prompt, its number, and the seed.
+        `max_tokens` None: as long as the context has room. The settings are those of `Sampling`. What a row says
+        depends on its prompt, its number, and the seed.
 
         Raises:
           InputError: a setting is out of range, or a prompt and its text are longer than the context.
@@ -80,7 +84,7 @@ class LanguageModel:
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         ids = [self._plain(prompt) for prompt in prompts]
         stop = _stop_strings(stop)
-        generation = self._begin(ids, max_tokens, sampling, seed, ("bos", "eos"))
+        generation = self._begin(ids, max_tokens, sampling, seed)
         writers = [Writer(self._stream_after(prompt), stop) for prompt in ids]
         texts = [""] * len(prompts)
         while not generation.finished:
@@ -91,8 +95,9 @@ class LanguageModel:
         return [text + writer.flush() for text, writer in zip(texts, writers, strict=True)]
 
     def stream(
-        self, prompt: str, max_tokens: int = 64, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
-        min_p: float = 0.0, repetition_penalty: float = 1.0, seed: int = 0, stop: str | Sequence[str] = (),
+        self, prompt: str, max_tokens: int | None = None, temperature: float = 1.0, top_k: int = 0,
+        top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0, seed: int = 0,
+        stop: str | Sequence[str] = (),
     ) -> Iterator[str]:  # fmt: skip
         """What `generate` says of one prompt, in pieces as they are certain.
 
@@ -102,7 +107,7 @@ class LanguageModel:
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         ids = self._plain(prompt)
         writer = Writer(self._stream_after(ids), _stop_strings(stop))
-        return _pieces(self._begin([ids], max_tokens, sampling, seed, ("bos", "eos")), writer)
+        return _pieces(self._begin([ids], max_tokens, sampling, seed), writer)
 
     def reply(
         self, messages: Sequence[Message], max_tokens: int | None = None, temperature: float = 1.0, top_k: int = 0,
@@ -111,23 +116,19 @@ class LanguageModel:
     ) -> Iterator[str]:  # fmt: skip
         """The assistant's next turn, in pieces. `max_tokens` None: as long as the context has room.
 
-        Where the conversation leaves too little room, its oldest turns are left out (`remember`), which is logged once.
+        Where the conversation leaves too little room, its oldest turns are left out (`remember`), which is said once.
 
         Raises:
           InputError: as `generate`, at once; also where the latest message alone leaves no room.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         kept = self.remember(messages, max_tokens)
-        if len(kept) < len(messages) and not self._said_that_turns_go:
-            self._said_that_turns_go = True
-            logging.warning(
-                "the conversation outgrew the context of %s tokens: its oldest turns are left out", self.context
-            )
+        if len(kept) < len(messages) and not self._warned:
+            self._warned = True
+            self.warn(f"the conversation outgrew the context of {self.context} tokens: its oldest turns are left out")
         ids, _ = self.template.render(self.tokenizer, kept, reply=True)
-        if max_tokens is None:
-            max_tokens = BEFORE_UNBOUNDED if self.context is None else self.context - len(ids)
         writer = Writer(self.tokenizer.stream(), _stop_strings(stop))
-        return _pieces(self._begin([ids], max_tokens, sampling, seed, ("end_of_turn", "eos", "bos")), writer)
+        return _pieces(self._begin([ids], max_tokens, sampling, seed), writer)
 
     def remember(self, messages: Sequence[Message], max_tokens: int | None = None) -> list[Message]:
         """The latest of `messages` that leave room for an answer of `max_tokens` (None: a quarter of the context).
@@ -164,11 +165,13 @@ class LanguageModel:
             stream.push(token)
         return stream
 
-    def _begin(self, ids: list[list[int]], max_tokens: int, sampling: Sampling, seed: int, ends: tuple[str, ...]):
-        stops = [self.tokenizer.special[name] for name in ends if name in self.tokenizer.special]
+    def _begin(self, ids: list[list[int]], max_tokens: int | None, sampling: Sampling, seed: int) -> Generation:
+        special = {name: self.tokenizer.special[name] for name in SPECIAL if name in self.tokenizer.special}
+        stops = {special[name] for name in ENDS if name in special}
         return Generation(
             self.model, self._prepared, ids, max_tokens=max_tokens, sampler=sampling,
-            key_B=row_keys(seed, range(len(ids))), stops=stops, vocabulary=self.tokenizer.vocabulary, dtype=self.dtype,
+            key_B=row_keys(seed, range(len(ids))), stops=stops, never=set(special.values()) - stops,
+            vocabulary=self.tokenizer.vocabulary, dtype=self.dtype,
         )  # fmt: skip
 
 

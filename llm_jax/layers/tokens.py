@@ -29,6 +29,3 @@ class Tokens:
 
     def cut(self, start: int, stop: int) -> Tokens:
         return Tokens(self.position_BT[:, start:stop], self.segment_BT[:, start:stop])
-
-    def then(self, more: Tokens) -> Tokens:
-        return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), self, more)

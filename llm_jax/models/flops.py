@@ -5,9 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from llm_jax.core.alphabet import is_lettered
 from llm_jax.models.decoder import Decoder
@@ -15,11 +13,6 @@ from llm_jax.models.decoder import Decoder
 CONVENTION = (
     "PaLM's (Chowdhery et al. 2022, appendix B): 6 a matrix weight + 12 x layers x heads x head width x context"
 )
-
-
-def shapes(model: nn.Module) -> Any:
-    """The parameters of a filled-in model as boxed shapes: nothing is computed."""
-    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
 
 
 def count(boxed: Any) -> int:

@@ -19,12 +19,11 @@ class Scripted:
     def __init__(self, room: int = 99):
         self.asked, self.settings, self.room = [], [], room
 
-    def remember(self, messages, max_tokens=None):
+    def reply(self, messages, max_tokens=None, **settings):
         if len(messages[-1].content) > 40:
             raise InputError("the latest message is too long")
-        return messages[-self.room :]
-
-    def reply(self, messages, max_tokens=None, **settings):
+        if len(messages) > self.room:
+            self.warn("forgetting")
         self.asked.append(messages)
         self.settings.append(settings | {"max_tokens": max_tokens})
         yield "you said "
@@ -87,11 +86,8 @@ def test_a_message_that_does_not_fit_is_refused_and_nothing_lost(say):
     assert [m.content for m in lm.asked[-1]] == ["hi", "you said hi", "again"]
 
 
-def test_forgetting_is_said_once(say):
-    lm = Scripted(room=3)
-    out = say(lm, "a\nb\nc\nd\n")
-    assert out.count("the oldest turns are forgotten") == 1
-    assert len(lm.asked[-1]) == 3
+def test_what_the_model_warns_of_is_noted(say):
+    assert say(Scripted(room=1), "a\nb\n") == "you said a\n(forgetting)\nyou said b\n"
 
 
 def test_what_a_terminal_would_obey_is_shown():

@@ -19,7 +19,6 @@ from llm_jax.layers.embedding import Embed, Untied
 from llm_jax.layers.feedforward import FeedForward
 from llm_jax.layers.positions import Positions, Rope
 from llm_jax.models.decoder import Decoder
-from llm_jax.models.flops import shapes
 from llm_jax.models.stack import Stack
 
 VOCABULARY = 61
@@ -48,6 +47,11 @@ def attention(key_heads: int = 2, group: int = 2, **settings: Any) -> Attention:
     return Attention(key_heads, group, head=8, **settings)
 
 
+def shapes(model: Decoder) -> Any:
+    """The parameters as boxed shapes: nothing is computed."""
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+
+
 def initial(model: Decoder, seed: int = 0) -> Any:
     """Parameters drawn by NumPy: compiling a model's own `init` takes longer than most tests."""
     random = np.random.default_rng(seed)
@@ -65,9 +69,9 @@ def prompts(*lengths: int, vocabulary: int = VOCABULARY) -> list[list[int]]:
 
 
 def cached(
-    model: Decoder, params: Any, prompts: Sequence[Sequence[int]], max_tokens: int = 8, sampler: Sampler = GREEDY,
-    *, seed: int = 0, rows: Sequence[int] | None = None, stops: Sequence[int] = (), most: int = 64,
-    dtype: str = "float32",
+    model: Decoder, params: Any, prompts: Sequence[Sequence[int]], max_tokens: int | None = 8,
+    sampler: Sampler = GREEDY, *, seed: int = 0, rows: Sequence[int] | None = None, stops: Sequence[int] = (),
+    most: int = 64, dtype: str = "float32",
 ) -> list[list[int]]:  # fmt: skip
     generation = Generation(
         model, prepare(model, params, dtype), prompts, max_tokens=max_tokens, sampler=sampler,
@@ -98,6 +102,6 @@ def uncached(model: Decoder, params: Any, prompts: Sequence[Sequence[int]], max_
 @pytest.fixture(scope="session")
 def tiny() -> SimpleNamespace:
     return SimpleNamespace(
-        decoder=decoder, attention=attention, initial=initial, prompts=prompts, cached=cached, uncached=uncached,
-        VOCABULARY=VOCABULARY, GREEDY=GREEDY, Best=Best,
+        decoder=decoder, attention=attention, shapes=shapes, initial=initial, prompts=prompts, cached=cached,
+        uncached=uncached, VOCABULARY=VOCABULARY, GREEDY=GREEDY, Best=Best,
     )  # fmt: skip

@@ -12,6 +12,7 @@ from llm_jax.core.tables import InputError
 from llm_jax.inference import generate
 from llm_jax.inference.generate import Generation, Writer, prepare, row_keys
 from llm_jax.inference.sampling import Sampling
+from llm_jax.layers.masks import Full, Prefix
 from llm_jax.layers.positions import Learned, NoPositions
 from llm_jax.text.recipes import Bytes
 
@@ -74,7 +75,6 @@ def test_the_loop_ends_with_the_last_open_row(tiny, model, params):
     generation.advance()
     generation.advance()
     assert generation.finished
-    assert not generation.is_open(0)
     assert int(generation._rows.made) == text.index(text[4]) + 1  # the device stopped there too
 
 
@@ -98,6 +98,36 @@ def test_ids_beyond_the_tokenizer_are_never_drawn(tiny, model, params):
     while not generation.finished:
         drawn.update(generation.advance()[0])
     assert drawn == {0, 1, 2}
+
+
+def test_tokens_never_drawn(tiny, model, params):
+    for sampling in (tiny.GREEDY, WARM):
+        whole = tiny.cached(model, params, tiny.prompts(3), 20, sampling)[0]
+        generation = Generation(
+            model, prepare(model, params, "float32"), tiny.prompts(3), max_tokens=20, sampler=sampling,
+            key_B=row_keys(0, [0]), stops=(), never=set(whole), vocabulary=tiny.VOCABULARY, dtype="float32",
+        )  # fmt: skip
+        drawn = set()
+        while not generation.finished:
+            drawn.update(generation.advance()[0])
+        assert drawn and not drawn & set(whole)
+
+
+def test_as_many_as_the_context_has_room_for(tiny, model, params):
+    prompts = tiny.prompts(3, 30, 63)
+    texts = tiny.cached(model, params, prompts, None)
+    assert [len(text) for text in texts] == [61, 34, 1]
+    assert texts[0] == tiny.cached(model, params, prompts[:1], 61)[0]  # whoever else is in the batch
+    with pytest.raises(InputError, match="shorten it to at most 63"):
+        tiny.cached(model, params, tiny.prompts(64), None)
+
+
+def test_a_model_that_sees_what_is_not_written_is_refused(tiny):
+    full, prefix = (tiny.decoder(tiny.attention(), tiny.attention(mask=mask)) for mask in (Full(), Prefix(4)))
+    with pytest.raises(InputError, match=r"pattern.1.attention.mask=Full\(\) lets a token see .* use Causal"):
+        tiny.cached(full, tiny.initial(full), tiny.prompts(3))
+    with pytest.raises(InputError, match="the prompt has 3 tokens, but the model reads the first 4 of a text at once"):
+        tiny.cached(prefix, tiny.initial(prefix), tiny.prompts(3))
 
 
 def test_nearby_lengths_and_other_settings_compile_nothing(tiny, model, params):

@@ -8,7 +8,6 @@ import pytest
 
 from llm_jax.core.tables import InputError
 from llm_jax.inference.language_model import LanguageModel
-from llm_jax.models.flops import shapes
 from llm_jax.parallel.layout import Layout, shardings
 from llm_jax.text.chat import ChatTemplate, Message
 from llm_jax.text.recipes import Bytes, WordPiece
@@ -131,6 +130,25 @@ def test_a_reply_ends_at_the_end_of_its_turn(tiny, lm):
     assert list(silent.reply([Message("user", "hi")], max_tokens=8, temperature=0.0)) == []
 
 
+def test_only_tokens_that_end_a_text_structure_it(tiny, lm):
+    """Roles, padding and masks are never drawn; the end of a turn ends plain text too."""
+    for name, likely in (("user", True), ("pad", True), ("end_of_turn", False), ("eos", False)):
+        kernel_DV = np.array(lm.params["head"]["kernel"])
+        ids = lm._plain("hi")
+        best = int(lm.logits([ids])[0, -1, : TOKENIZER.vocabulary].argmax())
+        kernel_DV[:, TOKENIZER.special[name]] = 2 * kernel_DV[:, best]  # likelier than the best
+        there = LanguageModel(lm.model, {**lm.params, "head": {"kernel": kernel_DV}}, TOKENIZER)
+        expected = TOKENIZER.decode([best]) if likely else ""
+        assert there.generate(["hi"], max_tokens=1, temperature=0.0) == [expected]
+        assert "".join(there.stream("hi", max_tokens=1, temperature=0.0)) == expected
+
+
+def test_without_a_number_the_context_is_filled(lm):
+    whole = lm.generate(["hello"], seed=1, **WARM)
+    assert whole == lm.generate(["hello"], max_tokens=64 - 6, seed=1, **WARM)
+    assert whole == ["".join(lm.stream("hello", seed=1, **WARM))]
+
+
 def test_the_oldest_turns_go_first_and_the_system_stays(lm):
     system, *turns = [
         Message("system", "s"), Message("user", "a" * 9), Message("assistant", "b" * 9), Message("user", "c" * 9),
@@ -156,9 +174,9 @@ def test_forgetting_is_said_once(lm, caplog):
     ]
 
 
-def test_parameters_spread_over_devices_say_the_same(lm):
+def test_parameters_spread_over_devices_say_the_same(tiny, lm):
     mesh = Layout(2, 2, 2).mesh()
-    spread = jax.device_put(lm.params, shardings(shapes(lm.model), mesh))
+    spread = jax.device_put(lm.params, shardings(tiny.shapes(lm.model), mesh))
     assert len(spread["embed"]["table"].sharding.device_set) == 8
     prompts = ["hello", "a", "hello", "abc"]
     with jax.set_mesh(mesh):
