@@ -120,7 +120,7 @@ class Training:
         found = dict(loss=float("nan")) if streak and not float(state.sums["weight"]) else means(state.sums)
         self._write(step, "train", found | dict(
             learning_rate=float(metrics["learning_rate"]), gradient_norm=float(metrics["gradient_norm"]),
-            skipped_steps=int(state.skipped)) | self.speed.since_last(step))
+            skipped_steps=int(state.skipped)) | self.speed.since_last())
 
     def _newest(self) -> str:
         steps = self.checkpoints.steps()

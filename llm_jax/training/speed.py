@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,9 +16,10 @@ from llm_jax.models.decoder import Decoder
 from llm_jax.models.flops import CONVENTION, count, training_flops_per_token
 from llm_jax.training.program import Program, TrainState
 
-PEAKS = {  # published dense bfloat16 FLOP/s of one device, by a part of its name
-    "TPU v2": 22.5e12, "TPU v3": 61.5e12, "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5": 459e12,
-    "TPU v6 lite": 918e12, "TPU v6e": 918e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "T4": 65e12,
+PEAKS = {  # published dense bfloat16 FLOP/s of one device, by words of its name
+    "TPU v2": 22.5e12, "TPU v3": 61.5e12, "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5p": 459e12,
+    "TPU v5": 459e12, "TPU v6 lite": 918e12, "TPU v6e": 918e12,
+    "H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "T4": 65e12,
 }  # fmt: skip
 
 
@@ -29,8 +31,9 @@ def peak_flops(dtype: str) -> tuple[float, str]:
     """
     kind = jax.devices()[0].device_kind
     for name, peak in PEAKS.items():
-        if name in kind:
-            return peak, f"the published bfloat16 peak of {name}"
+        if re.search(rf"\b{name}\b", kind):  # an L40 is no L4
+            narrower = "" if dtype == "bfloat16" else f" (this run computes in {dtype})"
+            return peak, f"the published bfloat16 peak of {name}{narrower}"
     size = 1024
     a = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
@@ -64,6 +67,7 @@ class Speed:
         self._begun: float | None = None
         self._paused = 0.0
         self._steps = 0
+        self._latest: jax.Array | None = None  # the newest step's
 
     def introduction(self) -> str:
         """What is trained, and what MFU will mean."""
@@ -74,6 +78,8 @@ class Speed:
                 f"MFU is against {self._peak:.3g} FLOP/s, {self._source}")
 
     def step(self, state: TrainState) -> None:
+        """A step was asked for, `state` is what it gives."""
+        self._latest = state.step
         if self._begun is None:
             jax.block_until_ready(state.step)
             self._begun = time.perf_counter()
@@ -82,12 +88,14 @@ class Speed:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
+        """Around what is not training, before the next step: the steps under way are waited for first, and count."""
+        jax.block_until_ready(self._latest)
         begun = time.perf_counter()
         yield
         self._paused += time.perf_counter() - begun
 
-    def since_last(self, step: int) -> dict[str, float]:
-        """`tokens_per_second` (positions of the batch, padding too) and `mfu` since the last call; {} at the very start.
+    def since_last(self) -> dict[str, float]:
+        """`tokens_per_second` (of the batch's positions, padding too) and `mfu` since the last call; {} at the start.
 
         The caller must have waited for the last step's results.
         """
@@ -96,4 +104,5 @@ class Speed:
         now = time.perf_counter()
         each = max(now - self._begun - self._paused, 1e-9) / self._steps
         self._begun, self._paused, self._steps = now, 0.0, 0
-        return dict(tokens_per_second=self._tokens / each) | (dict(mfu=self._flops / each / self._peak) if self._flops else {})
+        found = dict(tokens_per_second=self._tokens / each)
+        return found | dict(mfu=self._flops / each / self._peak) if self._flops else found

@@ -47,23 +47,13 @@ def settings(experiment: Experiment) -> Iterator[tuple[str, str]]:
     for path, part in parts.walk(experiment):
         inside = [getattr(part, name) for name in parts.settings(part)]
         if path and not any(parts.is_part(i) or (isinstance(i, tuple) and any(map(parts.is_part, i))) for i in inside):
-            yield path, spell(part)
+            yield path, parts.show(part, whole=True)
             continue
         if path:
             yield path, type(part).__name__
         for name, value in zip(parts.settings(part), inside, strict=True):
             if not parts.is_part(value) and not (isinstance(value, tuple) and any(map(parts.is_part, value))):
-                yield f"{path}.{name}" if path else name, spell(value)
-
-
-def spell(value: Any) -> str:
-    """A setting as a user would type it."""
-    if parts.is_part(value):
-        inside = ", ".join(f"{n}={spell(getattr(value, n))}" for n in parts.settings(value))
-        return f"{type(value).__name__}({inside})"
-    if isinstance(value, tuple):
-        return "(" + "".join(f"{spell(v)}, " for v in value).strip() + ")"
-    return repr(value)
+                yield f"{path}.{name}" if path else name, parts.show(value, whole=True)
 
 
 def rooms(boxed: Any) -> dict[str, int]:
