@@ -26,6 +26,10 @@ class Mask(Part):
         """How many of the latest tokens a query can see, itself included; None: all of them."""
         return None
 
+    def ahead(self) -> int | None:
+        """How many of a document's first tokens are seen by tokens before them: 0 is causal; None: any token may be."""
+        raise NotImplementedError
+
     def between(self, queries: Tokens, keys: Tokens) -> jax.Array:
         """[B, T, S] bool: may the query see the key?"""
         same_BTS = queries.segment_BT[:, :, None] == keys.segment_BT[:, None, :]
@@ -47,6 +51,9 @@ class Full(Mask):
     def span(self, start, stop, length):
         return 0, length
 
+    def ahead(self):
+        return None
+
 
 @dataclasses.dataclass(frozen=True)
 class Causal(Mask):
@@ -57,6 +64,9 @@ class Causal(Mask):
 
     def span(self, start, stop, length):
         return 0, stop
+
+    def ahead(self):
+        return 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +85,9 @@ class SlidingWindow(Mask):
     def reach(self):
         return self.size
 
+    def ahead(self):
+        return 0
+
 
 @dataclasses.dataclass(frozen=True)
 class Prefix(Mask):
@@ -88,6 +101,9 @@ class Prefix(Mask):
 
     def span(self, start, stop, length):
         return 0, length  # packed documents may begin anywhere in the row
+
+    def ahead(self):
+        return self.size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +122,9 @@ class Both(Mask):
 
     def reach(self):
         return min((r for m in self.masks if (r := m.reach()) is not None), default=None)
+
+    def ahead(self):
+        return min((a for m in self.masks if (a := m.ahead()) is not None), default=None)
 
 
 MASKS = dict(Full=Full, Causal=Causal, SlidingWindow=SlidingWindow, Prefix=Prefix, Both=Both)

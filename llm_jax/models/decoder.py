@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from llm_jax.core.parts import Count, replace
+from llm_jax.core.parts import Count, replace, show
 from llm_jax.core.tables import InputError
 from llm_jax.layers.attention import View
 from llm_jax.layers.embedding import Embed, Head, Tied
@@ -86,6 +86,23 @@ class Decoder(nn.Module):
             )
         embed = replace(self.embed, vocabulary=self.embed.vocabulary or vocabulary)
         return replace(self, embed=embed, context=self.context or context)
+
+    def ahead(self) -> int:
+        """How many of a document's first tokens are seen by tokens before them (`Mask.ahead`).
+
+        Raises:
+          InputError: any token may be, so that the model cannot predict one from those before it.
+        """
+        most = 0
+        for number, block in enumerate(self.stack.pattern):
+            ahead = block.attention.mask.ahead()
+            if ahead is None:
+                raise InputError(
+                    f"model.stack.pattern.{number}.attention.mask={show(block.attention.mask)} lets a token see the "
+                    "one to predict: use Causal(), SlidingWindow(...) or Prefix(...)"
+                )
+            most = max(most, ahead)
+        return most
 
     def empty_cache(self, batch: int, length: int, dtype) -> Any:
         """Caches for `length` tokens of each of `batch` rows."""

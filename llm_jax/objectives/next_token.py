@@ -30,13 +30,19 @@ class Objective(Part):
 class NextToken(Objective):
     """Cross-entropy in nats, summed over the targets by their weights.
 
-    Sums: weight, loss, bytes (of text that the weighted targets stand for) and, in evaluation, correct.
+    Sums: weight, loss, bytes (of text that the weighted targets stand for) and, in evaluation, correct. A target
+    that a mask shows to earlier tokens (`Prefix`) has weight 0.
+
+    Raises:
+      InputError: a mask shows all of them (`Full`).
     """
 
     def __call__(self, model, params, frozen, batch, key):
+        ahead = model.ahead()
         at = Tokens(batch["position_BT"], batch["segment_BT"])
         score_BTV, _ = model.apply({"params": params}, batch["tokens_BT"], at, dropout_key=key)
-        target_BT, weight_BT = batch["targets_BT"], batch["weight_BT"]
+        target_BT = batch["targets_BT"]
+        weight_BT = jnp.where(at.position_BT + 1 < ahead, 0, batch["weight_BT"]) if ahead else batch["weight_BT"]
         loss_BT = cross_entropy(score_BTV, target_BT)
         sums = dict(
             weight=weight_BT.sum(),

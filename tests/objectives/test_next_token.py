@@ -9,12 +9,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 
+from llm_jax.core.tables import InputError
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed
 from llm_jax.layers.feedforward import FeedForward
+from llm_jax.layers.masks import Both, Full, Prefix, SlidingWindow
 from llm_jax.layers.tokens import Tokens
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.stack import Stack
@@ -79,6 +82,21 @@ def test_sums_respect_weights_and_add_up():
         assert value == found[name]
     nothing = sums(params, whole | {"weight_BT": 0 * weight}, None)
     assert all(value == 0 for value in nothing.values())
+
+
+def test_targets_that_a_mask_shows_count_nothing():
+    def masked(mask):
+        return Decoder(MODEL.embed, Stack((Block(Attention(2, head=4, mask=mask), FeedForward(8)),), 1))
+
+    params = nn.meta.unbox(MODEL.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))["params"]
+    whole = batch() | {"weight_BT": np.ones((4, 6), np.float32)}
+    for size, shown in ((0, 0), (1, 0), (2, 2), (3, 4)):  # of each row, whose documents begin at 0 and 3
+        sums = jit(lambda params, batch, size=size: NextToken()(masked(Prefix(size)), params, None, batch, None))
+        assert sums(params, whole)["weight"] == 4 * (6 - shown)
+    for mask in (Full(), Both((Full(),)), Both(())):
+        with pytest.raises(InputError, match=r"pattern.0.attention.mask=.* lets a token see the one to predict"):
+            NextToken()(masked(mask), params, None, whole, None)
+    assert (Full() & Prefix(3) & Prefix(5)).ahead() == 3 and (Full() & SlidingWindow(2)).ahead() == 0
 
 
 def test_a_key_drops_and_leaves_out_what_training_does_not_need():
