@@ -181,9 +181,9 @@ _chunked.defvjp(_chunked_forward, _chunked_backward)
 
 @dataclasses.dataclass(frozen=True)
 class Auto(Kernel):
-    """`Dense` while all scores of a call are few, else `Chunked`."""
+    """`Dense` for calls of few queries (so every step of generation, however many keys), else `Chunked`."""
 
-    few: int = 512  # tokens
+    few: int = 512  # queries
 
     def __call__(self, q_BTKGH, k_BSKH, v_BSKH, scoring):
         return self.choice(q_BTKGH.shape[1])(q_BTKGH, k_BSKH, v_BSKH, scoring)
