@@ -54,7 +54,7 @@ def test_the_cache_is_where_the_user_says(tmp_path, monkeypatch, variables, want
 def test_what_the_system_refuses_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LLM_JAX_CACHE", str(tmp_path / "file"))
-    with pytest.raises(InputError, match="cannot make the cache folder: .*: set LLM_JAX_CACHE to a folder"):
+    with pytest.raises(InputError, match=r"cannot make the cache folder: .*: set LLM_JAX_CACHE to a folder"):
         files.cache_folder("x")
     long = tmp_path / ("x" * 300)
     with pytest.raises(InputError, match=r"cannot read .*: File name too long"), files.reading(long):

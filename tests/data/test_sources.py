@@ -237,7 +237,7 @@ def test_a_copy_in_the_data_folder_needs_no_network(cache, tmp_path, monkeypatch
 
 def test_what_the_system_refuses_to_read_is_named(tmp_path, monkeypatch):
     for source in (TextFiles, JsonLines):
-        with pytest.raises(InputError, match="cannot read .*: File name too long"):
+        with pytest.raises(InputError, match=r"cannot read .*: File name too long"):
             listed(source(str(tmp_path / ("x" * 300))))
     (tmp_path / "here.txt").write_text("a text")
     (tmp_path / "shut").mkdir()
@@ -250,7 +250,7 @@ def test_what_the_system_refuses_to_read_is_named(tmp_path, monkeypatch):
 
     assert listed(TextFiles(str(tmp_path))) == [Text("a text")]
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(InputError, match="cannot read the folder .*shut: Permission denied"):
+    with pytest.raises(InputError, match=r"cannot read the folder .*shut: Permission denied"):
         listed(TextFiles(str(tmp_path)))
 
 

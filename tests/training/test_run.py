@@ -80,7 +80,7 @@ def test_differences_name_the_innermost_path():
 def test_missing_and_damaged(tmp_path):
     with pytest.raises(InputError, match="no folder"):
         Run.existing(tmp_path / "none")
-    with pytest.raises(InputError, match="cannot read .*: File name too long"):
+    with pytest.raises(InputError, match=r"cannot read .*: File name too long"):
         Run.existing(tmp_path / ("x" * 300))
     with pytest.raises(InputError, match=r"has no manifest.json"):
         Run.existing(tmp_path)
