@@ -1,6 +1,6 @@
 """What can two CPU cores learn of conversation in three minutes? What `make quickstart` trains.
 
-    python -m llm_jax train quickstart --workdir=runs/quickstart
+python -m llm_jax train quickstart --workdir=runs/quickstart
 """
 
 from experiments import small_gpt

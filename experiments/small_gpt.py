@@ -1,6 +1,6 @@
 """What does a small, modern GPT learn from conversations? The base that ablations start from.
 
-    python -m llm_jax train small_gpt --workdir=runs/small_gpt
+python -m llm_jax train small_gpt --workdir=runs/small_gpt
 """
 
 from llm_jax.data.pipeline import Data

@@ -1,10 +1,10 @@
 """llm_jax: from raw text to a chatbot, with every choice on the way an ablation.
 
-    import llm_jax
-    experiment = llm_jax.get("small_gpt").override({"steps": 100})
-    llm_jax.train(experiment, "runs/a")
-    lm = llm_jax.load("runs/a")
-    lm.generate(["Hello"], max_tokens=32, temperature=0.0)
+import llm_jax
+experiment = llm_jax.get("small_gpt").override({"steps": 100})
+llm_jax.train(experiment, "runs/a")
+lm = llm_jax.load("runs/a")
+lm.generate(["Hello"], max_tokens=32, temperature=0.0)
 """
 
 from __future__ import annotations

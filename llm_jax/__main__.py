@@ -19,7 +19,9 @@ flags.DEFINE_multi_string("set", [], "A setting to change, as path=value: steps=
 flags.DEFINE_multi_string("modules", [], "A Python file of yours whose parts the run's manifest may name: it is run.")
 flags.DEFINE_string("data_dir", None, "A folder with copies of the files that would be downloaded.")
 flags.DEFINE_multi_string("prompt", [], "A text to go on from; give several for a batch.")
-flags.DEFINE_integer("max_tokens", None, "The most tokens to generate; by default what the context holds.", lower_bound=1)
+flags.DEFINE_integer(
+    "max_tokens", None, "The most tokens to generate; by default what the context holds.", lower_bound=1
+)
 flags.DEFINE_string("checkpoint", "newest", "Which checkpoint to use: newest, best, or a step.")
 flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest token; 1 samples as the model predicts.", lower_bound=0)
 flags.DEFINE_integer("top_k", 0, "Sample among so many of the likeliest tokens; 0: all.", lower_bound=0)
@@ -80,7 +82,7 @@ def evaluate(**_: Any) -> None:
     from llm_jax.training.report import findings
     from llm_jax.training.restore import restore
 
-    program, tokenizer, params = restore(_workdir(), FLAGS["set"].value, _modules(), FLAGS.checkpoint)
+    program, tokenizer, params = restore(_workdir(), _assignments(), _modules(), FLAGS.checkpoint)
     experiment: Any = program.experiment
     for metric, value in measure(program, params, experiment.data.evaluation(tokenizer)).items():
         print(f"{metric:16} {value:.6f}")
@@ -89,8 +91,12 @@ def evaluate(**_: Any) -> None:
 
 
 def sample() -> None:
+    from llm_jax.text.tokenizer import check_text
+
     lm = _load()
     prompts = FLAGS.prompt or [""]
+    for prompt in prompts:
+        check_text(prompt, "--prompt")  # before any of it is shown
     if len(prompts) == 1:
         print(prompts[0], end="")
         for piece in lm.stream(prompts[0], stop=tuple(FLAGS.stop), **_values(WRITING)):
@@ -125,13 +131,17 @@ def _experiment(name: str) -> Any:
     found = experiment.get(name)
     if name.endswith(".py"):
         modules += (experiment.module_name(name),)
-    return found.set(FLAGS["set"].value, modules)
+    return found.set(_assignments(), modules)
 
 
 def _modules() -> tuple[str, ...]:
     from llm_jax import experiment
 
     return tuple(experiment.load_module(path).__name__ for path in FLAGS.modules)
+
+
+def _assignments() -> list[str]:
+    return FLAGS["set"].value or []
 
 
 def _workdir() -> str:
@@ -143,7 +153,7 @@ def _workdir() -> str:
 def _load() -> Any:
     from llm_jax.training.restore import load
 
-    return load(_workdir(), _modules(), checkpoint=FLAGS.checkpoint, assignments=FLAGS["set"].value)
+    return load(_workdir(), _modules(), checkpoint=FLAGS.checkpoint, assignments=_assignments())
 
 
 def _values(names: tuple[str, ...]) -> dict[str, Any]:
@@ -165,8 +175,15 @@ def usage(verb: str | None = None) -> str:
     """The help of one verb, or of all."""
     if verb is None:
         lines = [f"  python -m llm_jax {name + (' NAME' if v.named else ''):12} {v.help}" for name, v in VERBS.items()]
-        return "\n".join(["From raw text to a chatbot, with every choice on the way an ablation.", "", *lines, "",
-                          "NAME is an experiment's name, or the path of a file of your own. VERB --help tells its flags."])
+        return "\n".join(
+            [
+                "From raw text to a chatbot, with every choice on the way an ablation.",
+                "",
+                *lines,
+                "",
+                "NAME is an experiment's name, or the path of a file of your own. VERB --help tells its flags.",
+            ]
+        )
     found = VERBS[verb]
     lines = [f"python -m llm_jax {verb}{' NAME' if found.named else ''} [flags]: {found.help}", ""]
     for name in found.flags:

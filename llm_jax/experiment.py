@@ -57,7 +57,8 @@ class Experiment(Part):
 
     def __post_init__(self) -> None:
         least = dict(
-            seed=0, steps=1, microbatches=1, patience=1, log_every=1, eval_every=1, save_every=1, keep_last=1, keep_best=0
+            seed=0, steps=1, microbatches=1, patience=1, log_every=1, eval_every=1, save_every=1,
+            keep_last=1, keep_best=0,
         )  # fmt: skip
         for name, lowest in least.items():
             if isinstance(value := getattr(self, name), int) and value < lowest:

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.analysis.contender import Precision as Dtype
 from llm_jax.analysis.contender import PROMPT, Shape
+from llm_jax.analysis.contender import Precision as Dtype
 from llm_jax.core.alphabet import Normal
 from llm_jax.data.pipeline import Data
 from llm_jax.data.sources import PythonHelp
@@ -62,8 +62,14 @@ class JaxContender:
         ids = rng.integers(shape.vocabulary, size=(shape.batch, shape.context + 1), dtype=np.int32)
         where = np.broadcast_to(np.arange(shape.context, dtype=np.int32), (shape.batch, shape.context))
         zeros = np.zeros_like(where)
-        batch = dict(tokens_BT=ids[:, :-1], targets_BT=ids[:, 1:], weight_BT=np.ones(zeros.shape, np.float32),
-                     segment_BT=zeros, position_BT=where, bytes_BT=zeros)
+        batch = dict(
+            tokens_BT=ids[:, :-1],
+            targets_BT=ids[:, 1:],
+            weight_BT=np.ones(zeros.shape, np.float32),
+            segment_BT=zeros,
+            position_BT=where,
+            bytes_BT=zeros,
+        )
         self.batch = place(batch, self.program.mesh)
         self.factor: Any = None
         self.prepared: Any = None

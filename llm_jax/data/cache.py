@@ -75,8 +75,10 @@ def corpus(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Rende
     try:
         write_atomically(path, content)
     except OSError as error:
-        raise InputError(f"cannot write the corpus cache {path.parent} ({error.strerror}): "
-                         "free some space, or set LLM_JAX_CACHE to another folder") from None
+        raise InputError(
+            f"cannot write the corpus cache {path.parent} ({error.strerror}): "
+            "free some space, or set LLM_JAX_CACHE to another folder"
+        ) from None
     return Corpus(path)
 
 
@@ -108,8 +110,14 @@ def _tokenise(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Re
                     counts.append(_bytes_of(document, ids, tokenizer))
     parts = (np.cumsum(lengths, dtype=np.int64), *map(np.concatenate, (counts, tokens, learnt)))
     body = b"".join(part.tobytes() for part in parts)
-    header = dict(format=FORMAT, documents=len(lengths) - 1, tokens=len(parts[2]), dtype=dtype.name,
-                  counted=not tokenizer.lossless, sha256=hashlib.sha256(body).hexdigest())
+    header = dict(
+        format=FORMAT,
+        documents=len(lengths) - 1,
+        tokens=len(parts[2]),
+        dtype=dtype.name,
+        counted=not tokenizer.lossless,
+        sha256=hashlib.sha256(body).hexdigest(),
+    )
     return json.dumps(header).encode().ljust(HEADER - 1) + b"\n" + body
 
 

@@ -121,9 +121,14 @@ class Filler:
     def __call__(self, component_B: np.ndarray, number_B: np.ndarray) -> Batch:
         """The batch of these rows; a row of component -1 is padding."""
         shape = len(component_B), self.length
-        batch = dict(tokens_BT=np.full(shape, self.pad, np.int32), targets_BT=np.full(shape, self.pad, np.int32),
-                     weight_BT=np.zeros(shape, np.float32), segment_BT=np.full(shape, -1, np.int32),
-                     position_BT=np.zeros(shape, np.int32), bytes_BT=np.zeros(shape, np.int32))
+        batch = dict(
+            tokens_BT=np.full(shape, self.pad, np.int32),
+            targets_BT=np.full(shape, self.pad, np.int32),
+            weight_BT=np.zeros(shape, np.float32),
+            segment_BT=np.full(shape, -1, np.int32),
+            position_BT=np.zeros(shape, np.int32),
+            bytes_BT=np.zeros(shape, np.int32),
+        )
         for c, rows in enumerate(self.components):
             if len(here := np.flatnonzero(component_B == c)):
                 for start, size, which in rows.pieces(number_B[here]):
@@ -203,8 +208,10 @@ class DataIterator(Iterator[Batch]):
           InputError: the state is of another stream: other texts, tokenizer, packing, batch, length, shuffling or seed.
         """
         if state.get("stream") != self._stream:
-            raise InputError("the state of the data is of another stream: the texts, the tokenizer, or a setting of "
-                             "the data (packing, batch, length, mixture, split, seed) is not what it was")
+            raise InputError(
+                "the state of the data is of another stream: the texts, the tokenizer, or a setting of "
+                "the data (packing, batch, length, mixture, split, seed) is not what it was"
+            )
         self.close()
         self._seen = int(state["batches"])
 
@@ -242,5 +249,7 @@ class Evaluation:
             begin = i * self.batch + self.process * share
             chosen = slice(begin, begin + share)
             missing = share - len(component[chosen])
-            yield self.filler(np.append(component[chosen], np.full(missing, -1)),
-                              np.append(number[chosen], np.zeros(missing, np.int64)))
+            yield self.filler(
+                np.append(component[chosen], np.full(missing, -1)),
+                np.append(number[chosen], np.zeros(missing, np.int64)),
+            )

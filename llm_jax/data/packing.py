@@ -103,8 +103,11 @@ class ConcatThenSplit(Packing):
         cuts = np.union1d(ends - size, np.arange(0, ends[-1], length))  # where a document or a row begins
         document = np.searchsorted(ends, cuts, side="right")
         first = np.searchsorted(cuts, np.arange(0, ends[-1], length))
-        return Plan(start[document] + cuts - (ends - size)[document], np.diff(cuts, append=ends[-1]),
-                    np.append(first, len(cuts)))
+        return Plan(
+            start[document] + cuts - (ends - size)[document],
+            np.diff(cuts, append=ends[-1]),
+            np.append(first, len(cuts)),
+        )
 
 
 TooLong = Literal["split", "truncate", "refuse"]
@@ -178,9 +181,11 @@ def _whole(start: np.ndarray, size: np.ndarray, length: int, too_long: TooLong) 
     if too_long == "truncate":
         return start, np.minimum(size, length)
     if too_long == "refuse" and size.max() > length:
-        raise InputError(f"{np.sum(size > length)} of {len(size)} documents are longer than a row (the longest has "
-                         f"{size.max() + 1} tokens, a row holds {length + 1}): set data.length, or "
-                         "data.packing.too_long to 'truncate' or 'split'")
+        raise InputError(
+            f"{np.sum(size > length)} of {len(size)} documents are longer than a row (the longest has "
+            f"{size.max() + 1} tokens, a row holds {length + 1}): set data.length, or "
+            "data.packing.too_long to 'truncate' or 'split'"
+        )
     counts = -(-size // length)
     document, nth = np.repeat(np.arange(len(size)), counts), ramps(counts)
     return start[document] + nth * length, np.minimum(length, size[document] - nth * length)

@@ -88,16 +88,22 @@ class Data(Part):
         corpora = self._corpora(tokenizer, "train")
         if empty := [s for (s, _), c in zip(self.source.components(), corpora, strict=True) if c is None]:
             raise InputError(f"{empty[0]} has no training documents of two tokens or more")
-        rows = [Rows(c, self.packing, self.length, (seed, i) if self.shuffle else None)
-                for i, c in enumerate(corpora) if c is not None]
+        rows = [
+            Rows(c, self.packing, self.length, (seed, i) if self.shuffle else None)
+            for i, c in enumerate(corpora)
+            if c is not None
+        ]
         weights = [weight for _, weight in self.source.components()]
-        stream = digest(json.dumps([to_json(self.packing), self.batch, self.length, self.shuffle, seed, weights]),
-                        *(part.corpus.path.name for part in rows))
+        stream = digest(
+            json.dumps([to_json(self.packing), self.batch, self.length, self.shuffle, seed, weights]),
+            *(part.corpus.path.name for part in rows),
+        )
         batches = TrainingBatches(self._filler(rows, tokenizer), Mixed(weights), self.batch, process, processes)
         return DataIterator(batches, self.workers, stream)
 
-    def evaluation(self, tokenizer: Tokenizer, *, split: SplitName = "validation", process: int = 0,
-                   processes: int = 1) -> Evaluation:
+    def evaluation(
+        self, tokenizer: Tokenizer, *, split: SplitName = "validation", process: int = 0, processes: int = 1
+    ) -> Evaluation:
         """Every target of a split exactly once, in order.
 
         Raises:

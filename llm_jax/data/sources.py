@@ -245,13 +245,19 @@ class Download(Source):
         pooch.get_logger().setLevel("WARNING")
         try:
             # the name carries the checksum, so that another version of the same name is another file
-            fetched = pooch.retrieve(self.url, f"sha256:{self.sha256}", fname=f"{self.sha256[:12]}-{self.file}",
-                                     path=cache_folder("downloads"))
+            fetched = pooch.retrieve(
+                self.url,
+                f"sha256:{self.sha256}",
+                fname=f"{self.sha256[:12]}-{self.file}",
+                path=cache_folder("downloads"),
+            )
         except ValueError:
             raise InputError(f"{self.url} is not the file expected: its sha256 is not {self.sha256}") from None
         except OSError as error:
-            raise InputError(f"cannot download {self.url} ({type(error).__name__}): put {self.file} with sha256 "
-                             f"{self.sha256} in a folder and name the folder with --data_dir") from None
+            raise InputError(
+                f"cannot download {self.url} ({type(error).__name__}): put {self.file} with sha256 "
+                f"{self.sha256} in a folder and name the folder with --data_dir"
+            ) from None
         return Path(fetched)
 
 
@@ -296,11 +302,22 @@ class Mixture(Source):
             yield from source.documents()
 
     def components(self) -> tuple[tuple[Source, float], ...]:
-        return tuple((inner, weight / sum(self.weights) * share / sum(s for _, s in source.components()))
-                     for source, weight in zip(self.sources, self.weights, strict=True)
-                     for inner, share in source.components())
+        return tuple(
+            (inner, weight / sum(self.weights) * share / sum(s for _, s in source.components()))
+            for source, weight in zip(self.sources, self.weights, strict=True)
+            for inner, share in source.components()
+        )
 
 
-SOURCES = dict(TextFiles=TextFiles, JsonLines=JsonLines, ArrayRecord=ArrayRecord, Conversations=Conversations,
-               KingJames=KingJames, PythonHelp=PythonHelp, Download=Download, TinyShakespeare=TinyShakespeare,
-               MakemoreNames=MakemoreNames, Mixture=Mixture)
+SOURCES = dict(
+    TextFiles=TextFiles,
+    JsonLines=JsonLines,
+    ArrayRecord=ArrayRecord,
+    Conversations=Conversations,
+    KingJames=KingJames,
+    PythonHelp=PythonHelp,
+    Download=Download,
+    TinyShakespeare=TinyShakespeare,
+    MakemoreNames=MakemoreNames,
+    Mixture=Mixture,
+)

@@ -47,6 +47,7 @@ class Layout(Part):
 
 def shardings(boxed: Any, mesh: Mesh) -> Any:
     """The sharding of each parameter, from its letters. `boxed` is what a model's `init` returned (or its shapes)."""
+
     def one(leaf: Lettered) -> NamedSharding:
         return NamedSharding(mesh, partition(leaf.letters, leaf.value.shape, mesh))
 

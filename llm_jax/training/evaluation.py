@@ -39,7 +39,9 @@ def means(sums: Mapping[str, Any]) -> dict[str, float]:
     """
     weight = float(sums["weight"])
     if weight == 0:
-        raise InputError("nothing to learn: every loss weight is 0 (does the data have answers, and do the rows hold them?)")
+        raise InputError(
+            "nothing to learn: every loss weight is 0 (does the data have answers, and do the rows hold them?)"
+        )
     loss = float(sums["loss"]) / weight
     found = dict(loss=loss, perplexity=math.exp(min(loss, 700.0)))
     if float(sums.get("bytes", 0)) > 0:

@@ -15,6 +15,7 @@ from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.parallel.layout import place
 from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
+from llm_jax.training.check import check_families
 from llm_jax.training.checkpoints import Checkpoints
 from llm_jax.training.disk import space_for
 from llm_jax.training.display import Display
@@ -38,13 +39,15 @@ def train(experiment: Experiment, workdir: str | Path) -> TrainState:
       InputError: the experiment, its data or the workdir cannot be used; or `patience` steps in a row were not finite.
     """
     keep_compiled()
+    check_families(experiment)
     with Run.open(workdir, experiment.manifest()) as run, Interrupt() as interrupt:
         print("reading the data ...", flush=True)
         tokenizer = prepare_tokenizer(experiment, run)
         experiment = fill(experiment, tokenizer)
         program = Program(experiment, _mesh(experiment))
-        kept = Checkpoints(run.checkpoints, experiment.manifest(), keep_last=experiment.keep_last,
-                           keep_best=experiment.keep_best)
+        kept = Checkpoints(
+            run.checkpoints, experiment.manifest(), keep_last=experiment.keep_last, keep_best=experiment.keep_best
+        )
         with kept, Display(experiment.steps) as display:
             return Training(program, tokenizer, run, kept, display).run_to_end(interrupt)
 
@@ -57,8 +60,9 @@ class Training:
         self.run, self.checkpoints, self.display = run, checkpoints, display
         self.experiment = program.experiment
         data: Any = self.experiment.data
-        self.batches = data.train(tokenizer, seed=self.experiment.seed, process=jax.process_index(),
-                                  processes=jax.process_count())
+        self.batches = data.train(
+            tokenizer, seed=self.experiment.seed, process=jax.process_index(), processes=jax.process_count()
+        )
         self.held_out = data.evaluation(tokenizer, process=jax.process_index(), processes=jax.process_count())
         self.evaluated: dict[str, float] = {}
 
@@ -115,12 +119,22 @@ class Training:
     def _log(self, step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
         streak = int(state.longest_streak)
         if streak >= self.experiment.patience:
-            raise InputError(f"the loss or gradient was not finite in {streak} steps in a row before step {step}: lower "
-                             f"optimizer.learning_rate, or look at the data; {self._newest()} is kept")
+            raise InputError(
+                f"the loss or gradient was not finite in {streak} steps in a row before step {step}: lower "
+                f"optimizer.learning_rate, or look at the data; {self._newest()} is kept"
+            )
         found = dict(loss=float("nan")) if streak and not float(state.sums["weight"]) else means(state.sums)
-        self._write(step, "train", found | dict(
-            learning_rate=float(metrics["learning_rate"]), gradient_norm=float(metrics["gradient_norm"]),
-            skipped_steps=int(state.skipped)) | self.speed.since_last())
+        self._write(
+            step,
+            "train",
+            found
+            | dict(
+                learning_rate=float(metrics["learning_rate"]),
+                gradient_norm=float(metrics["gradient_norm"]),
+                skipped_steps=int(state.skipped),
+            )
+            | self.speed.since_last(),
+        )
 
     def _newest(self) -> str:
         steps = self.checkpoints.steps()
@@ -154,15 +168,18 @@ def fill(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
     model, data = experiment.model, experiment.data
     filled: Any = getattr(model, "filled", None)
     if filled is None:
-        raise InputError(f"{type(model).__name__} cannot be trained alone: model must be a whole model, such as Decoder")
+        raise InputError(
+            f"{type(model).__name__} cannot be trained alone: model must be a whole model, such as Decoder"
+        )
     return experiment.override({"model": filled(tokenizer.vocabulary, getattr(data, "length", 0))})
 
 
 def language_model(experiment: Experiment, tokenizer: Tokenizer, params: Any) -> LanguageModel:
     """What a filled-in experiment trained, ready to generate, in the precision that it computes with."""
     model, data, precision = (cast(Any, part) for part in (experiment.model, experiment.data, experiment.precision))
-    return LanguageModel(model, params, tokenizer, template=data.rendering.template, dtype=precision.dtype,
-                         bos=data.rendering.bos)
+    return LanguageModel(
+        model, params, tokenizer, template=data.rendering.template, dtype=precision.dtype, bos=data.rendering.bos
+    )
 
 
 def _mesh(experiment: Experiment) -> Any:
@@ -172,7 +189,7 @@ def _mesh(experiment: Experiment) -> Any:
 
 def keep_compiled() -> None:
     """Keeps compiled programs in the user's cache folder, unless $LLM_JAX_COMPILATION_CACHE is 0."""
-    if os.environ.get("LLM_JAX_COMPILATION_CACHE", "1") == "0" or jax.config.jax_compilation_cache_dir:
+    if os.environ.get("LLM_JAX_COMPILATION_CACHE", "1") == "0" or jax.config.values["jax_compilation_cache_dir"]:
         return
     jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

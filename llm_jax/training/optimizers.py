@@ -65,7 +65,7 @@ class Linear(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class WarmupStableDecay(Schedule):
-    """Warmup, full rate, then a straight line down to `last` over the final share `decay` of the steps (Hu et al. 2024)."""
+    """Warmup, full rate, then a straight line down to `last` over the final share `decay` of steps (Hu et al. 2024)."""
 
     warmup: int = 100
     decay: float = 0.2
@@ -192,10 +192,16 @@ class Muon(Optimizer):
         share = self.adam_rate / self.learning_rate
         axes = jax.tree.map(_rows_and_columns, boxed, is_leaf=is_lettered)
         kinds = jax.tree.map(lambda leaf: type(_rows_and_columns(leaf)).__name__, boxed, is_leaf=is_lettered)
-        matrices = muon(rate, beta=self.momentum, weight_decay=self.weight_decay, consistent_rms=0.2,
-                        muon_weight_dimension_numbers=axes)
-        others = optax.adamw(lambda step: share * rate(step), self.b1, self.b2, weight_decay=self.weight_decay,
-                             mask=decays)
+        matrices = muon(
+            rate,
+            beta=self.momentum,
+            weight_decay=self.weight_decay,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=axes,
+        )
+        others = optax.adamw(
+            lambda step: share * rate(step), self.b1, self.b2, weight_decay=self.weight_decay, mask=decays
+        )
         parted: Any = dict(MuonDimensionNumbers=matrices, MaskedNode=others)
         return optax.partition(parted, kinds)
 
@@ -214,4 +220,3 @@ def _rows_and_columns(leaf: Lettered) -> MuonDimensionNumbers | optax.MaskedNode
 SCHEDULES = dict(Constant=Constant, Cosine=Cosine, Linear=Linear, WarmupStableDecay=WarmupStableDecay)
 
 OPTIMIZERS = dict(AdamW=AdamW, Adafactor=Adafactor, Lion=Lion, Muon=Muon)
-

@@ -67,8 +67,12 @@ class Program:
         shapes = jax.eval_shape(self._begin, jax.random.key(0))
         whole = NamedSharding(self.mesh, PartitionSpec())
         params = shardings(self.boxed, self.mesh)
-        known = {_names(path): (leaf.shape, sharding) for (path, leaf), sharding in
-                 zip(jax.tree_util.tree_leaves_with_path(shapes.params), jax.tree.leaves(params), strict=True)}
+        known = {
+            _names(path): (leaf.shape, sharding)
+            for (path, leaf), sharding in zip(
+                jax.tree_util.tree_leaves_with_path(shapes.params), jax.tree.leaves(params), strict=True
+            )
+        }
 
         def placed(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
             """An optimiser's moment lies as its parameter does; what has another shape is kept whole."""
@@ -100,7 +104,7 @@ class Program:
     def _sums(self, params: Any) -> Any:
         row = jax.ShapeDtypeStruct((1, 1), jnp.int32)
         weight = jax.ShapeDtypeStruct((1, 1), jnp.float32)
-        batch = {name: row for name in ("tokens_BT", "targets_BT", "segment_BT", "position_BT", "bytes_BT")}
+        batch = dict.fromkeys(("tokens_BT", "targets_BT", "segment_BT", "position_BT", "bytes_BT"), row)
         key = jax.eval_shape(lambda: jax.random.key(0))
         return jax.eval_shape(self._objective, params, batch | {"weight_BT": weight}, key)
 
@@ -114,8 +118,12 @@ class Program:
     def update(self):
         """`update(state, batch) -> state, metrics`. The state that goes in is used up."""
         rows = batch_sharding(self.mesh, self._rows())
-        return jax.jit(self._update, donate_argnums=0, in_shardings=(self._shardings(), rows),
-                       out_shardings=(self._shardings(), None))
+        return jax.jit(
+            self._update,
+            donate_argnums=0,
+            in_shardings=(self._shardings(), rows),
+            out_shardings=(self._shardings(), None),
+        )
 
     @functools.cached_property
     def measure(self):
@@ -126,7 +134,9 @@ class Program:
     def _rows(self) -> int:
         data: Any = self.experiment.data
         if data.batch % self.experiment.microbatches:
-            raise InputError(f"data.batch={data.batch} cannot be divided into microbatches={self.experiment.microbatches}")
+            raise InputError(
+                f"data.batch={data.batch} cannot be divided into microbatches={self.experiment.microbatches}"
+            )
         batch_sharding(self.mesh, data.batch // self.experiment.microbatches)
         return data.batch
 
@@ -156,7 +166,8 @@ class Program:
         kept = jax.tree.map(lambda old, new: jnp.where(first, 0, old) + jnp.where(sound, new, 0), state.sums, sums)
         skipped = (~sound).astype(jnp.int32)
         streak = (state.skipped_in_a_row + 1) * skipped
-        after = state.replace(
+        after = dataclasses.replace(
+            state,
             step=state.step + 1, params=params, optimizer=moments, average=average, sums=kept,
             skipped=state.skipped + skipped, skipped_in_a_row=streak,
             longest_streak=jnp.maximum(jnp.where(first, 0, state.longest_streak), streak),

@@ -76,7 +76,9 @@ class Compression(Report):
         size = sum(len(s.encode()) for d in finished.documents("validation") for s in d.strings())
         packed = lzma.compress("\n".join(texts).encode(), preset=9 | lzma.PRESET_EXTREME)
         bits = 8 * len(packed) / size
-        return Finding([f"for comparison, xz -9e packs the held-out text at {bits:.3f} bits/byte"], {"xz_bits_per_byte": bits})
+        return Finding(
+            [f"for comparison, xz -9e packs the held-out text at {bits:.3f} bits/byte"], {"xz_bits_per_byte": bits}
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +100,15 @@ class SampledConversations(Report):
             lines.append("")
             for question in questions:
                 said.append(question)
-                reply = "".join(finished.lm.reply(
-                    said, max_tokens=self.max_tokens, temperature=self.temperature, top_p=0.95, seed=self.seed + number))
+                reply = "".join(
+                    finished.lm.reply(
+                        said,
+                        max_tokens=self.max_tokens,
+                        temperature=self.temperature,
+                        top_p=0.95,
+                        seed=self.seed + number,
+                    )
+                )
                 said.append(Message("assistant", reply.strip()))
                 lines += [f"  person  {question.content}", f"  model   {reply.strip()}"]
         return Finding(["sampled conversations with people of the held-out data:", *lines])
@@ -116,8 +125,12 @@ class Samples(Report):
 
     def __call__(self, finished):
         room = finished.lm.model.context - 1
-        texts = finished.lm.generate(list(self.prompts), max_tokens=min(self.max_tokens, room - max(
-            len(finished.lm.tokenizer.encode(p)) for p in self.prompts)), temperature=self.temperature, seed=self.seed)
+        texts = finished.lm.generate(
+            list(self.prompts),
+            max_tokens=min(self.max_tokens, room - max(len(finished.lm.tokenizer.encode(p)) for p in self.prompts)),
+            temperature=self.temperature,
+            seed=self.seed,
+        )
         return Finding([line for p, t in zip(self.prompts, texts, strict=True) for line in ("", p + t)])
 
 

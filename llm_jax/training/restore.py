@@ -11,6 +11,7 @@ import jax
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
+from llm_jax.training.check import check_families
 from llm_jax.training.checkpoints import Checkpoints
 from llm_jax.training.loop import fill, keep_compiled, language_model
 from llm_jax.training.program import Program
@@ -33,6 +34,7 @@ def restore(
     keep_compiled()
     run = Run.existing(workdir)
     experiment = Experiment.of(run.manifest, modules).set(list(assignments), modules)
+    check_families(experiment)
     tokenizer = load_tokenizer(run.tokenizer)
     experiment = fill(experiment, tokenizer)
     layout: Any = experiment.layout

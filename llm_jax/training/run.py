@@ -16,8 +16,19 @@ from llm_jax.training.disk import only_writer, space_for
 
 MAY_DIFFER = frozenset(
     {
-        "steps", "log_every", "eval_every", "save_every", "keep_last", "keep_best", "patience", "layout", "report",
-        "data.workers", "data.evaluation_batches", "model.stack.run", "model.stack.remat",
+        "steps",
+        "log_every",
+        "eval_every",
+        "save_every",
+        "keep_last",
+        "keep_best",
+        "patience",
+        "layout",
+        "report",
+        "data.workers",
+        "data.evaluation_batches",
+        "model.stack.run",
+        "model.stack.remat",
     }
 )
 """Settings, with all below them, that a resumed run may change without becoming another experiment."""

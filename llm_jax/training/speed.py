@@ -74,8 +74,10 @@ class Speed:
         size = f"{self._parameters:,} parameters"
         if not self._flops:
             return size
-        return (f"{size}, {self._flops / self._tokens:.3g} FLOPs a token by {CONVENTION}; "
-                f"MFU is against {self._peak:.3g} FLOP/s, {self._source}")
+        return (
+            f"{size}, {self._flops / self._tokens:.3g} FLOPs a token by {CONVENTION}; "
+            f"MFU is against {self._peak:.3g} FLOP/s, {self._source}"
+        )
 
     def step(self, state: TrainState) -> None:
         """A step was asked for, `state` is what it gives."""

@@ -35,10 +35,12 @@ def summary(experiment: Experiment) -> str:
         cache = jax.eval_shape(lambda: model.empty_cache(1, model.context, _any(experiment.precision).dtype))
         size = sum(prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(cache))
         tokens = data.batch * data.length * experiment.steps
-        lines += [f"{flops:.4g} FLOPs a token, forward and backward ({CONVENTION})",
-                  f"{flops * tokens:.4g} FLOPs in all: {tokens:,} tokens in {experiment.steps:,} steps of "
-                  f"{data.batch} x {data.length}",
-                  f"{size / model.context:,.0f} cache bytes a token of context"]
+        lines += [
+            f"{flops:.4g} FLOPs a token, forward and backward ({CONVENTION})",
+            f"{flops * tokens:.4g} FLOPs in all: {tokens:,} tokens in {experiment.steps:,} steps of "
+            f"{data.batch} x {data.length}",
+            f"{size / model.context:,.0f} cache bytes a token of context",
+        ]
     return "\n".join(lines)
 
 

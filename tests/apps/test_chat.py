@@ -2,6 +2,7 @@
 
 import io
 import sys
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ class Scripted:
     """Stands for a language model: says what it was asked, and keeps how it was asked."""
 
     context = 64
+    warn: Any
 
     def __init__(self, room: int = 99):
         self.asked, self.settings, self.room = [], [], room
@@ -97,4 +99,5 @@ def test_what_a_terminal_would_obey_is_shown():
 def test_what_is_not_utf_8_is_refused(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
     with pytest.raises(InputError, match="must be UTF-8, and byte 0xff is not"):
-        chat(Scripted())
+        model: Any = Scripted()
+        chat(model)

@@ -100,7 +100,8 @@ def test_a_variant_within_a_model(number):
     for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
         assert np.isfinite(gradient).all(), jax.tree_util.keystr(path)
     allowed = mask.between(at, at)[0]
-    shown = T if mask.ahead() is None else mask.ahead()
+    ahead = mask.ahead()
+    shown = T if ahead is None else ahead
     assert np.array_equal(np.triu(allowed, 1).any(0), (np.arange(T) > 0) & (np.arange(T) < shown)), "what ahead() says"
     if not np.triu(allowed, 1).any():  # a mask that looks ahead sees more in one call than in several
         np.testing.assert_allclose(cached, full, atol=1e-5)

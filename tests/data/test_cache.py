@@ -55,15 +55,19 @@ def test_it_is_tokenised_once_for_a_text_a_tokenizer_and_a_rendering(tokenizer, 
     assert len(tokenised) == 5 == len(list(folder.iterdir()))
 
 
-@pytest.mark.parametrize("damage", [
-    lambda data: data[:-1],
-    lambda data: data[:100],
-    lambda data: b"",
-    lambda data: data[:-1] + bytes([data[-1] ^ 1]),
-    lambda data: b"\x93" + data[1:],
-    lambda data: b"[]" + data[2:].replace(data[2:512], b" " * 510),
-    lambda data: data.replace(b"corpus 2", b"corpus 0"),
-], ids=["cut", "no header", "empty", "bit flipped", "not JSON", "no object", "old format"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-1],
+        lambda data: data[:100],
+        lambda data: b"",
+        lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+        lambda data: b"\x93" + data[1:],
+        lambda data: b"[]" + data[2:].replace(data[2:512], b" " * 510),
+        lambda data: data.replace(b"corpus 2", b"corpus 0"),
+    ],
+    ids=["cut", "no header", "empty", "bit flipped", "not JSON", "no object", "old format"],
+)
 def test_a_damaged_entry_is_made_again_saying_so(tokenizer, tokenised, folder, damage, monkeypatch):
     said = []
     monkeypatch.setattr(logging, "warning", lambda text, *args: said.append(text % args))

@@ -3,8 +3,12 @@ import pytest
 from llm_jax.data.documents import Conversation, Encoded, Example, Rendering, Text
 from llm_jax.text.chat import ChatTemplate, Message
 
-DOCUMENTS = [Text("plain text"), Conversation((Message("user", "hi"), Message("assistant", "yo <|eos|>"))),
-             Example("1+1=", "2"), Text("")]
+DOCUMENTS = [
+    Text("plain text"),
+    Conversation((Message("user", "hi"), Message("assistant", "yo <|eos|>"))),
+    Example("1+1=", "2"),
+    Text(""),
+]
 
 
 def test_texts_and_examples_lie_between_bos_and_eos(tokenizer):

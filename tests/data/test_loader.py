@@ -41,8 +41,13 @@ def test_batches_hold_what_the_documents_say(words, tokenizer, packing):
     inside = {run[i : i + n] for run in documents for n in (1, 2, 3) for i in range(len(run))}
     for batch in itertools.islice(made.train(tokenizer, seed=0), 12):
         assert {k: v.dtype.name for k, v in batch.items()} == dict(
-            tokens_BT="int32", targets_BT="int32", weight_BT="float32", segment_BT="int32", position_BT="int32",
-            bytes_BT="int32")
+            tokens_BT="int32",
+            targets_BT="int32",
+            weight_BT="float32",
+            segment_BT="int32",
+            position_BT="int32",
+            bytes_BT="int32",
+        )
         assert {v.shape for v in batch.values()} == {(8, 32)}
         for row in range(8):
             tokens, targets, weight, segment, position, size = (batch[name][row] for name in batch)

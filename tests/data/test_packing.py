@@ -31,8 +31,11 @@ SPLITTING = [ConcatThenSplit(), BestFit(), One("split")]
 
 
 @pytest.mark.parametrize("packing", SPLITTING, ids=str)
-@hypothesis.given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30).filter(lambda n: max(n) > 1),
-                  length=st.integers(1, 20), seed=st.none() | st.integers(0, 9))
+@hypothesis.given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30).filter(lambda n: max(n) > 1),
+    length=st.integers(1, 20),
+    seed=st.none() | st.integers(0, 9),
+)
 def test_every_pair_of_every_document_is_in_exactly_one_row(packing, lengths, length, seed):
     rng = None if seed is None else np.random.default_rng(seed)
     rows = rows_of(packing, lengths, length, rng)

@@ -89,8 +89,15 @@ def test_bytes_are_exact_also_where_tokens_lose_text(recipe):
 
 
 def test_only_what_the_assistant_says_is_learnt(tokenizer):
-    data = Data(Chats(), length=30, batch=2, packing=One(), split=ByHash(0.0), shuffle=False,
-                rendering=Rendering(learn="answers"))
+    data = Data(
+        Chats(),
+        length=30,
+        batch=2,
+        packing=One(),
+        split=ByHash(0.0),
+        shuffle=False,
+        rendering=Rendering(learn="answers"),
+    )
     batch = next(data.train(tokenizer, seed=0))
     learnt = batch["targets_BT"][batch["weight_BT"] > 0].tolist()
     assert learnt == [*tokenizer.encode("yo"), tokenizer.special["end_of_turn"]]
@@ -98,8 +105,14 @@ def test_only_what_the_assistant_says_is_learnt(tokenizer):
 
 def test_windows_over_one_long_text_are_nano_gpts(tokenizer):
     text = "".join(chr(97 + i % 26) for i in range(1000))
-    data = Data(Listed((text,)), length=64, batch=12, packing=Windows(), split=WithinText(0.1),
-                rendering=Rendering(bos=False, eos=False))
+    data = Data(
+        Listed((text,)),
+        length=64,
+        batch=12,
+        packing=Windows(),
+        split=WithinText(0.1),
+        rendering=Rendering(bos=False, eos=False),
+    )
     batch = next(data.train(tokenizer, seed=0))
     assert np.all(batch["weight_BT"] == 1) and np.all(batch["segment_BT"] == 0)
     assert np.all(batch["position_BT"] == np.arange(64))
@@ -111,12 +124,22 @@ BAD = [
     (lambda: Data(Listed(())), "the corpus is empty"),
     (lambda: Data(Listed(("only one",)), split=LastDocuments(0.5)), "leaves no train documents"),
     (lambda: Data(Listed(("one", "two")), split=LastDocuments(0.0)), "leaves no validation documents"),
-    (lambda: Data(Listed(("one", "two")), split=LastDocuments(0.5), rendering=Rendering(learn="answers")),
-     "nothing is learnt of the train documents .*learn='answers'"),
-    (lambda: Data(Listed(("x", "y")), split=LastDocuments(0.5), rendering=Rendering(bos=False, eos=False)),
-     "nothing is learnt of the train documents"),
-    (lambda: Data(Mixture((Listed(("one", "two")), Listed(("x", "y"))), (1.0, 1.0)), split=LastDocuments(0.5),
-                  rendering=Rendering(bos=False, eos=False)), r"\('x', 'y'\)\) has no training documents"),
+    (
+        lambda: Data(Listed(("one", "two")), split=LastDocuments(0.5), rendering=Rendering(learn="answers")),
+        "nothing is learnt of the train documents .*learn='answers'",
+    ),
+    (
+        lambda: Data(Listed(("x", "y")), split=LastDocuments(0.5), rendering=Rendering(bos=False, eos=False)),
+        "nothing is learnt of the train documents",
+    ),
+    (
+        lambda: Data(
+            Mixture((Listed(("one", "two")), Listed(("x", "y"))), (1.0, 1.0)),
+            split=LastDocuments(0.5),
+            rendering=Rendering(bos=False, eos=False),
+        ),
+        r"\('x', 'y'\)\) has no training documents",
+    ),
     (lambda: Data(Listed(("long" * 99, "2")), length=16, packing=One(), split=LastDocuments(0.5)), "longer than a row"),
     (lambda: Data(TextFiles("nowhere.txt")), "there is no nowhere.txt"),
     (lambda: Data(PythonHelp(), batch=0), "data.batch must be at least 1, not 0"),
@@ -144,6 +167,5 @@ def test_a_batch_that_cannot_be_divided_is_refused(tokenizer):
 
 
 def test_importing_data_starts_no_device():
-    code = ("import llm_jax.data.pipeline, sys; from jax._src import xla_bridge; "
-            "sys.exit(bool(xla_bridge._backends))")
+    code = "import llm_jax.data.pipeline, sys; from jax._src import xla_bridge; sys.exit(bool(xla_bridge._backends))"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

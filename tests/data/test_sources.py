@@ -44,9 +44,13 @@ def available(tmp_path):
     for record in ("plain", '{"text": "of JSON"}', '{"prompt": "1+1=", "answer": "2"}', "{not JSON}"):
         writer.write(record.encode())
     writer.close()
-    known = dict(TextFiles=TextFiles(str(text)), JsonLines=JsonLines(str(lines)), ArrayRecord=ArrayRecord(str(records)),
-                 Download=Download("http://nowhere.invalid/", hashlib.sha256(text.read_bytes()).hexdigest(), "a.txt"),
-                 Mixture=Mixture((PythonHelp(), TextFiles(str(text))), (1.0, 3.0)))
+    known = dict(
+        TextFiles=TextFiles(str(text)),
+        JsonLines=JsonLines(str(lines)),
+        ArrayRecord=ArrayRecord(str(records)),
+        Download=Download("http://nowhere.invalid/", hashlib.sha256(text.read_bytes()).hexdigest(), "a.txt"),
+        Mixture=Mixture((PythonHelp(), TextFiles(str(text))), (1.0, 3.0)),
+    )
     return known | {name: build(cls, [], {}, name) for name, cls in SOURCES.items() if name not in known}
 
 
@@ -101,16 +105,19 @@ def test_json_lines(tmp_path):
     assert listed(JsonLines(str(path), "story")) == [Text("S"), said, Example("1+1=", "2")]
 
 
-@pytest.mark.parametrize(("line", "message"), [
-    (b'{"text": ', r"a.jsonl:2 is not JSON: .* at column \d+"),
-    (b'{"texts": "x"}', "a.jsonl:2 has no field 'text': did you mean 'texts'"),
-    (b'{"text": 3}', "a.jsonl:2: the field 'text' must be text, not '3'"),
-    (b"[1]", "a.jsonl:2 is not a JSON object"),
-    (b'{"text": "\xff"}', "a.jsonl:2 is not UTF-8: byte 24 is 0xff"),
-    (b'{"messages": [{"role": "usr", "content": "x"}]}', "a.jsonl:2, message 0: .*did you mean 'user'"),
-    (b'{"messages": [3]}', "a.jsonl:2, message 0 is not an object"),
-    (b'{"messages": 3}', "a.jsonl:2: 'messages' must be a list"),
-])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"text": ', r"a.jsonl:2 is not JSON: .* at column \d+"),
+        (b'{"texts": "x"}', "a.jsonl:2 has no field 'text': did you mean 'texts'"),
+        (b'{"text": 3}', "a.jsonl:2: the field 'text' must be text, not '3'"),
+        (b"[1]", "a.jsonl:2 is not a JSON object"),
+        (b'{"text": "\xff"}', "a.jsonl:2 is not UTF-8: byte 24 is 0xff"),
+        (b'{"messages": [{"role": "usr", "content": "x"}]}', "a.jsonl:2, message 0: .*did you mean 'user'"),
+        (b'{"messages": [3]}', "a.jsonl:2, message 0 is not an object"),
+        (b'{"messages": 3}', "a.jsonl:2: 'messages' must be a list"),
+    ],
+)
 def test_broken_json_lines_are_named(tmp_path, line, message):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text":"ok"}\n' + line)
