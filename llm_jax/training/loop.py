@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -67,7 +68,7 @@ class Training:
         self.evaluated: dict[str, float] = {}
 
     def run_to_end(self, interrupt: Interrupt) -> TrainState:
-        with jax.set_mesh(self.program.mesh):
+        with jax.set_mesh(self.program.mesh), contextlib.closing(self.batches):
             state = self._resume()
             begun = int(state.step)
             self.speed = Speed(self.program)
