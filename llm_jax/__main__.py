@@ -65,9 +65,9 @@ def train(name: str) -> None:
     from llm_jax.data.documents import Conversation
     from llm_jax.training.loop import train as run
 
+    experiment = _experiment(name)
     if name.endswith(".py"):
         FLAGS["modules"].value = [*FLAGS.modules, name]  # so that the commands shown at the end name it
-    experiment = _experiment(name)
     workdir = _workdir()
     state = run(experiment, workdir)
     if int(state.step) == experiment.steps:

@@ -123,7 +123,7 @@ def test_progress_lines_where_there_is_no_terminal(here):
         (["train", "--workdir=W"], "write: python -m llm_jax train NAME [flags]"),
         (["eval", "extra", "--workdir=W"], "write: python -m llm_jax eval [flags]"),
         (["train", "FILE", "--workdri=W"], "Unknown command line flag 'workdri'. Did you mean: workdir"),
-        (["eval", "--workdir=W", "--prompt=x"], "eval has no flag --prompt: it reads workdir, set"),
+        (["eval", "--workdir=W", "--prompt=x"], "eval has no flag --prompt: it reads workdir, checkpoint"),
         (["sample", "--workdir=W", "--max_tokens=many"], "max_tokens"),
         (["train", "FILE", "--workdir=W", "--set=steps"], "--set=steps: write --set=path=value"),
         (["train", "FILE", "--workdir=W", "--set=stpes=3"], "no setting 'stpes' (Experiment): did you mean 'steps'?"),

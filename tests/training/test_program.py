@@ -52,13 +52,14 @@ def trained(tiny, stepper, batches):
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(trained):
     _, states, told = trained
     for after in states[2:4]:
-        same(
-            (after.params, after.optimizer, after.average, after.sums),
-            tuple(getattr(states[1], name) for name in ("params", "optimizer", "average", "sums")),
-        )
+        same((after.params, after.average, after.sums), (states[1].params, states[1].average, states[1].sums))
+        moments = zip(jax.tree.leaves(after.optimizer), jax.tree.leaves(states[1].optimizer), strict=True)
+        for new, old in moments:  # Optax's counts go on, so that the schedule follows the steps
+            assert np.array_equal(new, old) or jnp.issubdtype(new.dtype, jnp.integer)
     assert [int(s.step) for s in states] == [0, 1, 2, 3, 4]
     assert [int(s.skipped) for s in states] == [0, 0, 1, 2, 2]
-    assert [int(t["skipped_in_a_row"]) for t in told] == [0, 1, 2, 0]
+    assert [int(s.skipped_in_a_row) for s in states] == [0, 0, 1, 2, 0]
+    assert [int(s.longest_streak) for s in states] == [0, 0, 1, 2, 2]
     assert np.isnan(told[1]["gradient_norm"])
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), states[3].params, states[4].params)
     assert max(jax.tree.leaves(moved)) > 1e-4
@@ -66,7 +67,8 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(trained):
 
 def test_the_average_decays(trained):
     _, states, _ = trained
-    expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, states[0].params, states[1].params)
+    # the first decay is 1 / 10, below the setting: the random beginning leaves soon
+    expected = jax.tree.map(lambda old, new: 0.1 * old + 0.9 * new, states[0].params, states[1].params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), states[1].average, expected)
     same(states[1].best, states[1].average)
 
