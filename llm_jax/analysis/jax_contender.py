@@ -11,6 +11,7 @@ import numpy as np
 from llm_jax.analysis.contender import PROMPT, Shape
 from llm_jax.analysis.contender import Precision as Dtype
 from llm_jax.core.alphabet import Normal
+from llm_jax.core.process import keep_memory
 from llm_jax.data.pipeline import Data
 from llm_jax.data.sources import PythonHelp
 from llm_jax.experiment import Experiment
@@ -54,6 +55,7 @@ class JaxContender:
     """See `Contender`."""
 
     def __init__(self, shape: Shape, dtype: Dtype):
+        keep_memory()
         layout = Layout(data=1)
         self.dtype = jnp.dtype(dtype)
         self.program = Program(experiment(shape, dtype), layout.mesh())

@@ -11,6 +11,7 @@ from typing import Any, cast
 import jax
 
 from llm_jax.core.files import cache_folder
+from llm_jax.core.process import keep_memory
 from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
@@ -39,6 +40,7 @@ def train(experiment: Experiment, workdir: str | Path) -> TrainState:
     Raises:
       InputError: the experiment, its data or the workdir cannot be used; or `patience` steps in a row were not finite.
     """
+    keep_memory()
     keep_compiled()
     check_families(experiment)
     with Run.open(workdir, experiment.manifest()) as run, Interrupt() as interrupt:

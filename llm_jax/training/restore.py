@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from llm_jax.core.process import keep_memory
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
@@ -31,6 +32,7 @@ def restore(
     Raises:
       InputError: there is no run, it is damaged, or it has no checkpoint yet.
     """
+    keep_memory()
     keep_compiled()
     run = Run.existing(workdir)
     experiment = Experiment.of(run.manifest, modules).set(list(assignments), modules)
