@@ -1,4 +1,4 @@
-"""What can two CPU cores learn of conversation in three minutes? What `make quickstart` trains.
+"""What can two CPU cores learn of conversation in five minutes? What `make quickstart` trains.
 
 python -m llm_jax train quickstart --workdir=runs/quickstart
 """

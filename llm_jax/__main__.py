@@ -76,7 +76,7 @@ def train(name: str) -> None:
         print("\n  ".join(["\nwhat next:", *again]))
 
 
-def evaluate(**_: Any) -> None:
+def evaluate() -> None:
     from llm_jax.training.evaluation import evaluate as measure
     from llm_jax.training.loop import language_model
     from llm_jax.training.report import findings
