@@ -1,22 +1,29 @@
-"""Tokenised corpora on disk: made once for a text, a tokenizer and a rendering, then mapped into memory."""
+"""What is made of texts once and kept on disk: trained tokenizers, and tokenised corpora, mapped into memory."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import shutil
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 from absl import logging
 
+from llm_jax import text
 from llm_jax.core.files import cache_folder, digest, reading, write_atomically
 from llm_jax.core.parts import to_json
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Document, Encoded, Rendering
-from llm_jax.text.tokenizer import Tokenizer
+from llm_jax.text.recipes import TokenizerRecipe
+from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = "llm_jax corpus 2"
 HEADER = 512  # bytes: a line of JSON, padded with spaces; then offsets, bytes, tokens, learnt
@@ -72,14 +79,70 @@ def corpus(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Rende
     if fault != "absent":
         logging.warning("the cached corpus %s is damaged (%s): making it again", path, fault)
     content = _tokenise(documents, tokenizer, rendering)
-    try:
+    with _writing("corpus", path.parent):
         write_atomically(path, content)
+    return Corpus(path)
+
+
+def trained(recipe: TokenizerRecipe, texts: Iterable[str]) -> Tokenizer:
+    """`recipe.train(texts)`, from the cache if it is there and whole. A user's own recipe is trained every time.
+
+    Raises:
+      InputError: as `TokenizerRecipe.train`; or the cache cannot be read or written.
+    """
+    if not type(recipe).__module__.startswith(f"{text.__name__}."):
+        return recipe.train(texts)  # its code may change without our seeing it
+    texts = list(texts)
+    code = [file.read_bytes() for file in sorted(Path(text.__path__[0]).glob("*.py"))]
+    key = digest(tokenizers.__version__, *code, json.dumps(to_json(recipe)), *texts)
+    folder = cache_folder("tokenizers") / key
+    with reading(folder):
+        if (kept := _whole(folder)) is not None:
+            return kept
+    tokenizer = recipe.train(texts)
+    with _writing("tokenizer", folder.parent):
+        _keep(tokenizer, folder)
+    return tokenizer
+
+
+def _whole(folder: Path) -> Tokenizer | None:
+    """The cached tokenizer; None if there is none, or if it is not what was kept."""
+    if not folder.exists():
+        return None
+    try:
+        tokenizer = load_tokenizer(folder)
+        if tokenizer.identity == (folder / "identity").read_text(encoding="utf-8", errors="replace"):
+            return tokenizer
+        fault = "its checksum differs"
+    except (InputError, FileNotFoundError) as error:
+        fault = str(error)
+    logging.warning("the cached tokenizer %s is damaged (%s): training it again", folder, fault)
+    shutil.rmtree(folder)
+    return None
+
+
+def _keep(tokenizer: Tokenizer, folder: Path) -> None:
+    """Renamed when whole. Whoever kept it first at the same time kept the same."""
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
+        saving = Path(beside) / folder.name
+        tokenizer.save(saving)
+        write_atomically(saving / "identity", tokenizer.identity)
+        try:
+            os.replace(saving, folder)
+        except OSError:
+            if not folder.exists():
+                raise
+
+
+@contextlib.contextmanager
+def _writing(what: str, folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise InputError(
-            f"cannot write the corpus cache {path.parent} ({error.strerror}): "
+            f"cannot write the {what} cache {folder} ({error.strerror}): "
             "free some space, or set LLM_JAX_CACHE to another folder"
         ) from None
-    return Corpus(path)
 
 
 def _fault(path: Path) -> str | None:

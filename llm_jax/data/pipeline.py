@@ -12,7 +12,7 @@ import numpy as np
 from llm_jax.core.files import digest
 from llm_jax.core.parts import Part, Size, to_json
 from llm_jax.core.tables import InputError, lookup
-from llm_jax.data.cache import Corpus, corpus
+from llm_jax.data.cache import Corpus, corpus, trained
 from llm_jax.data.documents import Document, Rendering
 from llm_jax.data.loader import DataIterator, Evaluation, Filler, Mixed, Rows, TrainingBatches
 from llm_jax.data.packing import ConcatThenSplit, Packing
@@ -76,7 +76,7 @@ class Data(Part):
 
     def prepare(self, recipe: TokenizerRecipe) -> Tokenizer:
         """A tokenizer trained on the training documents alone."""
-        return recipe.train(document.text() for document in self.documents("train"))
+        return trained(recipe, (document.text() for document in self.documents("train")))
 
     def train(self, tokenizer: Tokenizer, *, seed: int, process: int = 0, processes: int = 1) -> DataIterator:
         """Endless batches, of each of which this process gets batch / processes rows.

@@ -109,3 +109,60 @@ def test_a_cache_that_cannot_be_read_is_named(tokenizer, monkeypatch):
     monkeypatch.setattr(cache, "_fault", refuse)
     with pytest.raises(InputError, match=r"cannot read .*\.tokens: Permission denied"):
         cache.corpus(DOCUMENTS, tokenizer, Rendering())
+
+
+# ---------------------------------------------------------------------------------------------------- tokenizers
+
+
+TEXTS = ["the cat sat on the mat " * 20, "the dog sat on the log " * 20]
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Counts how often a BPE is trained."""
+    calls = []
+    inner = Bpe.train
+    monkeypatch.setattr(Bpe, "train", lambda *args: calls.append(1) or inner(*args))
+    return calls
+
+
+def test_a_tokenizer_is_trained_once_for_a_recipe_and_its_texts(trainings):
+    first = cache.trained(Bpe(vocabulary=290), iter(TEXTS))
+    again = cache.trained(Bpe(vocabulary=290), iter(TEXTS))
+    assert len(trainings) == 1 and again.identity == first.identity
+    assert again.encode("the cat") == first.encode("the cat")
+    cache.trained(Bpe(vocabulary=280), iter(TEXTS))
+    cache.trained(Bpe(vocabulary=290), reversed(TEXTS))
+    assert len(trainings) == 3
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "special.json", "identity"])
+@pytest.mark.parametrize("damage", [None, lambda text: text[:-3], lambda text: text.replace("1", "2")])
+def test_a_damaged_tokenizer_is_trained_again_saying_so(trainings, folder, file, damage, monkeypatch):
+    said = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: said.append(text % args))
+    first = cache.trained(Bpe(vocabulary=290), TEXTS)
+    path = next((folder.parent / "tokenizers").glob(f"*/{file}"))
+    path.write_text(damage(path.read_text())) if damage else path.unlink()
+    again = cache.trained(Bpe(vocabulary=290), TEXTS)
+    assert again.identity == first.identity and len(trainings) == 2
+    assert len(said) == 1 and "is damaged" in said[0] and path.parent.name in said[0]
+    assert cache.trained(Bpe(vocabulary=290), TEXTS).identity == first.identity and len(trainings) == 2
+
+
+def test_a_users_own_recipe_is_trained_every_time(trainings):
+    class Own(Bpe):
+        pass
+
+    for _ in range(2):
+        cache.trained(Own(vocabulary=290), TEXTS)
+    assert len(trainings) == 2
+
+
+def test_a_full_disk_while_keeping_a_tokenizer_is_one_clear_line(monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache, "_keep", full)
+    with pytest.raises(InputError, match=r"cannot write the tokenizer cache .*No space left on device.*LLM_JAX_CACHE"):
+        cache.trained(Bpe(vocabulary=290), TEXTS)
