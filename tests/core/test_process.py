@@ -1,0 +1,42 @@
+import subprocess
+import sys
+
+import pytest
+
+LINUX = sys.platform == "linux"
+PROGRAM = """
+import ctypes, pathlib, re, threading
+from llm_jax.core.process import keep_memory
+keep_memory()
+keep_memory()  # a second training in the same process
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def faults():  # the tenth field of /proc/self/stat
+    return int(pathlib.Path("/proc/self/stat").read_text().rsplit(")")[1].split()[7])
+def use():
+    block = libc.malloc(2**28)
+    ctypes.memset(block, 1, 2**28)
+    libc.free(block)
+def in_a_thread():
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+in_a_thread()
+before = faults()
+for _ in range(3):
+    in_a_thread()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(not LINUX, reason="only Linux's allocator is asked")
+def test_large_blocks_are_used_again_by_every_thread():
+    found = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 1000  # 3 x 65,536 pages of 4 KiB if each block were fresh
+
+
+@pytest.mark.skipif(not LINUX, reason="only Linux's allocator is asked")
+def test_without_addresses_to_spare_it_runs_all_the_same():
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))\n" + PROGRAM
+    found = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 1000
