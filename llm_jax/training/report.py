@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import lzma
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llm_jax.core.parts import Part
@@ -100,18 +100,19 @@ class SampledConversations(Report):
             lines.append("")
             for question in questions:
                 said.append(question)
-                reply = "".join(
-                    finished.lm.reply(
-                        said,
-                        max_tokens=self.max_tokens,
-                        temperature=self.temperature,
-                        top_p=0.95,
-                        seed=self.seed + number,
-                    )
-                )
-                said.append(Message("assistant", reply.strip()))
-                lines += [f"  person  {question.content}", f"  model   {reply.strip()}"]
+                lines.append(f"  person  {question.content}")
+                try:
+                    reply = self._reply(finished.lm, said, self.seed + number).strip()
+                except InputError as error:  # the question fills the context: the other conversations are still told
+                    lines.append(f"  (no reply: {error})")
+                    break
+                said.append(Message("assistant", reply))
+                lines.append(f"  model   {reply}")
         return Finding(["sampled conversations with people of the held-out data:", *lines])
+
+    def _reply(self, lm: LanguageModel, said: Sequence[Message], seed: int) -> str:
+        pieces = lm.reply(said, max_tokens=self.max_tokens, temperature=self.temperature, top_p=0.95, seed=seed)
+        return "".join(pieces)
 
 
 @dataclasses.dataclass(frozen=True)
