@@ -18,7 +18,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from llm_jax.core import parts
+from llm_jax.core import parts, spelling
 from llm_jax.core.files import reading
 from llm_jax.core.parts import Part
 from llm_jax.core.tables import InputError, nearest
@@ -86,12 +86,12 @@ class Experiment(Part):
             path, equals, value = text.partition("=")
             if not equals:
                 raise InputError(f"--set={text}: write --set=path=value, such as --set=steps=100")
-            changes[path.strip()] = parts.parse(value, modules)
+            changes[path.strip()] = spelling.parse(value, modules)
         return self.override(changes)
 
     def manifest(self) -> dict[str, Any]:
         """The experiment as JSON, enough to build it again without its file."""
-        manifest = parts.to_json(self)
+        manifest = spelling.to_json(self)
         assert isinstance(manifest, dict)
         return manifest
 
@@ -102,7 +102,7 @@ class Experiment(Part):
         Raises:
           InputError: the manifest names anything else, or does not fit.
         """
-        found = parts.from_json(manifest, modules)
+        found = spelling.from_json(manifest, modules)
         if not isinstance(found, Experiment):
             raise InputError("the manifest is not of an experiment")
         return found

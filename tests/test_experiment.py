@@ -66,18 +66,18 @@ def test_a_folder_of_experiments_where_one_stands_does_not_take_the_projects_pla
 import json, sys
 sys.path.insert(0, "")
 from llm_jax import experiment
-from llm_jax.core import parts
+from llm_jax.core import parts, spelling
 from llm_jax.core.tables import InputError
 if sys.argv[1] == "decoy":
     import experiments
     try:
-        parts.from_json({"part": "experiments.sort:Sort"})
+        spelling.from_json({"part": "experiments.sort:Sort"})
     except InputError as refused:
         print(refused)
 else:
     if sys.argv[1] == "manifest":
         try:
-            parts.from_json({"part": "experiments.sort:Nothing"})
+            spelling.from_json({"part": "experiments.sort:Nothing"})
         except InputError as refused:
             print(refused)
     print(experiment.get("small_gpt").name, experiment.get("sort").name)

@@ -19,7 +19,7 @@ from absl import logging
 
 from llm_jax import text
 from llm_jax.core.files import cache_folder, digest, reading, write_atomically
-from llm_jax.core.parts import to_json
+from llm_jax.core.spelling import to_json
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Document, Encoded, Rendering
 from llm_jax.text.recipes import TokenizerRecipe

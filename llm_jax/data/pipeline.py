@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 
 from llm_jax.core.files import digest
-from llm_jax.core.parts import Part, Size, to_json
+from llm_jax.core.parts import Part, Size
+from llm_jax.core.spelling import to_json
 from llm_jax.core.tables import InputError, lookup
 from llm_jax.data.cache import Corpus, corpus, trained
 from llm_jax.data.documents import Document, Rendering

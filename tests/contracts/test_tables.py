@@ -14,7 +14,7 @@ import flax.linen as nn
 import pytest
 
 import llm_jax
-from llm_jax.core import parts
+from llm_jax.core import parts, spelling
 from llm_jax.core.parts import Part
 
 
@@ -95,9 +95,9 @@ def test_a_table_is_one_family_under_its_own_names_and_nobody_is_forgotten(modul
 def test_an_entry_survives_the_manifest_and_is_typed_by_name(cls):
     part = sample(cls)
     assert parts.is_part(part) and parts.check(part) == part
-    assert parts.from_json(json.loads(json.dumps(parts.to_json(part)))) == part
+    assert spelling.from_json(json.loads(json.dumps(spelling.to_json(part)))) == part
     assert hash(part) == hash(sample(cls))
-    assert parts.parse(written(part)) == part
+    assert spelling.parse(written(part)) == part
 
 
 def written(value: object) -> str:

@@ -11,7 +11,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from llm_jax.core import parts
+from llm_jax.core import parts, spelling
 from llm_jax.core.parts import Part, Positive, Range, Rate, Size
 from llm_jax.core.tables import InputError
 from llm_jax.layers.attention import Attention
@@ -236,7 +236,7 @@ def test_a_family_is_the_last_base_that_is_ours():
     ],
 )
 def test_parse(text, value):
-    found = parts.parse(text)
+    found = spelling.parse(text)
     assert found == value and type(found) is type(value)
 
 
@@ -285,7 +285,7 @@ def test_parse(text, value):
 )
 def test_parse_evaluates_nothing_else(text):
     with pytest.raises(InputError) as refusal:
-        parts.parse(text)
+        spelling.parse(text)
     assert "\n" not in str(refusal.value)
 
 
@@ -307,19 +307,19 @@ def test_parse_evaluates_nothing_else(text):
 )
 def test_parse_says_what_is_wrong(text, words):
     with pytest.raises(InputError) as refusal:
-        parts.parse(text)
+        spelling.parse(text)
     assert words in str(refusal.value)
 
 
 def test_parse_takes_no_longer_for_many_signs():
     with pytest.raises(InputError):
-        parts.parse("-" * 60 + "1")
+        spelling.parse("-" * 60 + "1")
 
 
 def test_parse_knows_a_users_parts_only_when_told():
     with pytest.raises(InputError, match="no part named 'Apple'"):
-        parts.parse("Apple()")
-    assert parts.parse("Apple(sizes=(3,))", HERE) == Apple(sizes=(3,))
+        spelling.parse("Apple()")
+    assert spelling.parse("Apple(sizes=(3,))", HERE) == Apple(sizes=(3,))
 
 
 LITERALS = st.recursive(
@@ -335,13 +335,13 @@ LITERALS = st.recursive(
 
 @given(LITERALS)
 def test_parse_reads_back_every_literal(value):
-    assert parts.parse(repr(value)) == value
+    assert spelling.parse(repr(value)) == value
 
 
 @given(st.text())
 def test_parse_of_any_text_is_a_value_or_one_line(text):
     try:
-        parts.parse(text)
+        spelling.parse(text)
     except InputError as refusal:
         assert "\n" not in str(refusal).replace(repr(text), "")
 
@@ -351,9 +351,9 @@ def test_parse_of_any_text_is_a_value_or_one_line(text):
 
 def test_a_manifest_survives_json():
     tree = model().clone(positions=Rope(scaling=LinearScaling(2.0)))
-    assert parts.from_json(json.loads(json.dumps(parts.to_json(tree)))) == tree
+    assert spelling.from_json(json.loads(json.dumps(spelling.to_json(tree)))) == tree
     basket = Basket(Apple(sizes=(1, 2), pair=(2.0, "b"), inside=Causal()), (Apple(), Apple(0.5)))
-    assert parts.from_json(json.loads(json.dumps(parts.to_json(basket))), HERE) == basket
+    assert spelling.from_json(json.loads(json.dumps(spelling.to_json(basket))), HERE) == basket
 
 
 @given(
@@ -368,7 +368,7 @@ def test_a_manifest_survives_json():
     )
 )
 def test_every_setting_survives_json(apple):
-    assert parts.from_json(json.loads(json.dumps(parts.to_json(apple))), HERE) == apple
+    assert spelling.from_json(json.loads(json.dumps(spelling.to_json(apple))), HERE) == apple
 
 
 @pytest.mark.parametrize(
@@ -404,7 +404,7 @@ def test_every_setting_survives_json(apple):
 )
 def test_a_manifest_may_name_only_parts(name):
     with pytest.raises(InputError) as refusal:
-        parts.from_json({"part": name})
+        spelling.from_json({"part": name})
     assert "\n" not in str(refusal.value)
 
 
@@ -420,14 +420,14 @@ def test_a_manifest_may_name_only_parts(name):
 )
 def test_a_manifest_must_fit(change, words):
     with pytest.raises(InputError, match=words.replace("?", r"\?")):
-        parts.from_json({"part": "llm_jax.layers.positions:Rope"} | change)
+        spelling.from_json({"part": "llm_jax.layers.positions:Rope"} | change)
 
 
 def test_a_manifest_keeps_parts_and_literals_only():
     with pytest.raises(InputError, match="cannot be kept in a manifest"):
-        parts.to_json(Apple(name=object()))  # pyright: ignore
+        spelling.to_json(Apple(name=object()))  # pyright: ignore
     with pytest.raises(InputError, match="needs first"):
-        parts.from_json({"part": f"{__name__}:Basket"}, HERE)
+        spelling.from_json({"part": f"{__name__}:Basket"}, HERE)
 
 
 # ------------------------------------------------------------------------------------------------------------ the tree

@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from llm_jax.core.parts import check, from_json, override, to_json
+from llm_jax.core.parts import check, override
+from llm_jax.core.spelling import from_json, to_json
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Conversation, Example, Rendering, Text
 from llm_jax.data.packing import BestFit, One, Windows

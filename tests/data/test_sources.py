@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from llm_jax.core.parts import build, from_json, to_json
+from llm_jax.core.spelling import build, from_json, to_json
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Conversation, Example, Text
 from llm_jax.data.sources import (

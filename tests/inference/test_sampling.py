@@ -13,7 +13,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from llm_jax.core.parts import parse
+from llm_jax.core.spelling import parse
 from llm_jax.core.tables import InputError
 from llm_jax.inference.sampling import Sampling
 

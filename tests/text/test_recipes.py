@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_jax.core.parts import from_json, to_json
+from llm_jax.core.spelling import from_json, to_json
 from llm_jax.core.tables import InputError
 from llm_jax.text import RECIPES, Bpe, Bytes, Characters, Gpt2, Unigram, WordPiece, load_tokenizer
 from llm_jax.text.special import SPECIAL
