@@ -9,7 +9,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -194,7 +197,8 @@ class DataIterator(Iterator[Batch]):
         if self._workers:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain's workers read absl's flags, also where there is no absl app
-            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+            options = grain.MultiprocessingOptions(num_workers=self._workers)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
         return iter(dataset)
 
     def save(self) -> dict[str, Any]:
@@ -220,6 +224,18 @@ class DataIterator(Iterator[Batch]):
         if self._running is not None:
             self._running.close()
             self._running = None
+
+
+def _end_with_parent(*_: int) -> None:
+    """In a worker: when the training is killed, end too. Alone it would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a parent"
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @dataclasses.dataclass

@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -174,3 +176,28 @@ def test_the_state_of_another_stream_is_refused(words, tokenizer, change):
         data(words, **change).train(tokenizer, seed=0).restore(state)
     with pytest.raises(InputError, match="another stream"):
         data(words).train(tokenizer, seed=1).restore(state)
+
+
+TRAINING = """
+import time
+from llm_jax.data.pipeline import Data
+from llm_jax.data.sources import TextFiles
+from llm_jax.text.recipes import Bytes
+
+if __name__ == "__main__":
+    data = Data(TextFiles(path={path!r}, separator="."), length=8, batch=2, workers=2)
+    batches = data.train(data.prepare(Bytes()), seed=0)
+    next(batches)
+    print("running", flush=True)
+    time.sleep(300)
+"""
+
+
+def test_workers_end_with_a_training_that_is_killed(tmp_path):
+    text, script = tmp_path / "text.txt", tmp_path / "training.py"
+    text.write_text("some words of text. " * 200)
+    script.write_text(TRAINING.format(path=str(text)))
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "running\n"
+    process.kill()
+    process.communicate(timeout=60)  # the workers hold its output: it ends when they have ended
