@@ -56,8 +56,8 @@ def descendants(cls: type) -> Iterator[type]:
 def catalogue(modules: tuple[str, ...] = ()) -> dict[str, type]:
     """Every part that can be named now: those of the project, then those of the user's own modules."""
     known = [c for root in (Part, nn.Module) for c in descendants(root) if dataclasses.is_dataclass(c)]
-    trusted = [c for c in known if trusted(c.__module__, modules) and not c.__name__.startswith("_")]
-    return {c.__name__: c for c in sorted(trusted, key=lambda c: trusted(c.__module__, ()), reverse=True)}
+    public = [c for c in known if trusted(c.__module__, modules) and not c.__name__.startswith("_")]
+    return {c.__name__: c for c in sorted(public, key=lambda c: trusted(c.__module__, ()), reverse=True)}
 
 
 def trusted(module: str, modules: tuple[str, ...]) -> bool:
