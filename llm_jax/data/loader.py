@@ -112,6 +112,19 @@ class Mixed:
         return component, period * self.counts[component] + self.number[place]
 
 
+def blank(rows: int, length: int, pad: int = 0) -> Batch:
+    """A batch of nothing but padding."""
+    shape = rows, length
+    return dict(
+        tokens_BT=np.full(shape, pad, np.int32),
+        targets_BT=np.full(shape, pad, np.int32),
+        weight_BT=np.zeros(shape, np.float32),
+        segment_BT=np.full(shape, -1, np.int32),
+        position_BT=np.zeros(shape, np.int32),
+        bytes_BT=np.zeros(shape, np.int32),
+    )
+
+
 @dataclasses.dataclass
 class Filler:
     """Fills batches with rows of several corpora."""
@@ -123,15 +136,7 @@ class Filler:
 
     def __call__(self, component_B: np.ndarray, number_B: np.ndarray) -> Batch:
         """The batch of these rows; a row of component -1 is padding."""
-        shape = len(component_B), self.length
-        batch = dict(
-            tokens_BT=np.full(shape, self.pad, np.int32),
-            targets_BT=np.full(shape, self.pad, np.int32),
-            weight_BT=np.zeros(shape, np.float32),
-            segment_BT=np.full(shape, -1, np.int32),
-            position_BT=np.zeros(shape, np.int32),
-            bytes_BT=np.zeros(shape, np.int32),
-        )
+        batch = blank(len(component_B), self.length, self.pad)
         for c, rows in enumerate(self.components):
             if len(here := np.flatnonzero(component_B == c)):
                 for start, size, which in rows.pieces(number_B[here]):

@@ -15,7 +15,7 @@ from llm_jax.core.spelling import to_json
 from llm_jax.core.tables import InputError, lookup
 from llm_jax.data.cache import Corpus, corpus, trained
 from llm_jax.data.documents import Document, Rendering
-from llm_jax.data.loader import DataIterator, Evaluation, Filler, Mixed, Rows, TrainingBatches
+from llm_jax.data.loader import Batch, DataIterator, Evaluation, Filler, Mixed, Rows, TrainingBatches, blank
 from llm_jax.data.packing import ConcatThenSplit, Packing
 from llm_jax.data.sources import Source
 from llm_jax.data.split import ByHash, Split
@@ -114,6 +114,10 @@ class Data(Part):
         packing = self.packing.once(self.length)
         rows = [Rows(c, packing, self.length, None) for c in self._corpora(tokenizer, split) if c is not None]
         return Evaluation(self._filler(rows, tokenizer), self.batch, process, processes, self.evaluation_batches)
+
+    def blank(self, rows: int) -> Batch:
+        """A batch of padding: what a batch of so many rows consists of."""
+        return blank(rows, self.length)
 
     def _check(self, process: int, processes: int) -> None:
         if self.batch % processes:

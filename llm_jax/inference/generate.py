@@ -19,8 +19,7 @@ import numpy as np
 from llm_jax.core.tables import InputError
 from llm_jax.inference.sampling import Sampler
 from llm_jax.layers.tokens import PADDING, Tokens
-from llm_jax.models.decoder import Decoder
-from llm_jax.models.stack import unstack
+from llm_jax.models.model import Generator
 from llm_jax.text.tokenizer import StreamDecoder
 
 CHUNK = 64  # the most tokens a row gains in one call of the compiled loop
@@ -61,22 +60,12 @@ def row_keys(seed: int, rows: Sequence[int]) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(rows, jnp.uint32))
 
 
-def limit(model: Decoder) -> int | None:
-    """How many tokens the model can hold in view, prompt and text together; None: there is no bound."""
-    return model.context or model.positions.limit()
-
-
-def prepare(model: Decoder, params: Any, dtype) -> Any:
-    """The parameters as steps want them: in `dtype`, and each repeat's apart where the model loops over repeats.
-
-    Done once: a step that had to cut the stacked weights apart would copy them all for every token.
-    """
+def prepare(model: Generator, params: Any, dtype) -> Any:
+    """The parameters as steps want them, in `dtype`. Done once, not for every token."""
 
     def one(params: Any) -> Any:
-        params = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
-        if not model.stack.loops():
-            return params
-        return {**params, "stack": {**params["stack"], "layers": tuple(unstack(params["stack"]["layers"]))}}
+        cast = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
+        return model.prepared(cast)
 
     return jax.jit(one)(params)
 
@@ -85,7 +74,7 @@ class Generation:
     """Texts in the making, one for each prompt: `advance` until `finished`."""
 
     def __init__(
-        self, model: Decoder, params: Any, prompts: Sequence[Sequence[int]], *, max_tokens: int | None,
+        self, model: Generator, params: Any, prompts: Sequence[Sequence[int]], *, max_tokens: int | None,
         sampler: Sampler, key_B: jax.Array, stops: Iterable[int], vocabulary: int, dtype, never: Iterable[int] = (),
     ):  # fmt: skip
         """Reads the prompts and draws the first token of each text.
@@ -108,7 +97,7 @@ class Generation:
         self._most_B = _most(model, prompts, max_tokens)
         max_tokens = int(self._most_B.max())
         longest = max(map(len, prompts))
-        padded = min(_round_up(longest, finely=False), limit(model) or _round_up(longest, finely=False))
+        padded = min(_round_up(longest, finely=False), model.reads() or _round_up(longest, finely=False))
         tokens_BT = np.zeros((len(prompts), padded), np.int32)
         for row, prompt in enumerate(prompts):
             tokens_BT[row, padded - len(prompt) :] = prompt
@@ -116,7 +105,7 @@ class Generation:
         stops_V[list(stops)] = True
         never_V[list(never)] = True
         length_B = np.array([len(p) for p in prompts], np.int32)
-        slots = _round_up(padded + max_tokens, finely=True)
+        slots = _round_up((padded if model.opening() is None else 1) + max_tokens, finely=True)
 
         self._model, self._params, self._sampler, self._max_tokens = model, params, sampler, max_tokens
         self._stops_V, self._never_V = stops_V, never_V
@@ -162,11 +151,13 @@ class Generation:
         return new_N.tolist()
 
 
-def _most(model: Decoder, prompts: Sequence[Sequence[int]], max_tokens: int | None) -> np.ndarray:
+def _most(model: Generator, prompts: Sequence[Sequence[int]], max_tokens: int | None) -> np.ndarray:
     """[B]: the most tokens that each text gets. Raises as `Generation` does."""
     if max_tokens is not None and max_tokens < 1:
         raise InputError(f"max_tokens must be 1 or more, not {max_tokens}")
-    context, ahead, most = limit(model), model.ahead(), []
+    context, ahead, most = model.limit(), model.ahead(), []
+    apart = model.opening() is not None  # the text does not follow the prompt in the same row
+    reads = model.reads() if apart else None
     for number, prompt in enumerate(prompts):
         where = f"prompt {number}" if len(prompts) > 1 else "the prompt"
         if not prompt:
@@ -176,7 +167,9 @@ def _most(model: Decoder, prompts: Sequence[Sequence[int]], max_tokens: int | No
                 f"{where} has {len(prompt)} tokens, but the model reads the first {ahead} of a text at once: "
                 "lengthen it"
             )
-        room = BEFORE_UNBOUNDED if context is None else context - len(prompt)
+        if reads is not None and len(prompt) > reads:
+            raise InputError(f"{where} has {len(prompt)} tokens, and the model reads at most {reads}: shorten it")
+        room = BEFORE_UNBOUNDED if context is None else context - (1 if apart else len(prompt))
         if context is not None and room < (max_tokens or 1):
             advice = f"ask for at most {room} tokens" if room > 0 else f"shorten it to at most {context - 1} tokens"
             raise InputError(
@@ -195,14 +188,16 @@ def _round_up(length: int, finely: bool) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _read(model: Decoder, slots: int, vocabulary: int, dtype, params: Any, tokens_BT, length_B, key_B):
+def _read(model: Generator, slots: int, vocabulary: int, dtype, params: Any, tokens_BT, length_B, key_B):
     """Reads prompts that end at the right edge of `tokens_BT`: the next tokens' scores, `slots` of caches, the rows."""
     batch, padded = tokens_BT.shape
     position_BT = jnp.arange(padded, dtype=jnp.int32)[None] - (padded - length_B)[:, None]
     real_BT = position_BT >= 0
     at = Tokens(jnp.maximum(position_BT, 0), jnp.where(real_BT, 0, PADDING))
-    caches = model.empty_cache(batch, slots, dtype)
-    logits_BV, caches = model.apply({"params": params}, tokens_BT, at, caches, jnp.int32(0), method=_last_scores)
+    logits_BV, caches = model.apply({"params": params}, tokens_BT, at, slots, dtype, method="read")
+    if (opening := model.opening()) is not None:  # the prompt was read apart: the text has its own beginning
+        padded, length_B = 1, jnp.ones_like(length_B)
+        tokens_BT, real_BT = jnp.full((batch, 1), opening, jnp.int32), jnp.ones((batch, 1), bool)
     counted_BT = jnp.where(real_BT, tokens_BT, vocabulary)  # out of range: a padded slot is no token seen
     seen_BV = jnp.zeros((batch, vocabulary), bool).at[jnp.arange(batch)[:, None], counted_BT].set(True, mode="drop")
     rows = Progress(
@@ -219,7 +214,7 @@ def _draw(rows: Progress, logits_BV: jax.Array, sampler: Sampler, stops_V, never
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
-def _go_on(model: Decoder, params: Any, caches: Any, rows: Progress, sampler: Sampler, stops_V, never_V, count):
+def _go_on(model: Generator, params: Any, caches: Any, rows: Progress, sampler: Sampler, stops_V, never_V, count):
     """Up to `count` more tokens for the rows that are not done: caches, rows, their tokens [B, CHUNK], how many."""
 
     def unfinished(carry: tuple[Any, Progress, jax.Array, jax.Array]) -> jax.Array:
@@ -230,19 +225,13 @@ def _go_on(model: Decoder, params: Any, caches: Any, rows: Progress, sampler: Sa
         caches, rows, new_BN, made = carry
         at = Tokens(rows.position_B[:, None], jnp.zeros_like(rows.position_B)[:, None])
         logits_BV, caches = model.apply(
-            {"params": params}, rows.newest_B[:, None], at, caches, rows.slot, method=_last_scores
+            {"params": params}, rows.newest_B[:, None], at, caches, rows.slot, method="last_scores"
         )
         rows = rows.draw(logits_BV, sampler, stops_V, never_V)
         return caches, rows, new_BN.at[:, made].set(rows.newest_B), made + 1
 
     new_BN = jnp.zeros((rows.newest_B.shape[0], CHUNK), jnp.int32)
     return jax.lax.while_loop(unfinished, step, (caches, rows, new_BN, jnp.int32(0)))
-
-
-def _last_scores(model: Decoder, tokens_BT, at: Tokens, caches: Any, start) -> tuple[jax.Array, Any]:
-    """[B, V] scores after the last token alone, and the caches."""
-    x_BTD, caches = model.hidden(tokens_BT, at, caches=caches, start=start)
-    return model.score(x_BTD[:, -1:])[:, 0], caches
 
 
 class Writer:

@@ -12,9 +12,9 @@ import numpy as np
 from absl import logging
 
 from llm_jax.core.tables import InputError, lookup
-from llm_jax.inference.generate import CHUNK, Generation, Writer, limit, prepare, row_keys
+from llm_jax.inference.generate import CHUNK, Generation, Writer, prepare, row_keys
 from llm_jax.inference.sampling import Sampling
-from llm_jax.models.decoder import Decoder
+from llm_jax.models.model import Generator
 from llm_jax.text.chat import ChatTemplate, Message
 from llm_jax.text.special import SPECIAL
 from llm_jax.text.tokenizer import StreamDecoder, Tokenizer
@@ -36,12 +36,12 @@ class LanguageModel:
     """
 
     def __init__(
-        self, model: Decoder, params: Any, tokenizer: Tokenizer, *, template: ChatTemplate | None = None,
+        self, model: Generator, params: Any, tokenizer: Tokenizer, *, template: ChatTemplate | None = None,
         dtype: Any = "float32", bos: bool = True,
     ):  # fmt: skip
         self.model, self.params, self.tokenizer = model, params, tokenizer
         self.template, self.dtype, self.bos = template or ChatTemplate(), np.dtype(dtype), bos
-        self.context = limit(model)
+        self.context = model.limit()
         self.warn: Callable[[str], object] = logging.warning
         self._warned = False
 
@@ -58,7 +58,7 @@ class LanguageModel:
         ids_BT = np.asarray(ids_BT)
         if ids_BT.ndim != 2 or not ids_BT.size or not np.issubdtype(ids_BT.dtype, np.integer):
             raise InputError(f"ids_BT must be whole numbers [B, T], not {ids_BT.dtype} of shape {ids_BT.shape}")
-        vocabulary = self.model.embed.vocabulary
+        vocabulary = self.model.words()
         if ids_BT.min() < 0 or ids_BT.max() >= vocabulary:
             wrong = ids_BT[(ids_BT < 0) | (ids_BT >= vocabulary)][0]
             raise InputError(f"token id {wrong} is not in the vocabulary, which has ids 0 to {vocabulary - 1}")
@@ -176,7 +176,7 @@ class LanguageModel:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(model: Decoder, params: Any, ids_BT: Any) -> jax.Array:
+def _logits(model: Generator, params: Any, ids_BT: Any) -> jax.Array:
     return model.apply({"params": params}, ids_BT)[0]
 
 

@@ -1,4 +1,4 @@
-"""Normalisation over the last dimension, in float32 whatever the input's dtype."""
+"""Normalisation over the last dimensions, in float32 whatever the input's dtype."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from llm_jax.core.alphabet import Fill, weigh
 
 
 class Norm(nn.Module):
-    """`norm(x, letter)`: `letter` names the dimension that is normalised, for the sharding of its parameters."""
+    """`norm(x, letters)`: `letters` names the last dimensions, which are normalised together."""
 
-    def __call__(self, x: jax.Array, letter: str = "D") -> jax.Array:
+    def __call__(self, x: jax.Array, letters: str = "D") -> jax.Array:
         return x
 
 
@@ -28,11 +28,11 @@ class RMSNorm(Norm):
     offset: float = 0.0  # added to the scale, which then begins at 1 - offset (Gemma: 1)
 
     @nn.compact
-    def __call__(self, x, letter="D"):
-        wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.epsilon)
+    def __call__(self, x, letters="D"):
+        wide, axes, sizes = _wide(x, letters)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axes, keepdims=True) + self.epsilon)
         if self.scale:
-            scale = weigh(self, "scale", letter, {letter: x.shape[-1]}, Fill(1.0 - self.offset), 1).astype(jnp.float32)
+            scale = weigh(self, "scale", letters, sizes, Fill(1.0 - self.offset), 1).astype(jnp.float32)
             wide = wide * _along(scale + self.offset, x.ndim)
         return wide.astype(x.dtype)
 
@@ -45,15 +45,21 @@ class LayerNorm(Norm):
     bias: bool = True
 
     @nn.compact
-    def __call__(self, x, letter="D"):
-        wide = x.astype(jnp.float32)
-        wide = wide - wide.mean(-1, keepdims=True)
-        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.epsilon)
+    def __call__(self, x, letters="D"):
+        wide, axes, sizes = _wide(x, letters)
+        wide = wide - wide.mean(axes, keepdims=True)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axes, keepdims=True) + self.epsilon)
         if self.scale:
-            wide = wide * _along(weigh(self, "scale", letter, {letter: x.shape[-1]}, Fill(1.0), 1), x.ndim)
+            wide = wide * _along(weigh(self, "scale", letters, sizes, Fill(1.0), 1), x.ndim)
         if self.bias:
-            wide = wide + _along(weigh(self, "bias", letter, {letter: x.shape[-1]}, Fill(0.0), 1), x.ndim)
+            wide = wide + _along(weigh(self, "bias", letters, sizes, Fill(0.0), 1), x.ndim)
         return wide.astype(x.dtype)
+
+
+def _wide(x: jax.Array, letters: str) -> tuple[jax.Array, tuple[int, ...], dict[str, int]]:
+    """`x` in float32, the axes that `letters` name, and their sizes."""
+    axes = tuple(range(-len(letters), 0))
+    return x.astype(jnp.float32), axes, dict(zip(letters, x.shape[axes[0] :], strict=True))
 
 
 def _along(x: jax.Array, rank: int) -> jax.Array:

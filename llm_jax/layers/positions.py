@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.alphabet import Init, Normal, lookup, shard, weigh
-from llm_jax.core.parts import Part, Positive, Range, Size
+from llm_jax.core.parts import Count, Part, Positive, Range, Size
 from llm_jax.core.tables import InputError
 from llm_jax.layers.tokens import Tokens
 
@@ -44,10 +44,14 @@ class NoPositions(Positions):
 
 
 class Learned(Positions):
-    """A learned vector for each of `length` positions (GPT-2, BERT)."""
+    """A learned vector for each of `length` positions (GPT-2, BERT).
+
+    `offset` rows of the table come before them and are never read (RoBERTa's and BART's tables have 2).
+    """
 
     length: Size = 512
     init: Init = Normal(0.02)
+    offset: Count = 0
 
     @nn.compact
     def embed(self, x_BTD, tokens):
@@ -56,9 +60,9 @@ class Learned(Positions):
                 f"{x_BTD.shape[1]} tokens, but Learned(length={self.length}) has a vector for each of the "
                 f"first {self.length} positions only: raise its length"
             )
-        table_PD = weigh(self, "table", "PD", dict(P=self.length, D=x_BTD.shape[-1]), self.init, 1)
+        table_PD = weigh(self, "table", "PD", dict(P=self.offset + self.length, D=x_BTD.shape[-1]), self.init, 1)
         table_PD = shard(table_PD, "..")  # gathered over fsdp first, as in `Embed`
-        position_BT = jnp.clip(tokens.position_BT, 0, self.length - 1)
+        position_BT = self.offset + jnp.clip(tokens.position_BT, 0, self.length - 1)
         return x_BTD + shard(lookup(table_PD, position_BT), "BTD").astype(x_BTD.dtype)
 
     def limit(self):

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from llm_jax.core.alphabet import is_lettered
 from llm_jax.core.parts import Range, Size, transform
 from llm_jax.layers.attention import View
-from llm_jax.layers.block import Block
-from llm_jax.layers.cache import Cache
+from llm_jax.layers.block import Block, Caches
 
 REMAT = dict(
     none=None,  # keep everything for the backward pass
@@ -29,7 +28,7 @@ class Pattern(nn.Module):
     blocks: tuple[Block, ...]
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, view: View, caches: tuple[Cache | None, ...]):
+    def __call__(self, x_BTD: jax.Array, view: View, caches: tuple[Caches | None, ...]):
         after = []
         for i, (block, cache) in enumerate(zip(self.blocks, caches, strict=True)):
             here = dataclasses.replace(view, dropout_key=view.key(i))
@@ -60,7 +59,7 @@ class Stack(nn.Module):
         else:
             layers = self.get_variable("params", "layers")
 
-        def body(x_BTD: jax.Array, params: Any, caches: tuple[Cache | None, ...], number: jax.Array):
+        def body(x_BTD: jax.Array, params: Any, caches: tuple[Caches | None, ...], number: jax.Array):
             here = dataclasses.replace(view, dropout_key=view.key(number))
             return pattern.apply({"params": params}, x_BTD, here, caches)
 
@@ -91,12 +90,16 @@ class Stack(nn.Module):
     def loops(self) -> bool:
         return self.run == "loop" or (self.run == "auto" and jax.default_backend() == "cpu")
 
-    def empty_cache(self, batch: int, length: int, dtype) -> Any:
+    def empty_cache(self, batch: int, length: int, dtype, source: int = 0) -> Any:
         """Of the structure that `__call__` takes and returns: a cache per block, or the same stacked for the scan."""
-        one = tuple(block.attention.empty_cache(batch, length, dtype) for block in self.pattern)
+        one = tuple(block.empty_cache(batch, length, dtype, source) for block in self.pattern)
         if self.loops():
             return (one,) * self.repeats
         return jax.tree.map(lambda x: jnp.broadcast_to(x[None], (self.repeats, *x.shape)), one)
+
+    def prepared(self, params: Any) -> Any:
+        """The parameters with each repeat's apart, where it loops: else every call would first cut them apart."""
+        return {**params, "layers": tuple(unstack(params["layers"]))} if self.loops() else params
 
 
 def unstack(layers: Any) -> list[Any]:

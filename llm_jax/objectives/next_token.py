@@ -9,8 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.parts import Part
+from llm_jax.core.parts import Part, conform
 from llm_jax.layers.tokens import Tokens
+from llm_jax.models.model import Generator
 
 Sums = dict[str, jax.Array]
 
@@ -38,9 +39,10 @@ class NextToken(Objective):
     """
 
     def __call__(self, model, params, frozen, batch, key):
+        conform(model, Generator, "model")
         ahead = model.ahead()
         at = Tokens(batch["position_BT"], batch["segment_BT"])
-        score_BTV, _ = model.apply({"params": params}, batch["tokens_BT"], at, dropout_key=key)
+        score_BTV: Any = model.apply({"params": params}, batch, key, method="predict")
         target_BT = batch["targets_BT"]
         weight_BT = jnp.where(at.position_BT + 1 < ahead, 0, batch["weight_BT"]) if ahead else batch["weight_BT"]
         loss_BT = cross_entropy(score_BTV, target_BT)

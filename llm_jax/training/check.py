@@ -5,7 +5,7 @@ from __future__ import annotations
 from llm_jax.core.parts import conform
 from llm_jax.data.pipeline import Data
 from llm_jax.experiment import Experiment
-from llm_jax.models.decoder import Decoder
+from llm_jax.models.model import Model
 from llm_jax.objectives.next_token import Objective
 from llm_jax.parallel.layout import Layout
 from llm_jax.text.recipes import TokenizerRecipe
@@ -14,7 +14,7 @@ from llm_jax.training.precision import Precision
 from llm_jax.training.report import Report
 
 FAMILIES = dict(
-    model=Decoder, tokenizer=TokenizerRecipe, data=Data, objective=Objective, optimizer=Optimizer, layout=Layout,
+    model=Model, tokenizer=TokenizerRecipe, data=Data, objective=Objective, optimizer=Optimizer, layout=Layout,
     precision=Precision, report=tuple[Report, ...],
 )  # fmt: skip
 

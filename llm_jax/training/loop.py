@@ -11,10 +11,12 @@ from typing import Any, cast
 import jax
 
 from llm_jax.core.files import cache_folder
+from llm_jax.core.parts import conform
 from llm_jax.core.process import keep_memory
 from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
+from llm_jax.models.model import Model
 from llm_jax.parallel.layout import place
 from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
 from llm_jax.training.check import check_families
@@ -168,13 +170,8 @@ def prepare_tokenizer(experiment: Experiment, run: Run) -> Tokenizer:
 
 def fill(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
     """The experiment with what its model leaves to the data filled in."""
-    model, data = experiment.model, experiment.data
-    filled: Any = getattr(model, "filled", None)
-    if filled is None:
-        raise InputError(
-            f"{type(model).__name__} cannot be trained alone: model must be a whole model, such as Decoder"
-        )
-    return experiment.override({"model": filled(tokenizer.vocabulary, getattr(data, "length", 0))})
+    model, data = conform(experiment.model, Model, "model"), experiment.data
+    return experiment.override({"model": model.filled(tokenizer.vocabulary, getattr(data, "length", 0))})
 
 
 def language_model(experiment: Experiment, tokenizer: Tokenizer, params: Any) -> LanguageModel:

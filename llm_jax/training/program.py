@@ -91,7 +91,8 @@ class Program:
         return jax.tree.map(lambda leaf: leaf.sharding, self.template)
 
     def _draw(self, key: jax.Array) -> Any:
-        return self.experiment.model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+        model: Any = self.experiment.model
+        return model.begin(key)
 
     def _begin(self, key: jax.Array) -> TrainState:
         # a weak type, as of jnp.full(shape, 1.0), is lost in the first step: the second would compile again
@@ -102,11 +103,9 @@ class Program:
         return TrainState(none, params, self.optimizer.init(params), average, sums, none, none, none)
 
     def _sums(self, params: Any) -> Any:
-        row = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-        weight = jax.ShapeDtypeStruct((1, 1), jnp.float32)
-        batch = dict.fromkeys(("tokens_BT", "targets_BT", "segment_BT", "position_BT", "bytes_BT"), row)
+        data: Any = self.experiment.data
         key = jax.eval_shape(lambda: jax.random.key(0))
-        return jax.eval_shape(self._objective, params, batch | {"weight_BT": weight}, key)
+        return jax.eval_shape(self._objective, params, data.blank(1), key)
 
     def _objective(self, params: Any, batch: Batch, key: jax.Array | None, frozen: Any = None) -> dict[str, jax.Array]:
         objective: Any = self.experiment.objective

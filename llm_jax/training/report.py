@@ -125,7 +125,7 @@ class Samples(Report):
     seed: int = 0
 
     def __call__(self, finished):
-        room = finished.lm.model.context - 1
+        room = (finished.lm.context or self.max_tokens) - 1
         texts = finished.lm.generate(
             list(self.prompts),
             max_tokens=min(self.max_tokens, room - max(len(finished.lm.tokenizer.encode(p)) for p in self.prompts)),

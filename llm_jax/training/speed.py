@@ -12,8 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llm_jax.models.decoder import Decoder
-from llm_jax.models.flops import CONVENTION, count, training_flops_per_token
+from llm_jax.models.flops import CONVENTION, count
 from llm_jax.training.program import Program, TrainState
 
 PEAKS = {  # published dense bfloat16 FLOP/s of one device, by words of its name
@@ -57,10 +56,8 @@ class Speed:
         data: Any = program.experiment.data
         precision: Any = program.experiment.precision
         self._tokens = data.batch * data.length
-        self._flops = 0.0
-        model = program.experiment.model
-        if isinstance(model, Decoder):
-            self._flops = self._tokens * training_flops_per_token(model, program.boxed, data.length)
+        model: Any = program.experiment.model
+        self._flops = self._tokens * model.flops_per_token(program.boxed, data.length)
         peak, self._source = peak_flops(precision.compute)
         self._peak = peak * program.mesh.size
         self._parameters = count(program.boxed)

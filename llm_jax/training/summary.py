@@ -11,8 +11,8 @@ import jax
 from llm_jax.core import parts
 from llm_jax.core.alphabet import is_lettered
 from llm_jax.experiment import Experiment
-from llm_jax.models.decoder import Decoder
-from llm_jax.models.flops import CONVENTION, count, training_flops_per_token
+from llm_jax.models.flops import CONVENTION, count
+from llm_jax.models.model import Generator, Model
 from llm_jax.training.loop import fill
 from llm_jax.training.program import Program
 
@@ -30,17 +30,18 @@ def summary(experiment: Experiment) -> str:
     lines += ["", f"{count(program.boxed):,} parameters"]
     lines += [f"  {size:>13,}  {room}" for room, size in rooms(program.boxed).items()]
     model = experiment.model
-    if isinstance(model, Decoder):
-        flops = training_flops_per_token(model, program.boxed, data.length)
-        cache = jax.eval_shape(lambda: model.empty_cache(1, model.context, _any(experiment.precision).dtype))
-        size = sum(prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(cache))
+    assert isinstance(model, Model)
+    if flops := model.flops_per_token(program.boxed, data.length):
         tokens = data.batch * data.length * experiment.steps
         lines += [
             f"{flops:.4g} FLOPs a token, forward and backward ({CONVENTION})",
             f"{flops * tokens:.4g} FLOPs in all: {tokens:,} tokens in {experiment.steps:,} steps of "
             f"{data.batch} x {data.length}",
-            f"{size / model.context:,.0f} cache bytes a token of context",
         ]
+    if isinstance(model, Generator) and (context := model.limit()):
+        cache = jax.eval_shape(lambda: model.empty_cache(1, context, _any(experiment.precision).dtype))
+        size = sum(prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(cache))
+        lines.append(f"{size / context:,.0f} cache bytes a token of context")
     return "\n".join(lines)
 
 

@@ -65,7 +65,9 @@ def model(number: int) -> Decoder:
         Block(attention.clone(mask=Causal()), ffn, norm, placement, positions=scaled),
     )
     stack = override(Stack(blocks, 1), "remat", list(REMAT)[number % len(REMAT)])
-    return Decoder(Embed(8, VOCABULARY), stack, pick(POSITIONS, number)(), norm, pick(HEADS, number)(soft_cap=20.0))
+    return Decoder(
+        Embed(8, VOCABULARY), stack, pick(POSITIONS, number)(), norm, head=pick(HEADS, number)(soft_cap=20.0)
+    )
 
 
 @pytest.mark.parametrize("number", range(max(map(len, LAYERS))))

@@ -1,0 +1,115 @@
+"""The encoder-decoder: a text is read by one side, and written anew by the other (Vaswani et al. 2017, BART, T5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax.core.parts import Count, replace
+from llm_jax.core.tables import InputError
+from llm_jax.layers.attention import Source
+from llm_jax.layers.embedding import Embed, Head, Tied
+from llm_jax.layers.tokens import Tokens
+from llm_jax.models.flops import attention_flops, matrix_weights
+from llm_jax.models.model import Generator
+from llm_jax.models.transformer import Side, check_length, fit_vocabulary
+
+
+class EncoderDecoder(Generator):
+    """Source ids [B, S] and target ids [B, T] -> a score for each next target token [B, T, V] in float32.
+
+    Both sides share `embed`. The decoder's blocks need `cross`. Generation begins a target with the token `start`.
+    `context` is the target's; `source_context` the source's, 0 for as long as the data's rows.
+    """
+
+    embed: Embed
+    encoder: Side
+    decoder: Side
+    head: Head = Tied()
+    context: Count = 0
+    source_context: Count = 0
+    start: Count = 0
+
+    def __call__(
+        self, tokens_BT: jax.Array, at: Tokens | None = None, *, caches: Any = None, start: int | jax.Array = 0,
+        dropout_key: jax.Array | None = None, source: Source | None = None,
+    ):  # fmt: skip
+        """As `Generator`'s; `source` is what `encode` gave, and None only once the caches have read it."""
+        if source is None and self.is_initializing():
+            source = self.encode(tokens_BT)
+        x_BTD, caches = self.hidden(tokens_BT, at, caches=caches, start=start, dropout_key=dropout_key, source=source)
+        return self.score(x_BTD), caches
+
+    def encode(self, source_BS: jax.Array, at: Tokens | None = None, dropout_key: jax.Array | None = None) -> Source:
+        """What the encoder makes of source ids [B, S]."""
+        at = Tokens.of(source_BS.shape) if at is None else at
+        return Source(self.encoder(self.embed, source_BS, at, dropout_key=dropout_key)[0], at)
+
+    def hidden(
+        self, tokens_BT: jax.Array, at: Tokens | None = None, *, caches: Any = None, start: int | jax.Array = 0,
+        dropout_key: jax.Array | None = None, source: Source | None = None,
+    ):  # fmt: skip
+        at = Tokens.of(tokens_BT.shape) if at is None else at
+        return self.decoder(
+            self.embed, tokens_BT, at, caches=caches, start=start, dropout_key=dropout_key, source=source
+        )
+
+    def score(self, x_BTD: jax.Array) -> jax.Array:
+        return self.head(x_BTD, self.embed)
+
+    def predict(self, batch: Mapping[str, jax.Array], dropout_key: jax.Array | None) -> jax.Array:
+        if "source_BS" not in batch:
+            raise InputError("an EncoderDecoder needs sources: set data.presentation=SourceAndTarget()")
+        first, second = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+        source = self.encode(batch["source_BS"], Tokens(batch["source_position_BS"], batch["source_segment_BS"]), first)
+        at = Tokens(batch["position_BT"], batch["segment_BT"])
+        return self(batch["tokens_BT"], at, dropout_key=second, source=source)[0]
+
+    def read(self, tokens_BT, at, slots, dtype):
+        batch, length = tokens_BT.shape
+        source = self.encode(tokens_BT, at)
+        caches = self.decoder.stack.empty_cache(batch, slots, dtype, length)
+        begun_B1 = jnp.full((batch, 1), self.start, jnp.int32)
+        x_BTD, caches = self.hidden(begun_B1, None, caches=caches, start=jnp.int32(0), source=source)
+        return self.score(x_BTD)[:, -1], caches
+
+    def opening(self):
+        return self.start
+
+    def empty_cache(self, batch, length, dtype):
+        return self.decoder.stack.empty_cache(batch, length, dtype, self.source_context or length)
+
+    def prepared(self, params):
+        def side(part: Side, params: Any) -> Any:
+            return {**params, "stack": part.stack.prepared(params["stack"])}
+
+        sides = {name: side(getattr(self, name), params[name]) for name in ("encoder", "decoder")}
+        return {**params, **sides}
+
+    def filled(self, vocabulary, context):
+        check_length(self.decoder.positions, max(context, self.context), "model.decoder.positions")
+        check_length(self.encoder.positions, max(context, self.source_context), "model.encoder.positions")
+        return replace(
+            self, embed=fit_vocabulary(self.embed, vocabulary), context=self.context or context,
+            source_context=self.source_context or context,
+        )  # fmt: skip
+
+    def limit(self):
+        return self.context or self.decoder.positions.limit()
+
+    def reads(self):
+        return self.source_context or self.encoder.positions.limit()
+
+    def words(self):
+        return self.embed.vocabulary
+
+    def flops_per_token(self, boxed, length):
+        tied = self.embed.vocabulary * self.embed.width if self.head.ties() else 0
+        sides = attention_flops(self.encoder.stack, length) + 2 * attention_flops(self.decoder.stack, length)
+        return 6 * (matrix_weights(boxed) + tied) + sides
+
+
+MODELS = dict(EncoderDecoder=EncoderDecoder)

@@ -1,0 +1,110 @@
+"""What every whole model can be asked, whatever it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax.layers.tokens import Tokens
+
+
+class Model(nn.Module):
+    """A whole model: what an experiment trains. Every kind is of this one family."""
+
+    def begin(self, key: jax.Array) -> Any:
+        """The parameters before the first step, each with its letters."""
+        return self.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+    def filled(self, vocabulary: int, context: int) -> Model:
+        """The model with what its settings leave to the data filled in: the tokenizer's vocabulary, the rows' length.
+
+        Raises:
+          InputError: they do not fit what is set.
+        """
+        return self
+
+    def flops_per_token(self, boxed: Any, length: int) -> float:
+        """Of a forward and a backward pass, by the convention of `flops.py`; 0 where there is none for the model."""
+        return 0.0
+
+
+class Generator(Model):
+    """A model that can write: it scores the next token from those before it."""
+
+    def __call__(
+        self, tokens_BT: jax.Array, at: Tokens | None = None, *, caches: Any = None, start: int | jax.Array = 0,
+        dropout_key: jax.Array | None = None,
+    ):  # fmt: skip
+        """Scores [B, T, V] in float32, and the caches after this call (None without caches).
+
+        Args:
+          at: where the tokens stand; by default one document a row, from its start.
+          caches: what `empty_cache` or an earlier call returned; `start` tokens have gone in before.
+          dropout_key: None for evaluation.
+        """
+        x_BTD, caches = self.hidden(tokens_BT, at, caches=caches, start=start, dropout_key=dropout_key)
+        return self.score(x_BTD), caches
+
+    def hidden(
+        self, tokens_BT: jax.Array, at: Tokens | None = None, *, caches: Any = None, start: int | jax.Array = 0,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, Any]:  # fmt: skip
+        """The last layer's vectors [B, T, D], normalised, in place of scores."""
+        raise NotImplementedError
+
+    def score(self, x_BTD: jax.Array) -> jax.Array:
+        raise NotImplementedError
+
+    def predict(self, batch: Mapping[str, jax.Array], dropout_key: jax.Array | None) -> jax.Array:
+        """[B, T, V]: the scores of a training batch's targets."""
+        at = Tokens(batch["position_BT"], batch["segment_BT"])
+        return self(batch["tokens_BT"], at, dropout_key=dropout_key)[0]
+
+    def read(self, tokens_BT: jax.Array, at: Tokens, slots: int, dtype) -> tuple[jax.Array, Any]:
+        """[B, V] scores of what comes after prompts that end at the right edge of `tokens_BT`, and `slots` of caches.
+
+        What the caches hold then is the prompt, or the tokens of `opening`.
+        """
+        caches = self.empty_cache(tokens_BT.shape[0], slots, dtype)
+        return self.last_scores(tokens_BT, at, caches, jnp.int32(0))
+
+    def opening(self) -> int | None:
+        """The token that a text begins with where prompts are read apart from it (translation); None: they are not."""
+        return None
+
+    def last_scores(self, tokens_BT: jax.Array, at: Tokens, caches: Any, start) -> tuple[jax.Array, Any]:
+        """[B, V] scores after the last token alone, and the caches."""
+        x_BTD, caches = self.hidden(tokens_BT, at, caches=caches, start=start)
+        return self.score(x_BTD[:, -1:])[:, 0], caches
+
+    def empty_cache(self, batch: int, length: int, dtype) -> Any:
+        """Caches for `length` tokens of each of `batch` rows."""
+        raise NotImplementedError
+
+    def prepared(self, params: Any) -> Any:
+        """The parameters as the many short calls of generation want them."""
+        return params
+
+    def limit(self) -> int | None:
+        """How many tokens the model can hold in view, prompt and text together; None: there is no bound."""
+        raise NotImplementedError
+
+    def reads(self) -> int | None:
+        """How many tokens a prompt may have at most; None: there is no bound."""
+        return self.limit()
+
+    def ahead(self) -> int:
+        """How many of a document's first tokens are seen by tokens before them (`Mask.ahead`).
+
+        Raises:
+          InputError: any token may be, so that the model cannot predict one from those before it.
+        """
+        return 0
+
+    def words(self) -> int:
+        """The size of the vocabulary."""
+        raise NotImplementedError
