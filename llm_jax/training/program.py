@@ -175,14 +175,14 @@ class Program:
         return after, dict(gradient_norm=norm, learning_rate=rate.rate(state.step, experiment.steps))
 
     def _gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-        """The gradient of the summed loss, in float32, and all the sums; a microbatch at a time."""
+        """The gradient of the summed loss and what is auxiliary to it, in float32, and all sums; by microbatches."""
         count = self.experiment.microbatches
         precision: Any = self.experiment.precision
         params = precision.cast(state.params)
 
         def loss(params: Any, batch: Batch, key: jax.Array):
             sums = self._objective(params, batch, key, state.frozen)
-            return sums["loss"], sums
+            return sums["loss"] + sums.get("auxiliary", 0.0), sums
 
         def one(batch: Batch, key: jax.Array):
             gradients, sums = jax.grad(loss, has_aux=True)(params, batch, key)

@@ -11,7 +11,7 @@ import jax
 from llm_jax.core import parts
 from llm_jax.core.alphabet import is_lettered
 from llm_jax.experiment import Experiment
-from llm_jax.models.flops import CONVENTION, count
+from llm_jax.models.flops import CONVENTION, active, count
 from llm_jax.models.model import Generator, Model
 from llm_jax.training.loop import fill
 from llm_jax.training.program import Program
@@ -27,7 +27,8 @@ def summary(experiment: Experiment) -> str:
     experiment = fill(experiment, data.prepare(experiment.tokenizer))
     lines = [f"{path} = {value}" for path, value in settings(experiment)]
     program = Program(experiment, layout.mesh())
-    lines += ["", f"{count(program.boxed):,} parameters"]
+    total, used = count(program.boxed), active(program.boxed)
+    lines += ["", f"{total:,} parameters" + (f", of which {used:,} are active for a token" if used < total else "")]
     lines += [f"  {size:>13,}  {room}" for room, size in rooms(program.boxed).items()]
     model = experiment.model
     assert isinstance(model, Model)

@@ -21,6 +21,7 @@ from llm_jax.layers.embedding import HEADS, Embed
 from llm_jax.layers.feedforward import ACTIVATIONS, FEEDFORWARDS
 from llm_jax.layers.kernels import KERNELS
 from llm_jax.layers.masks import MASKS, Causal
+from llm_jax.layers.moe import MIXTURES
 from llm_jax.layers.norms import NORMS
 from llm_jax.layers.positions import POSITIONS, SCALINGS, Rope
 from llm_jax.layers.tokens import Tokens
@@ -35,7 +36,7 @@ LAYERS = [
     PLACEMENTS,
     HEADS,
     ACTIVATIONS,
-    FEEDFORWARDS,
+    FEEDFORWARDS | MIXTURES,
     KERNELS,
     MASKS,
     NORMS,
@@ -56,7 +57,7 @@ def model(number: int) -> Decoder:
     """A local block with rotary positions, scaled; then one with the model's own positions and whatever comes next."""
     norm, activation = pick(NORMS, number)(), pick(ACTIVATIONS, number)()
     init = pick(INITS, number)()
-    ffn = pick(FEEDFORWARDS, number)(hidden=10, activation=activation, init=init)
+    ffn = pick(FEEDFORWARDS | MIXTURES, number)(hidden=10, activation=activation, init=init)
     attention = Attention(2, 1, 4, mask=pick(MASKS, number)(), kernel=pick(KERNELS, number)(), norm=norm, soft_cap=9.0)
     placement = pick(PLACEMENTS, number)()
     scaled = Rope(scaling=pick(SCALINGS, number)(factor=2.0))
