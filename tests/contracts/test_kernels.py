@@ -1,6 +1,7 @@
 """Every kernel and every feature: in value and gradients it is the dense kernel's, or it is refused, by name.
 
-A kernel is enrolled by its line in `KERNELS`, a feature by its line in `FEATURES` and in `CASES` here.
+The dense kernel itself is compared with NumPy in tests/layers/test_kernels.py. A kernel is enrolled by its line in
+`KERNELS`, a feature by its line in `FEATURES` and in `CASES` here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import pytest
 
 from llm_jax.core.tables import InputError
 from llm_jax.layers import kernels
-from llm_jax.layers.kernels import KERNELS, Chunked, Dense, Splash
+from llm_jax.layers.kernels import KERNELS, Auto, Chunked, Dense, Splash
 from llm_jax.layers.masks import Causal, Full, Prefix, SlidingWindow
 from llm_jax.layers.positions import Alibi, Buckets
 from llm_jax.layers.scoring import FEATURES, Scoring
@@ -41,7 +42,7 @@ def tokens(*rows: tuple[list[int], list[int]]) -> Tokens:
 ALONE = Tokens.of((2, T))
 PACKED = tokens(row((0, 6), (-1, 2), (1, 5)), row((0, 3), (1, 7), (-1, 3)))
 CACHE = tokens(row((0, 17), (-1, 3)), row((-1, 2), (0, 15), (-1, 3)))  # slots; the second row was padded on the left
-LATEST = tokens((list(range(4, 17)), [0] * T), ([-1] * 0 + list(range(2, 15)), [0] * T))
+LATEST = tokens((list(range(4, 17)), [0] * T), (list(range(2, 15)), [0] * T))
 SOURCE = tokens(row((0, 20)), row((0, 5), (1, 9), (-1, 6)))
 
 # what a call is made of: queries, keys (None: the same), and changes to a plain causal one
@@ -110,33 +111,46 @@ def test_every_feature_is_asked_for_by_its_case_and_by_no_other():
 
 
 @pytest.mark.parametrize("case", [*CASES, *OTHERS])
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", [name for name in KERNELS if name not in ("Dense", "Auto")])
 def test_a_feature_is_the_dense_kernels_or_refused(name, case, monkeypatch):
-    kernel, arrays_run = SMALL.get(name, KERNELS[name]()), call_of(case)
-    arrays, run = arrays_run
+    kernel, (arrays, run) = SMALL.get(name, KERNELS[name]()), call_of(case)
     tolerance = 3e-6
     if name in ELSEWHERE:
         monkeypatch.setattr(kernels, "platform", lambda: ELSEWHERE[name])
         monkeypatch.setattr(jax.nn, "dot_product_attention", _on_a_cpu)
         arrays, tolerance = jax.tree.map(lambda x: x.astype(jnp.bfloat16), arrays), 0.03
-    asked = {case} if case in CASES else {"a bias"} if case == "alibi" else set()
-    if not asked <= kernel.takes:
-        with pytest.raises(InputError, match=rf"{name} does not take .*{case if case in CASES else 'a bias'}.*Chunked"):
+    feature = dict(alone="packing", encoder="packing", alibi="a bias").get(case, case)
+    if feature not in kernel.takes:
+        with pytest.raises(InputError, match=rf"{name} does not take .*{feature}.*: set attention.kernel to Chunked"):
             jax.eval_shape(functools.partial(run, kernel), *arrays)
         return
-    for a, b in zip(*map(jax.tree.leaves, (jit(functools.partial(run, kernel))(*arrays), dense(case))), strict=True):
-        a = np.asarray(a, np.float32)
-        np.testing.assert_allclose(a, b, atol=tolerance * max(1.0, np.abs(b).max()))
+    found = jit(functools.partial(run, kernel))(*arrays)
+    for a, b in zip(*map(jax.tree.leaves, (found, dense(case))), strict=True):
+        np.testing.assert_allclose(np.asarray(a, np.float32), b, atol=tolerance * max(1.0, np.abs(b).max()))
     if case == "another text's keys":  # the second row's padding has no source
-        found = np.asarray(jit(functools.partial(run, kernel))(*arrays)[0], np.float32)
-        assert (found[1, -3:] == 0).all()
+        assert (np.asarray(found[0], np.float32)[1, -3:] == 0).all()
+
+
+@pytest.mark.parametrize("here", ["cpu", "gpu", "tpu"])
+def test_auto_picks_a_kernel_that_takes_what_is_asked(here, monkeypatch):
+    monkeypatch.setattr(kernels, "platform", lambda: here)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", _on_a_cpu)
+    picked = set()
+    for case in CASES | OTHERS:
+        arrays, run = call_of(case)
+        with kernels.choices() as said:
+            jax.eval_shape(functools.partial(run, Auto(few=4)), *(x.astype(jnp.bfloat16) for x in arrays))
+        picked |= set(said)
+    own = dict(cpu=None, gpu="Cudnn()", tpu="Splash()")[here]
+    assert {line.split()[2].rstrip(",") for line in picked} == {"Chunked()", own} - {None}
 
 
 def _on_a_cpu(*operands, implementation, **settings):
-    """cuDNN's call with JAX's own formula, which takes the same arguments."""
+    """cuDNN's call by JAX's own formula, which takes the same arguments, in float32."""
     assert implementation == "cudnn"
     assert operands[0].shape[1] % 2 == operands[1].shape[1] % 2 == 0, "cuDNN wants even lengths"
-    return DOT_PRODUCT_ATTENTION(*operands, implementation="xla", **settings)
+    wide = [x.astype(jnp.float32) for x in operands]
+    return DOT_PRODUCT_ATTENTION(*wide, implementation="xla", **settings).astype(operands[0].dtype)
 
 
 DOT_PRODUCT_ATTENTION = jax.nn.dot_product_attention
@@ -159,7 +173,7 @@ def test_what_cannot_run_here_says_so(kernel, message):
 def test_cudnn_refuses_wide_numbers_and_odd_heads(monkeypatch):
     monkeypatch.setattr(kernels, "platform", lambda: "gpu")
     arrays, run = call_of("alone")
-    with pytest.raises(InputError, match="Cudnn computes in 16 bits, and precision.compute is float32"):
+    with pytest.raises(InputError, match="Cudnn computes in 16 bits, and precision"):
         run(KERNELS["Cudnn"](), *arrays)
     halves = [x.astype(jnp.bfloat16)[..., :5] for x in arrays[:3]]
     with pytest.raises(InputError, match="heads up to 128 wide, in multiples of 8, not of 5"):

@@ -111,13 +111,6 @@ def test_chunked_is_dense_for_every_mask(mask, at):
     compare(chunked, dense)
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"bias": "alibi"}, {"bias": "t5"}, {"soft_cap": 2.0}, {"dropout": 0.5}], ids=str
-)
-def test_chunked_is_dense_for_every_feature(settings):
-    compare(*both(draw(), tokens_of["packed"], mask=Causal(), **settings))
-
-
 @pytest.mark.parametrize("mask", [Causal(), SlidingWindow(3)], ids=str)
 def test_chunked_is_dense_where_keys_come_from_a_cache(mask):
     """More slots than queries, some of them empty, and filled in no particular order."""

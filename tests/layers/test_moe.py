@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from transformers.models.qwen3_moe import modeling_qwen3_moe
 from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
 
@@ -18,6 +19,7 @@ from llm_jax.core.aside import ASIDE, heard
 from llm_jax.core.tables import InputError
 from llm_jax.layers.moe import ROUTING, Capacity, Dropless, MoE, routing
 from llm_jax.layers.tokens import Tokens
+from llm_jax.parallel.layout import shardings
 
 # These programs run once: compiling them is the cost.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -157,6 +159,23 @@ def test_sums_add_up_over_rows(params):
     two = routing(jax.tree.map(lambda x: 2 * x, said), weight_B)  # two like layers
     np.testing.assert_allclose(two["load_balance"], sums["load_balance"], rtol=1e-6)
     np.testing.assert_allclose(two["auxiliary"], 2 * sums["auxiliary"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dispatch", [Dropless(), Capacity(0.75)], ids=str)
+def test_experts_over_devices(dispatch):
+    """Each of four groups of devices holds two of the experts."""
+    layer = MoE(F, experts=8, dispatch=dispatch)
+    boxed: Any = jax.eval_shape(lambda key: begin(layer, key), jax.random.key(0))
+    params = jit(lambda key: nn.meta.unbox(begin(layer, key)))(jax.random.key(0))
+    x = np.concatenate([X, X[:1]])
+    wanted = run(layer, params, x)
+    mesh = jax.make_mesh((2, 4), ("data", "expert"), axis_types=(AxisType.Auto,) * 2)
+    where = shardings(boxed, mesh)
+    assert where["down"]["kernel"].spec == PartitionSpec("expert", None, None)
+    with jax.set_mesh(mesh):
+        found = run(layer, jax.device_put(params, where), jax.device_put(x, NamedSharding(mesh, PartitionSpec("data"))))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_is_near_float32(params):
