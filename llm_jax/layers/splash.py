@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ def _attend(
     batch, length, key_heads, group, head = q_BTKGH.shape
     rows, columns = _blocks(length, block), _blocks(k_BSKH.shape[1], block)
     q_BTNH = (q_BTKGH.astype(jnp.float32) * scale).astype(q_BTKGH.dtype).reshape(batch, length, -1, head)
-    kernel = kernels.make_splash_mha(
+    kernel: Any = kernels.make_splash_mha(
         masks.MultiHeadMask([_mask(band, rows[0], columns[0])] * (key_heads * group)),
         head_shards=1, q_seq_shards=1, block_sizes=_sizes(rows[1], columns[1]),
         attn_logits_soft_cap=soft_cap or None, interpret=interpret,

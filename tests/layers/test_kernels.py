@@ -11,7 +11,7 @@ import pytest
 
 from llm_jax.layers import kernels
 from llm_jax.layers.kernels import Auto, Chunked, Cudnn, Dense, Scoring, Splash
-from llm_jax.layers.masks import Both, Causal, Full, Prefix, SlidingWindow
+from llm_jax.layers.masks import Both, Causal, Full, Mask, Prefix, SlidingWindow
 from llm_jax.layers.positions import Alibi, Buckets
 from llm_jax.layers.tokens import Tokens
 
@@ -173,15 +173,11 @@ def test_masks_combine_and_reach():
     assert Both().reach() is Causal().reach() is Full().reach() is Prefix(3).reach() is None
 
 
-def chosen(few=8, queries=8, dtype=jnp.bfloat16, **changes):
-    """What `Auto` picks, and what it says of that."""
+def chosen(queries=8, dtype=jnp.bfloat16, mask: Mask = Causal(), bias=None, dropout=0.0, aligned=True):
+    """What `Auto` picks, and why."""
     at = Tokens.of((1, queries))
-    settings = dict(mask=Causal(), scale=1.0, aligned=True) | changes
-    scoring = Scoring(at, at, settings.pop("bias", None), settings.pop("dropout_key", None), **settings)
-    with kernels.choices() as said:
-        Auto(few).choice(jnp.zeros((1, queries, 1, 1, 8), dtype), scoring)
-    assert said == [], "only a call is noted"
-    return Auto(few).choice(jnp.zeros((1, queries, 1, 1, 8), dtype), scoring)
+    scoring = Scoring(at, at, bias, KEY if dropout else None, mask, 1.0, dropout=dropout, aligned=aligned)
+    return Auto(few=8).choice(jnp.zeros((1, queries, 1, 1, 8), dtype), scoring)
 
 
 def test_auto_takes_dense_while_scores_are_few():
@@ -193,7 +189,7 @@ def test_auto_takes_the_platforms_own_kernel_where_that_takes_all(monkeypatch):
     monkeypatch.setattr(kernels, "platform", lambda: "tpu")
     assert chosen() == (Splash(), "this is a tpu") == chosen(queries=900)
     assert chosen(queries=1)[0] == Dense(), "a step of generation"
-    kernel, why = chosen(dropout=0.5, dropout_key=KEY, bias=Alibi().bias(1, 1), queries=9)
+    kernel, why = chosen(dropout=0.5, bias=Alibi().bias(1, 1), queries=9)
     assert kernel == Chunked() and why == "Splash does not take dropout and a bias, and 9 queries are more than 8"
     assert chosen(aligned=False)[1] == "Splash does not take a cache, and 8 queries are at most 8"
     assert chosen(aligned=False, mask=Full())[0] == Splash() and chosen(mask=Prefix(2))[0] == Dense()

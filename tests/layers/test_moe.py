@@ -106,7 +106,7 @@ def test_dropless_is_transformers_qwen3_moe(normalize, params):
     config = Qwen3MoeConfig(
         hidden_size=D, moe_intermediate_size=F, num_experts=E, num_experts_per_tok=K, norm_topk_prob=normalize
     )
-    torch_layer = modeling_qwen3_moe.Qwen3MoeSparseMoeBlock(config)
+    torch_layer: Any = modeling_qwen3_moe.Qwen3MoeSparseMoeBlock(config)
     kernels = {name: torch.tensor(np.asarray(params[name]["kernel"])) for name in params}
     with torch.no_grad():
         torch_layer.gate.weight.copy_(kernels["router"].T)

@@ -40,7 +40,8 @@ def test_what_routers_say_is_the_same_however_a_stack_is_run():
     blocks = (Block(Attention(1, head=4), MoE(6, experts=4, dispatch=Capacity(0.5))),)
     params = begin(Decoder(Embed(8, 11), Stack(blocks, 2)))
     found = {}
-    for run, remat in (("loop", "none"), ("scan", "full")):
+    ways: Any = (("loop", "none"), ("scan", "full"))
+    for run, remat in ways:
         model = Decoder(Embed(8, 11), Stack(blocks, 2, run, remat))
 
         @jit
