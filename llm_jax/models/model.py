@@ -9,11 +9,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from llm_jax.core.parts import settings, transform
 from llm_jax.layers.tokens import Tokens
 
 
 class Model(nn.Module):
     """A whole model: what an experiment trains. Every kind is of this one family."""
+
+    def __post_init__(self) -> None:
+        # Linen lets a part that stands in two places share its parameters; a manifest could not say so.
+        for name in settings(self):
+            object.__setattr__(self, name, transform(getattr(self, name), _own))
+        super().__post_init__()
 
     def begin(self, key: jax.Array) -> Any:
         """The parameters before the first step, each with its letters."""
@@ -30,6 +37,11 @@ class Model(nn.Module):
     def flops_per_token(self, boxed: Any, length: int) -> float:
         """Of a forward and a backward pass, by the convention of `flops.py`; 0 where there is none for the model."""
         return 0.0
+
+
+def _own(part: Any) -> Any:
+    """A copy, unless it is at work in a model already."""
+    return part.clone() if isinstance(part, nn.Module) and part.parent is None else part
 
 
 class Generator(Model):
