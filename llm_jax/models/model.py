@@ -34,6 +34,10 @@ class Model(nn.Module):
         """
         return self
 
+    def limit(self) -> int | None:
+        """How many tokens the model can hold in view, prompt and text together; None: there is no bound."""
+        raise NotImplementedError
+
     def flops_per_token(self, boxed: Any, length: int) -> float:
         """Of a forward and a backward pass, by the convention of `flops.py`; 0 where there is none for the model."""
         return 0.0
@@ -100,10 +104,6 @@ class Generator(Model):
     def prepared(self, params: Any) -> Any:
         """The parameters as the many short calls of generation want them."""
         return params
-
-    def limit(self) -> int | None:
-        """How many tokens the model can hold in view, prompt and text together; None: there is no bound."""
-        raise NotImplementedError
 
     def reads(self) -> int | None:
         """How many tokens a prompt may have at most; None: there is no bound."""

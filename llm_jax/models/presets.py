@@ -1,7 +1,7 @@
-"""Published models, as parts: each has the shape, the settings and the number of parameters of its paper or checkpoint.
+"""Published models, as parts: each has the shape, the settings and the parameter count of its paper or checkpoint.
 
-They begin with random weights: `{"model": presets.gpt2()}` in an experiment trains one from scratch, and every setting of
-it can be overridden. Dropout is as published, with one exception: T5's also drops within the feed-forward, ours does not.
+They begin with random weights: `{"model": presets.gpt2()}` in an experiment trains one from scratch, and every setting
+of it can be overridden. Dropout is as published, but that T5's also drops within the feed-forward.
 """
 
 from __future__ import annotations
