@@ -7,6 +7,7 @@ of it can be overridden. Dropout is as published, but that T5's also drops withi
 from __future__ import annotations
 
 from math import sqrt
+from typing import Any
 
 from llm_jax.core.alphabet import FanIn, Normal
 from llm_jax.layers.attention import Attention, CrossAttention
@@ -135,7 +136,7 @@ def transformer_base() -> EncoderDecoder:
 def bart_base() -> EncoderDecoder:
     """BART base, 139,420,416 parameters (Lewis et al. 2020)."""
     init, norm = Normal(0.02), LayerNorm()
-    same = dict(kernel=Auto(), bias=True, out_bias=True, dropout=0.1, init=init, out_init=init)
+    same: dict[str, Any] = dict(kernel=Auto(), bias=True, out_bias=True, dropout=0.1, init=init, out_init=init)
     ffn = FeedForward(3072, bias=True, init=init, out_init=init)
     reading = Block(Attention(12, mask=Full(), **same), ffn, norm, PostNorm(), dropout=0.1)
     writing = reading.clone(attention=Attention(12, **same), cross=CrossAttention(12, **same))
@@ -147,7 +148,7 @@ def bart_base() -> EncoderDecoder:
 def t5_small() -> EncoderDecoder:
     """T5 small, 60,506,624 parameters: biases of distance, scores that are not scaled down (Raffel et al. 2020)."""
     # The scale that attention lacks is in the weights, as T5's begin; the values' share of it is taken back by `out`.
-    same = dict(kernel=Auto(), scale=1.0, dropout=0.1, init=FanIn(64**-0.25), out_init=FanIn(64**0.25))
+    same: dict[str, Any] = dict(kernel=Auto(), scale=1.0, dropout=0.1, init=FanIn(64**-0.25), out_init=FanIn(64**0.25))
     reading = Block(Attention(8, mask=Full(), **same), FeedForward(2048, Relu()), dropout=0.1)
     writing = reading.clone(attention=Attention(8, **same), cross=CrossAttention(8, **same))
     reader = Side(Stack((reading,), 6), RelativeBias(32, 128, both_ways=True), RMSNorm(), NoNorm())

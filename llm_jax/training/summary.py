@@ -70,7 +70,7 @@ def model_summary(model: Model, assignments: list[str], modules: tuple[str, ...]
     return "\n".join([*lines, "", *cost(model, boxed, model.limit() or 1)])
 
 
-def settings(whole: Part) -> Iterator[tuple[str, str]]:
+def settings(whole: Any) -> Iterator[tuple[str, str]]:
     """Each path that `--set` can change, with its value.
 
     A part without parts in it takes one line, and so does one that is just as an earlier one of its pattern.

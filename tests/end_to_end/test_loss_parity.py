@@ -69,7 +69,7 @@ def copied(experiment: Any, params: Any) -> Gpt:
     assert hidden == 4 * width
     gpt = Gpt(shape)
 
-    def put(parameter: nn.Parameter, array: np.ndarray) -> None:
+    def put(parameter: Any, array: np.ndarray) -> None:
         assert parameter.shape == array.shape
         parameter.data = torch.from_numpy(np.array(array))
 
