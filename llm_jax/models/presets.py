@@ -24,6 +24,7 @@ from llm_jax.models.encoder import Encoder
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.stack import Stack
 from llm_jax.models.transformer import Side
+from llm_jax.models.vision import ImageClassifier, ImageEncoder, Patches
 
 # ---------------------------------------------------------------------------------------------------------- generators
 
@@ -157,8 +158,21 @@ def t5_small() -> EncoderDecoder:
     return EncoderDecoder(embed, reader, writer, Tied(scale=512**-0.5), context=512, source_context=512)
 
 
+# -------------------------------------------------------------------------------------------------------------- images
+
+
+def vit_tiny() -> ImageClassifier:
+    """ViT-Tiny/16 with 1,000 classes, 5,717,416 parameters (Touvron et al. 2021: DeiT-Ti without distillation)."""
+    init, norm = Normal(0.02), LayerNorm(1e-6)
+    attention = Attention(3, mask=Full(), kernel=Auto(), bias=True, out_bias=True, init=init, out_init=init)
+    block = Block(attention, FeedForward(768, bias=True, init=init, out_init=init), norm)
+    patches = Patches(192, (224, 224), 16, init=init)
+    return ImageClassifier(ImageEncoder(patches, Stack((block,), 12), Learned(197), norm), 1000)
+
+
 PRESETS = dict(
     gpt2=gpt2, gpt2_medium=gpt2_medium, gpt2_large=gpt2_large, gpt2_xl=gpt2_xl, llama3_8b=llama3_8b,
     smollm2_135m=smollm2_135m, qwen3_0p6b=qwen3_0p6b, gemma3_270m=gemma3_270m, bert_base=bert_base,
     transformer_base=transformer_base, bart_base=bart_base, t5_small=t5_small,
+    vit_tiny=vit_tiny,
 )  # fmt: skip

@@ -113,6 +113,9 @@ class ImageEncoder(Model):
         check_length(self.positions, self.tokens(), "the image's positions")
         return self
 
+    def limit(self):
+        return self.tokens()
+
     def flops(self, boxed: Any) -> float:
         """Of an image, forward and backward."""
         tokens = self.tokens()
@@ -159,6 +162,9 @@ class ImageClassifier(Model):
 
     def filled(self, vocabulary, context):
         return replace(self, image=self.image.filled(vocabulary, context))
+
+    def limit(self):
+        return self.image.limit()
 
     def flops_per_token(self, boxed, length):
         return self.image.flops_per_token(boxed["image"], length)

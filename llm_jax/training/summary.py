@@ -22,10 +22,11 @@ from llm_jax.training.loop import fill
 from llm_jax.training.program import Program
 
 ROOMS = dict(
-    embed="embedding", type_table="embedding", patches="patches", positions="positions", attention="attention",
-    cross="cross-attention", ffn="ffn", norm="norms", head="head", pooling="pooling",
+    embed="embedding", type_table="embedding", patches="patches", leading_vectors="patches", positions="positions",
+    attention="attention", cross="cross-attention", ffn="ffn", norm="norms", project="projection", head="head",
+    scores="head", pooling="pooling",
 )  # fmt: skip  # the name of a submodule -> the room that it is counted in; any other is a room of its own
-SIDES = ("", "image", "encoder", "decoder")
+SIDES = ("", "image", "text", "encoder", "decoder")
 COLUMNS = ("float32", "bfloat16")
 
 
@@ -129,7 +130,7 @@ def rooms(boxed: Any) -> dict[str, int]:
     def place(at: tuple[str, str]) -> tuple[bool, int, int]:
         """As data flows: what comes after the sides is not of them."""
         number = order.index(at[1]) if at[1] in order else len(order)
-        return not at[0] and number >= order.index("head"), SIDES.index(at[0]), number
+        return not at[0] and number >= order.index("projection"), SIDES.index(at[0]), number
 
     return {f"{side} {room}".strip(): sizes[side, room] for side, room in sorted(sizes, key=place)}
 
@@ -144,13 +145,13 @@ def caches(model: Generator, context: int) -> list[tuple[str, tuple[int, ...]]]:
         cache = jax.eval_shape(lambda dtype=dtype: model.empty_cache(1, context, jnp.dtype(dtype)))
         for one in jax.tree.leaves(cache, is_leaf=lambda node: isinstance(node, (Cache, Memory))):
             size = sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(one))
+            what = "in all, whatever the length"
             if isinstance(one, (Cache, Memory)):
                 slots = one.tokens.position_BT.shape[-1]
-                kept = "each token of the source" if isinstance(one, Memory) else f"each of the last {slots:,}"
-                what = kept if isinstance(one, Memory) or slots < context else "each token"
                 size //= slots
-            else:
-                what = "in all, whatever the length"
+                rolls = isinstance(one, Cache) and one.rolling
+                each = "each token of the source" if isinstance(one, Memory) else "each token"
+                what = f"each of the last {slots:,}" if rolls else each
             found.setdefault(what, [0] * len(COLUMNS))[column] += size
     return [(what, tuple(sizes)) for what, sizes in found.items()]
 

@@ -22,6 +22,7 @@ PUBLISHED = dict(
     gpt2=124_439_808, gpt2_medium=354_823_168, gpt2_large=774_030_080, gpt2_xl=1_557_611_200,
     llama3_8b=8_030_261_248, smollm2_135m=134_515_008, qwen3_0p6b=596_049_920, gemma3_270m=268_098_176,
     bert_base=109_482_240, transformer_base=63_045_632, bart_base=139_420_416, t5_small=60_506_624,
+    vit_tiny=5_717_416,
 )  # fmt: skip  # the 65 million of Vaswani et al. (table 3) are the 63,045,632, rounded up
 
 # What matters to a count of the published config.json, by the class that it names.
@@ -59,6 +60,10 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5_small": (
         "T5ForConditionalGeneration",
         dict(d_model=512, d_kv=64, d_ff=2048, num_layers=6, num_heads=8, vocab_size=32128),
+    ),
+    "vit_tiny": (
+        "ViTForImageClassification",
+        dict(hidden_size=192, intermediate_size=768, num_hidden_layers=12, num_attention_heads=3, num_labels=1000),
     ),
 }  # fmt: skip
 

@@ -26,6 +26,7 @@ from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.flops import count
 from llm_jax.models.stack import Stack
 from llm_jax.models.transformer import Side
+from llm_jax.models.vision import Captioner, ImageClassifier, ImageEncoder, Patches
 from llm_jax.training.summary import caches, model_summary, rooms, settings
 
 D, F, V = 12, 20, 50
@@ -86,6 +87,23 @@ def test_rooms_of_an_encoder_decoder():
     assert "FLOPs a target and a source token, in rows of 7\n" in model_summary(model, [])
 
 
+def test_rooms_of_images():
+    block = WHOLE.clone(attention=Attention(2, 2, 4, mask=Full()))
+    image = ImageEncoder(Patches(D, (6, 4), 2, 3), Stack((block,), 2), Learned(7), NORM)
+    patches, each = 2 * 2 * 3 * D + D + D, 2 * (ATTENTION + 2 * D * F)  # a kernel, its bias, the first vector
+    classifier = ImageClassifier(image, 5)
+    found = rooms(boxed(classifier))
+    assert next(iter(found)) == "image patches" and list(found)[-1] == "head"
+    assert (found["image patches"], found["image positions"], found["head"]) == (patches, 7 * D, 5 * D + 5)
+    flops = 6 * (2 * 2 * 3 * D + each) + 12 * 2 * 16 * 7
+    assert classifier.limit() == 7 and classifier.flops_per_token(boxed(classifier), 7) == flops
+    captioner = Captioner(image, Decoder(Embed(D, V), Stack((LOCAL,), 1), Learned(12), NORM, context=12))
+    found = rooms(boxed(captioner))
+    assert (found["image patches"], found["text embedding"], found["projection"]) == (patches, V * D, D * D + D)
+    assert sum(found.values()) == count(boxed(captioner)) and captioner.limit() == 5
+    assert dict(caches(captioner, 5)) == {"each of the last 5": (72, 40)}  # its image stands in the cache too
+
+
 @pytest.mark.parametrize("run", ["loop", "scan"])
 def test_caches_of_windows_are_capped(run):
     model = Decoder(Embed(D, V), Stack((LOCAL, WHOLE), 3, run), context=30)
@@ -110,7 +128,11 @@ def test_show_of_every_preset(name, capsys):
     said = shown(capsys, name)
     model: Any = presets.PRESETS[name]()
     assert f"{count(boxed(model)):,} parameters\n" in said and "100." not in said
-    assert "  embedding\n" in said and "ffn\n" in said and "training: forward and backward" in said
+    assert (
+        ("patches\n" if name == "vit_tiny" else "  embedding\n") in said
+        and "ffn\n" in said
+        and "training: forward and backward" in said
+    )
     assert f"presets.{name}()" in said
 
 
