@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 import llm_jax
@@ -24,6 +25,7 @@ from llm_jax.models.decoder import Decoder
 from llm_jax.models.encoder import Encoder
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.flops import count
+from llm_jax.models.model import Generator
 from llm_jax.models.stack import Stack
 from llm_jax.models.transformer import Side
 from llm_jax.models.vision import Captioner, ImageClassifier, ImageEncoder, Patches
@@ -109,6 +111,17 @@ def test_caches_of_windows_are_capped(run):
     model = Decoder(Embed(D, V), Stack((LOCAL, WHOLE), 3, run), context=30)
     assert dict(caches(model, 30)) == {"each of the last 5": (3 * 72, 3 * 40), "each token": (3 * 72, 3 * 40)}
     assert dict(caches(model, 5)) == {"each token": (6 * 72, 6 * 40)}
+
+
+class Recurrent(Generator):
+    """What it remembers has one size (an RNN)."""
+
+    def empty_cache(self, batch, length, dtype):
+        return dict(state_BD=jnp.zeros((batch, D), dtype))
+
+
+def test_what_is_kept_whatever_the_length():
+    assert caches(Recurrent(), 1000) == [("in all, whatever the length", (4 * D, 2 * D))]
 
 
 def test_blocks_that_are_alike_are_said_once():
