@@ -202,7 +202,8 @@ def usage(verb: str | None = None) -> str:
                 "",
                 *lines,
                 "",
-                "NAME is an experiment's name, or the path of a file of your own. VERB --help tells its flags.",
+                "NAME is an experiment's name, or the path of a file of your own; show takes a published model's as well.",
+                "VERB --help tells its flags.",
             ]
         )
     found = VERBS[verb]
