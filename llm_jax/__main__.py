@@ -202,7 +202,7 @@ def usage(verb: str | None = None) -> str:
                 "",
                 *lines,
                 "",
-                "NAME is an experiment's name, or the path of a file of your own; show takes a published model's as well.",
+                "NAME is an experiment's name, or the path of a file of your own; show also takes a published model's.",
                 "VERB --help tells its flags.",
             ]
         )
