@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import flags
 
-from llm_jax.core.tables import InputError, lookup
+from llm_jax.core.tables import InputError, lookup, nearest
 
 FLAGS = flags.FLAGS
 
@@ -49,20 +49,33 @@ class Verb:
 
 def list_() -> None:
     from llm_jax import experiment
+    from llm_jax.models.presets import PRESETS
 
-    width = max(map(len, experiment.names()))
+    width = max(map(len, [*experiment.names(), *PRESETS]))
     for name in experiment.names():
         print(f"{name:{width}}  {experiment.question(name)}")
+    print("\npublished models, for show and for experiments of your own:")
+    for name, preset in PRESETS.items():
+        print(f"{name:{width}}  {(preset.__doc__ or '').partition(chr(10))[0]}")
 
 
 def show(name: str) -> None:
-    from llm_jax.training.summary import summary
+    from llm_jax import experiment
+    from llm_jax.models.presets import PRESETS
+    from llm_jax.training.summary import model_summary, summary
 
-    print(summary(_experiment(name)))
+    if name in PRESETS:
+        print(model_summary(PRESETS[name](), _assignments(), _modules()))
+        print(f'\nin an experiment\'s file: from llm_jax.models import presets, then "model": presets.{name}()')
+    elif name in experiment.names() or name.endswith(".py"):
+        print(summary(_experiment(name)))
+    else:
+        raise InputError(f"no experiment or preset named {name!r}: {nearest(name, [*experiment.names(), *PRESETS])}")
 
 
 def train(name: str) -> None:
     from llm_jax.data.documents import Conversation
+    from llm_jax.models.model import Generator
     from llm_jax.training.loop import train as run
 
     experiment = _experiment(name)
@@ -72,7 +85,9 @@ def train(name: str) -> None:
     state = run(experiment, workdir)
     if int(state.step) == experiment.steps:
         talks = any(isinstance(document, Conversation) for document in experiment.data.documents("train")[:1])
-        again = [_command("chat")] * talks + [f"{_command('sample')} --prompt='...'", f"{_python()} -m llm_jax list"]
+        writes = isinstance(experiment.model, Generator) and not experiment.model.beside()
+        again = [_command("chat")] * talks + [f"{_command('sample')} --prompt='...'"] * writes
+        again += [f"{_python()} -m llm_jax list"]
         print("\n  ".join(["\nwhat next:", *again]))
 
 
@@ -86,8 +101,9 @@ def evaluate() -> None:
     experiment: Any = program.experiment
     for metric, value in measure(program, params, experiment.data.evaluation(tokenizer)).items():
         print(f"{metric:16} {value:.6f}")
-    for finding in findings(experiment, language_model(experiment, tokenizer, params)):
-        print("\n".join(finding.lines))
+    if experiment.report:
+        for finding in findings(experiment, language_model(experiment, tokenizer, params)):
+            print("\n".join(finding.lines))
 
 
 def sample() -> None:
@@ -115,8 +131,10 @@ def chat() -> None:
 
 
 VERBS = dict(
-    list=Verb(list_, "every experiment and its one-line question"),
-    show=Verb(show, "the resolved experiment, its parameters and FLOPs", True, ("set", "modules", "data_dir")),
+    list=Verb(list_, "every experiment and its one-line question, and the published models"),
+    show=Verb(
+        show, "an experiment or a published model: its settings, size and cost", True, ("set", "modules", "data_dir")
+    ),
     train=Verb(train, "train, or go on from the newest checkpoint", True, ("workdir", "set", "modules", "data_dir")),
     eval=Verb(evaluate, "measure a run's model", False, (*RUN, "data_dir")),
     sample=Verb(sample, "generate text", False, (*RUN, "prompt", "stop", *WRITING)),
@@ -126,8 +144,11 @@ VERBS = dict(
 
 def _experiment(name: str) -> Any:
     from llm_jax import experiment
+    from llm_jax.models.presets import PRESETS
 
     modules = _modules()
+    if name in PRESETS:
+        raise InputError(f"{name} is a model, not an experiment: `show {name}` tells how to use it in one")
     found = experiment.get(name)
     if name.endswith(".py"):
         modules += (experiment.module_name(name),)
@@ -181,7 +202,8 @@ def usage(verb: str | None = None) -> str:
                 "",
                 *lines,
                 "",
-                "NAME is an experiment's name, or the path of a file of your own. VERB --help tells its flags.",
+                "NAME is an experiment's name, or the path of a file of your own; show also takes a published model's.",
+                "VERB --help tells its flags.",
             ]
         )
     found = VERBS[verb]

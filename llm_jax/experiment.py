@@ -81,13 +81,7 @@ class Experiment(Part):
 
     def set(self, assignments: list[str], modules: tuple[str, ...] = ()) -> Experiment:
         """`override` with what a user typed: `["steps=100", "model.positions=Alibi()"]`."""
-        changes = {}
-        for text in assignments:
-            path, equals, value = text.partition("=")
-            if not equals:
-                raise InputError(f"--set={text}: write --set=path=value, such as --set=steps=100")
-            changes[path.strip()] = spelling.parse(value, modules)
-        return self.override(changes)
+        return assign(self, assignments, modules)
 
     def manifest(self) -> dict[str, Any]:
         """The experiment as JSON, enough to build it again without its file."""
@@ -106,6 +100,20 @@ class Experiment(Part):
         if not isinstance(found, Experiment):
             raise InputError("the manifest is not of an experiment")
         return found
+
+
+def assign(part: Any, assignments: list[str], modules: tuple[str, ...] = ()) -> Any:
+    """`part` with the settings replaced that a user typed as `path=value`.
+
+    Raises:
+      InputError: as `Experiment.override`.
+    """
+    for text in assignments:
+        path, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set={text}: write --set=path=value, such as --set=steps=100")
+        part = parts.override(part, path.strip(), spelling.parse(value, modules))
+    return part
 
 
 def names() -> list[str]:

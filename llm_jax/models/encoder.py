@@ -98,9 +98,13 @@ class Encoder(Model):
         check_length(self.positions, max(context, self.context))
         return replace(self, embed=fit_vocabulary(self.embed, vocabulary), context=self.context or context)
 
+    def limit(self):
+        return self.context or self.positions.limit()
+
     def flops_per_token(self, boxed, length):
         tied = self.embed.vocabulary * self.embed.width if self.head is not None and self.head.ties() else 0
-        return 6 * (matrix_weights(boxed) + tied) + attention_flops(self.stack, length)
+        each = matrix_weights({room: part for room, part in boxed.items() if room != "pooling"})  # once a document
+        return 6 * (each + tied) + attention_flops(self.stack, length)
 
 
 MODELS = dict(Encoder=Encoder)

@@ -107,8 +107,9 @@ class EncoderDecoder(Generator):
         return self.embed.vocabulary
 
     def flops_per_token(self, boxed, length):
+        """Of a target token together with a source token."""
         tied = self.embed.vocabulary * self.embed.width if self.head.ties() else 0
-        sides = attention_flops(self.encoder.stack, length) + 2 * attention_flops(self.decoder.stack, length)
+        sides = attention_flops(self.encoder.stack, length) + attention_flops(self.decoder.stack, length)
         return 6 * (matrix_weights(boxed) + tied) + sides
 
 

@@ -35,6 +35,9 @@ def _used(leaf: Lettered) -> int:
 
 
 def attention_flops(stack: Stack, length: int) -> int:
-    """Of scores and of gathered values, forward and backward, for each token: as if nothing were masked."""
-    heads = sum(b.attention.key_heads * b.attention.group * b.attention.head for b in stack.pattern)
-    return 12 * stack.repeats * heads * length
+    """Of scores and of gathered values, forward and backward, for each token: as if nothing were masked.
+
+    A source that is consulted counts as having `length` tokens too.
+    """
+    attentions = [a for b in stack.pattern for a in (b.attention, b.cross) if a is not None]
+    return 12 * stack.repeats * sum(a.key_heads * a.group * a.head for a in attentions) * length

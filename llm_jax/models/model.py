@@ -9,11 +9,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from llm_jax.core.parts import settings, transform
 from llm_jax.layers.tokens import Tokens
 
 
 class Model(nn.Module):
     """A whole model: what an experiment trains. Every kind is of this one family."""
+
+    def __post_init__(self) -> None:
+        # Linen lets a part that stands in two places share its parameters; a manifest could not say so.
+        for name in settings(self):
+            object.__setattr__(self, name, transform(getattr(self, name), _own))
+        super().__post_init__()
 
     def begin(self, key: jax.Array) -> Any:
         """The parameters before the first step, each with its letters."""
@@ -27,9 +34,18 @@ class Model(nn.Module):
         """
         return self
 
+    def limit(self) -> int | None:
+        """How many tokens the model can hold in view, prompt and text together; None: there is no bound."""
+        raise NotImplementedError
+
     def flops_per_token(self, boxed: Any, length: int) -> float:
         """Of a forward and a backward pass, by the convention of `flops.py`; 0 where there is none for the model."""
         return 0.0
+
+
+def _own(part: Any) -> Any:
+    """A copy, unless it is at work in a model already."""
+    return part.clone() if isinstance(part, nn.Module) and part.parent is None else part
 
 
 class Generator(Model):
@@ -67,10 +83,15 @@ class Generator(Model):
     def read(self, tokens_BT: jax.Array, at: Tokens, slots: int, dtype) -> tuple[jax.Array, Any]:
         """[B, V] scores of what comes after prompts that end at the right edge of `tokens_BT`, and `slots` of caches.
 
-        What the caches hold then is the prompt, or the tokens of `opening`.
+        What the caches hold then is the prompt, or the tokens of `opening`. A model that reads more than tokens
+        (`beside`) takes that too, by name.
         """
         caches = self.empty_cache(tokens_BT.shape[0], slots, dtype)
         return self.last_scores(tokens_BT, at, caches, jnp.int32(0))
+
+    def beside(self) -> tuple[str, ...]:
+        """The arrays that must come with the prompts, by their names in a batch: none where text is all it reads."""
+        return ()
 
     def opening(self) -> int | None:
         """The token that a text begins with where prompts are read apart from it (translation); None: they are not."""
@@ -88,10 +109,6 @@ class Generator(Model):
     def prepared(self, params: Any) -> Any:
         """The parameters as the many short calls of generation want them."""
         return params
-
-    def limit(self) -> int | None:
-        """How many tokens the model can hold in view, prompt and text together; None: there is no bound."""
-        raise NotImplementedError
 
     def reads(self) -> int | None:
         """How many tokens a prompt may have at most; None: there is no bound."""

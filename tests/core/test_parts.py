@@ -22,6 +22,7 @@ from llm_jax.layers.masks import Both, Causal, Mask, SlidingWindow
 from llm_jax.layers.norms import LayerNorm, Norm, RMSNorm
 from llm_jax.layers.positions import Alibi, LinearScaling, Positions, Rope, RopeScaling
 from llm_jax.models.decoder import Decoder
+from llm_jax.models.model import Model
 from llm_jax.models.stack import Stack
 
 
@@ -201,7 +202,7 @@ def test_override_keeps_the_family_where_any_part_may_stand():
 
 def test_a_family_is_the_last_base_that_is_ours():
     assert parts.family(SwiGLU) is FeedForward and parts.family(Rope) is Positions and parts.family(Apple) is Fruit
-    assert parts.family(Decoder) is Decoder and "parent" not in parts.settings(Decoder)
+    assert parts.family(Decoder) is Model and "parent" not in parts.settings(Decoder)
 
 
 # --------------------------------------------------------------------------------------------------- what a user types

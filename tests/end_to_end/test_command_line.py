@@ -10,6 +10,7 @@ import pytest
 
 from llm_jax import experiment as experiments
 from llm_jax.__main__ import VERBS, main
+from llm_jax.models.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
 FILE = '''
@@ -212,8 +213,11 @@ def test_help_of_all(capsys):
     assert main(["llm_jax"]) == 2
 
 
-def test_list_has_every_question(capsys):
+def test_list_has_every_question_and_every_preset(capsys):
     assert main(["llm_jax", "list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == experiments.names()
-    assert all(line.endswith("?") or "?" in line for line in lines)
+    ours, published = (part.splitlines() for part in capsys.readouterr().out.split("\n\n"))
+    assert [line.split()[0] for line in ours] == experiments.names()
+    assert all("?" in line for line in ours)
+    assert published[0].startswith("published models")
+    assert [line.split()[0] for line in published[1:]] == list(PRESETS)
+    assert all(" parameters" in line for line in published[1:])
