@@ -59,17 +59,14 @@ class Encoder(Model):
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:  # fmt: skip
         """The vectors [B, T, D]. `types_BT` says which kind of text each token is of; by default all of the first."""
-        x_BTD = self.hidden(tokens_BT, at, types_BT, dropout_key=dropout_key)
+        x_BTD = self.vectors(tokens_BT, at, types_BT, dropout_key=dropout_key)
         if self.is_initializing():
             self.pooled(x_BTD, at)
             if self.head is not None:
                 self.score(x_BTD)
         return x_BTD
 
-    def hidden(
-        self, tokens_BT: jax.Array, at: Tokens | None = None, types_BT: jax.Array | None = None, *,
-        dropout_key: jax.Array | None = None,
-    ) -> jax.Array:  # fmt: skip
+    def vectors(self, tokens_BT, at=None, types_BT=None, *, dropout_key=None):
         at = Tokens.of(tokens_BT.shape) if at is None else at
         first, second = keys(dropout_key, 2)
         x_BTD = self.embed(tokens_BT)

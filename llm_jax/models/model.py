@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from llm_jax.core.tables import InputError
 from llm_jax.layers.tokens import Tokens
 
 
@@ -26,6 +27,17 @@ class Model(nn.Module):
           InputError: they do not fit what is set.
         """
         return self
+
+    def vectors(
+        self, tokens_BT: jax.Array, at: Tokens | None = None, types_BT: jax.Array | None = None, *,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:  # fmt: skip
+        """The last layer's vectors [B, T, D], for a head of another kind to read.
+
+        Raises:
+          InputError: the model is no backbone, or it tells no kinds of text apart and `types_BT` is given.
+        """
+        raise InputError(f"{type(self).__name__} is no backbone of a head: give it an Encoder or a Decoder")
 
     def flops_per_token(self, boxed: Any, length: int) -> float:
         """Of a forward and a backward pass, by the convention of `flops.py`; 0 where there is none for the model."""
@@ -55,6 +67,11 @@ class Generator(Model):
     ) -> tuple[jax.Array, Any]:  # fmt: skip
         """The last layer's vectors [B, T, D], normalised, in place of scores."""
         raise NotImplementedError
+
+    def vectors(self, tokens_BT, at=None, types_BT=None, *, dropout_key=None):
+        if types_BT is not None:
+            raise InputError(f"{type(self).__name__} tells no kinds of text apart: use an Encoder with types")
+        return self.hidden(tokens_BT, at, dropout_key=dropout_key)[0]
 
     def score(self, x_BTD: jax.Array) -> jax.Array:
         raise NotImplementedError
