@@ -17,6 +17,23 @@ from llm_jax.models.flops import attention_flops, matrix_weights
 from llm_jax.models.model import Model
 
 
+class Scores(nn.Module):
+    """Vectors [..., D] -> `count` numbers for each [..., O], in float32."""
+
+    count: Size
+    bias: bool = True
+    init: Init = FanIn()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        sizes, before = dict(D=x.shape[-1], O=self.count), "BT"[: x.ndim - 1]
+        score = contract(f"{before}D,DO->{before}O", x, weigh(self, "kernel", "DO", sizes, self.init, sizes["D"]))
+        if self.bias:
+            bias_O = weigh(self, "bias", "O", sizes, Fill(0.0), 1).astype(jnp.float32)
+            score = score + bias_O.reshape((1,) * len(before) + (self.count,))
+        return score
+
+
 class _Judge(Model):
     """A model that puts numbers on what a `backbone`, an Encoder or a Decoder, makes of a text."""
 
@@ -41,7 +58,6 @@ class Classifier(_Judge):
     pooling: Pooling = Mean()
     bias: bool = True
     dropout: Rate = 0.0  # of the pooled vector
-    init: Init = FanIn()
 
     @nn.compact
     def __call__(
@@ -52,7 +68,7 @@ class Classifier(_Judge):
         first, second = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         x_BTD = self.backbone.vectors(tokens_BT, at, types_BT, dropout_key=first)
         pooled_BD = dropout(self.pooling(x_BTD, at), self.dropout, second)
-        return _scores(self, pooled_BD, "B", self.classes, self.bias, self.init)
+        return Scores(self.classes, self.bias, name="scores")(pooled_BD)
 
 
 class Scorer(_Judge):
@@ -62,7 +78,6 @@ class Scorer(_Judge):
     """
 
     bias: bool = True
-    init: Init = FanIn()
 
     @nn.compact
     def __call__(
@@ -70,24 +85,14 @@ class Scorer(_Judge):
     ) -> jax.Array:
         at = Tokens.of(tokens_BT.shape) if at is None else at
         x_BTD = self.backbone.vectors(tokens_BT, at, dropout_key=dropout_key)
-        return _scores(self, x_BTD, "BT", 1, self.bias, self.init)[..., 0]
+        return Scores(1, self.bias, name="scores")(x_BTD)[..., 0]
 
     def reward(
         self, tokens_BT: jax.Array, at: Tokens | None = None, *, dropout_key: jax.Array | None = None
     ) -> jax.Array:
-        """[B] float32: the value at the last token of each row's document."""
+        """[B] float32: the value at the last token of each row's document, the whole text's score."""
         at = Tokens.of(tokens_BT.shape) if at is None else at
         return Last(parent=None)(self(tokens_BT, at, dropout_key=dropout_key)[..., None], at)[:, 0]
-
-
-def _scores(module: nn.Module, x: jax.Array, letters: str, count: int, bias: bool, init: Init) -> jax.Array:
-    """[..., O] in float32: `count` numbers for each vector of `x`, whose dimensions before D are `letters`."""
-    sizes = dict(D=x.shape[-1], O=count)
-    score = contract(f"{letters}D,DO->{letters}O", x, weigh(module, "kernel", "DO", sizes, init, sizes["D"]))
-    if bias:
-        bias_O = weigh(module, "bias", "O", sizes, Fill(0.0), 1).astype(jnp.float32)
-        score = score + bias_O.reshape((1,) * len(letters) + (count,))
-    return score
 
 
 MODELS = dict(Classifier=Classifier, Scorer=Scorer)

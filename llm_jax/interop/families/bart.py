@@ -19,7 +19,7 @@ from llm_jax.layers.embedding import Embed, Tied
 from llm_jax.layers.feedforward import FeedForward
 from llm_jax.layers.masks import Causal, Full
 from llm_jax.layers.norms import LayerNorm, NoNorm
-from llm_jax.layers.positions import Learned, Positions, Sinusoidal
+from llm_jax.layers.positions import Learned, Sinusoidal
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.model import Model
 from llm_jax.models.stack import Stack
@@ -36,7 +36,6 @@ def _model(config: Config, marian: bool) -> EncoderDecoder:
     setting(config, "share_encoder_decoder_embeddings", True, default=True)
     setting(config, "decoder_vocab_size", None, config["vocab_size"])
     width, length, dropout = config["d_model"], config["max_position_embeddings"], config.get("dropout", 0.1)
-    positions: Positions = Sinusoidal() if marian else Learned(length, offset=UNREAD)
 
     def side(name: str, decodes: bool) -> Side:
         heads = config[f"{name}_attention_heads"]
@@ -47,7 +46,10 @@ def _model(config: Config, marian: bool) -> EncoderDecoder:
             LayerNorm(), PostNorm(), dropout,
             cross=CrossAttention(heads, 1, width // heads, **ways) if decodes else None,
         )  # fmt: skip
-        return Side(Stack((block,), config[f"{name}_layers"]), positions, NoNorm(), NoNorm() if marian else LayerNorm())
+        stack = Stack((block,), config[f"{name}_layers"])
+        if marian:
+            return Side(stack, Sinusoidal(), NoNorm(), NoNorm())
+        return Side(stack, Learned(length, offset=UNREAD), NoNorm(), LayerNorm())
 
     scale = math.sqrt(width) if config.get("scale_embedding", False) else 1.0
     return EncoderDecoder(

@@ -45,17 +45,16 @@ def _model(config: Config, roberta: bool) -> Model:
     ours = activation(config.get("hidden_act", "gelu"))
     unused = setting(config, "pad_token_id", default=1) + 1 if roberta else 0  # rows before the first position's
     length, kind = config["max_position_embeddings"] - unused, config["architectures"][0]
-    layer_norm = LayerNorm(epsilon)
     attention = Attention(
         heads, 1, width // heads, mask=Full(), bias=True, out_bias=True,
         dropout=config.get("attention_probs_dropout_prob", 0.1),
     )  # fmt: skip
     ffn = FeedForward(config["intermediate_size"], ours, bias=True)
-    head = Transformed(activation=Gelu() if roberta else ours, norm=layer_norm)
+    head = Transformed(activation=Gelu() if roberta else ours, norm=LayerNorm(epsilon))
     encoder = Encoder(
         Embed(width, config["vocab_size"], dropout=dropout),
-        Stack((Block(attention, ffn, layer_norm, PostNorm(), dropout),), config["num_hidden_layers"]),
-        Learned(length, offset=unused), NoNorm(), head if kind.endswith("ForMaskedLM") else None, length, layer_norm,
+        Stack((Block(attention, ffn, LayerNorm(epsilon), PostNorm(), dropout),), config["num_hidden_layers"]),
+        Learned(length, offset=unused), NoNorm(), head if kind.endswith("ForMaskedLM") else None, length, LayerNorm(epsilon),
         config.get("type_vocab_size", 2), Pooler() if kind in ("BertModel", "RobertaModel") else Mean(),
     )  # fmt: skip
     if not kind.endswith("ForSequenceClassification"):
@@ -134,7 +133,7 @@ def _names(model: Model, roberta: bool) -> Names:
     last = linear("pooling.dense", f"{pooler}.dense", "F D")
     if kind != "ForSequenceClassification":
         return names | last
-    return within("backbone.", names) | last | {"kernel": Theirs(f"{score}.weight", "O D"), "bias": Theirs(f"{score}.bias", "O")}
+    return within("backbone.", names) | last | linear("scores", score, "O D")
 
 
 BUFFERS = r"(\w+\.)?embeddings\.(position_ids|token_type_ids)"

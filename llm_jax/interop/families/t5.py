@@ -26,7 +26,7 @@ from llm_jax.models.transformer import Side
 
 
 def _model(config: Config) -> EncoderDecoder:
-    heads, width, norm_ = config["num_heads"], config["d_model"], RMSNorm(config.get("layer_norm_epsilon", 1e-6))
+    heads, width, epsilon = config["num_heads"], config["d_model"], config.get("layer_norm_epsilon", 1e-6)
     multilingual, dropout = config.get("model_type") == "mt5", config.get("dropout_rate", 0.1)
     default = "gated-gelu" if multilingual else "relu"
     gated = setting(config, "feed_forward_proj", "relu", "gated-gelu", default=default) == "gated-gelu"
@@ -35,14 +35,14 @@ def _model(config: Config) -> EncoderDecoder:
     def side(layers: int, decodes: bool) -> Side:
         block = Block(
             Attention(heads, 1, config["d_kv"], mask=Causal() if decodes else Full(), scale=1.0, dropout=dropout),
-            ffn, norm_, dropout=dropout,
+            ffn, RMSNorm(epsilon), dropout=dropout,
             cross=CrossAttention(heads, 1, config["d_kv"], scale=1.0, dropout=dropout) if decodes else None,
         )  # fmt: skip
         positions = RelativeBias(
             config.get("relative_attention_num_buckets", 32), config.get("relative_attention_max_distance", 128),
             both_ways=not decodes,
         )  # fmt: skip
-        return Side(Stack((block,), layers), positions, norm_, NoNorm())
+        return Side(Stack((block,), layers), positions, RMSNorm(epsilon), NoNorm())
 
     encoder, decoder = config["num_layers"], config.get("num_decoder_layers") or config["num_layers"]
     return EncoderDecoder(
