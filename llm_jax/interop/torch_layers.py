@@ -78,4 +78,6 @@ def expressed(ours: Any, written: Any, where: str = "model") -> None:
         for i, (one, other) in enumerate(zip(ours, written, strict=True)):
             expressed(one, other, f"{where}.{i}")
     elif ours != written:
-        raise InputError(f"{where}={show(ours, True)} cannot be written for this family, which has {show(written, True)}")
+        raise InputError(
+            f"{where}={show(ours, True)} cannot be written for this family, which has {show(written, True)}"
+        )

@@ -87,6 +87,9 @@ class Encoder(Model):
             raise InputError("this encoder scores no tokens: give it model.head, such as Transformed()")
         return self.head(x_BTD, self.embed)
 
+    def all_scores(self, tokens_BT):
+        return self.score(self(tokens_BT))
+
     def pooled(self, x_BTD: jax.Array, at: Tokens | None = None) -> jax.Array:
         """[B, D]: a vector for each row's document."""
         return self.pooling(x_BTD, Tokens.of(x_BTD.shape[:2]) if at is None else at)
@@ -94,6 +97,15 @@ class Encoder(Model):
     def filled(self, vocabulary, context):
         check_length(self.positions, max(context, self.context))
         return replace(self, embed=fit_vocabulary(self.embed, vocabulary), context=self.context or context)
+
+    def prepared(self, params):
+        return {**params, "stack": self.stack.prepared(params["stack"])}
+
+    def limit(self):
+        return self.context or self.positions.limit()
+
+    def words(self):
+        return self.embed.vocabulary
 
     def flops_per_token(self, boxed, length):
         tied = self.embed.vocabulary * self.embed.width if self.head is not None and self.head.ties() else 0

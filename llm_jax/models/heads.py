@@ -42,6 +42,15 @@ class _Judge(Model):
     def filled(self, vocabulary, context):
         return replace(self, backbone=self.backbone.filled(vocabulary, context))
 
+    def prepared(self, params):
+        return {**params, "backbone": self.backbone.prepared(params["backbone"])}
+
+    def limit(self):
+        return self.backbone.limit()
+
+    def words(self):
+        return self.backbone.words()
+
     def flops_per_token(self, boxed, length):
         backbone: Any = self.backbone
         return 6 * matrix_weights(boxed) + attention_flops(backbone.stack, length)
@@ -68,7 +77,7 @@ class Classifier(_Judge):
         first, second = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         x_BTD = self.backbone.vectors(tokens_BT, at, types_BT, dropout_key=first)
         pooled_BD = dropout(self.pooling(x_BTD, at), self.dropout, second)
-        return Scores(self.classes, self.bias, name="scores")(pooled_BD)
+        return Scores(self.classes, self.bias, name="head")(pooled_BD)
 
 
 class Scorer(_Judge):
@@ -85,7 +94,7 @@ class Scorer(_Judge):
     ) -> jax.Array:
         at = Tokens.of(tokens_BT.shape) if at is None else at
         x_BTD = self.backbone.vectors(tokens_BT, at, dropout_key=dropout_key)
-        return Scores(1, self.bias, name="scores")(x_BTD)[..., 0]
+        return Scores(1, self.bias, name="head")(x_BTD)[..., 0]
 
     def reward(
         self, tokens_BT: jax.Array, at: Tokens | None = None, *, dropout_key: jax.Array | None = None

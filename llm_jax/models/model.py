@@ -39,6 +39,26 @@ class Model(nn.Module):
         """
         raise InputError(f"{type(self).__name__} is no backbone of a head: give it an Encoder or a Decoder")
 
+    def all_scores(self, tokens_BT: jax.Array) -> jax.Array:
+        """[B, T, V] float32: a score for each token that may follow each of these, or stand in its place.
+
+        Raises:
+          InputError: the model has none to give.
+        """
+        raise InputError(f"{type(self).__name__} scores no tokens")
+
+    def prepared(self, params: Any) -> Any:
+        """The parameters as many short calls want them."""
+        return params
+
+    def limit(self) -> int | None:
+        """How many tokens the model can hold in view, prompt and text together; None: there is no bound."""
+        raise NotImplementedError
+
+    def words(self) -> int:
+        """The size of the vocabulary."""
+        raise NotImplementedError
+
     def flops_per_token(self, boxed: Any, length: int) -> float:
         """Of a forward and a backward pass, by the convention of `flops.py`; 0 where there is none for the model."""
         return 0.0
@@ -76,6 +96,9 @@ class Generator(Model):
     def score(self, x_BTD: jax.Array) -> jax.Array:
         raise NotImplementedError
 
+    def all_scores(self, tokens_BT):
+        return self(tokens_BT)[0]
+
     def predict(self, batch: Mapping[str, jax.Array], dropout_key: jax.Array | None) -> jax.Array:
         """[B, T, V]: the scores of a training batch's targets."""
         at = Tokens(batch["position_BT"], batch["segment_BT"])
@@ -102,14 +125,6 @@ class Generator(Model):
         """Caches for `length` tokens of each of `batch` rows."""
         raise NotImplementedError
 
-    def prepared(self, params: Any) -> Any:
-        """The parameters as the many short calls of generation want them."""
-        return params
-
-    def limit(self) -> int | None:
-        """How many tokens the model can hold in view, prompt and text together; None: there is no bound."""
-        raise NotImplementedError
-
     def reads(self) -> int | None:
         """How many tokens a prompt may have at most; None: there is no bound."""
         return self.limit()
@@ -121,7 +136,3 @@ class Generator(Model):
           InputError: any token may be, so that the model cannot predict one from those before it.
         """
         return 0
-
-    def words(self) -> int:
-        """The size of the vocabulary."""
-        raise NotImplementedError

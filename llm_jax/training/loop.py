@@ -178,8 +178,9 @@ def language_model(experiment: Experiment, tokenizer: Tokenizer, params: Any) ->
     """What a filled-in experiment trained, ready to generate, in the precision that it computes with."""
     model, data, precision = (cast(Any, part) for part in (experiment.model, experiment.data, experiment.precision))
     return LanguageModel(
-        model, params, tokenizer, template=data.rendering.template, dtype=precision.dtype, bos=data.rendering.bos
-    )
+        model, params, tokenizer, template=data.rendering.template, dtype=precision.dtype,
+        bos=data.rendering.bos, eos=data.rendering.eos,
+    )  # fmt: skip
 
 
 def _mesh(experiment: Experiment) -> Any:

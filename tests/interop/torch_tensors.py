@@ -48,7 +48,7 @@ def drawn(model: Any, seed: int) -> Any:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if not tensor.is_floating_point() or "embed_positions" in name and not tensor.requires_grad:
+            if not tensor.is_floating_point() or ("embed_positions" in name and not tensor.requires_grad):
                 continue
             noise = 0.3 * torch.randn(tensor.shape, generator=generator)
             tensor.copy_(noise + 1 if "norm" in name.lower() and name.endswith("weight") else noise)

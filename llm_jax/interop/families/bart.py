@@ -68,8 +68,9 @@ def _config(model: Model, marian: bool) -> dict[str, Any]:
     if not isinstance(model, EncoderDecoder):
         raise InputError(f"BART and Marian are encoder-decoders, and this is a {type(model).__name__}")
     block = model.decoder.stack.pattern[0]
+    bart = "BartForConditionalGeneration" if model.head.bias else "BartModel"
     config = dict(
-        architectures=["MarianMTModel" if marian else f"Bart{'ForConditionalGeneration' if model.head.bias else 'Model'}"],
+        architectures=["MarianMTModel" if marian else bart],
         model_type="marian" if marian else "bart",
         is_encoder_decoder=True,
         vocab_size=model.embed.vocabulary,
@@ -117,7 +118,8 @@ def _names(model: Model) -> Names:
             **linear("block.ffn.down", f"{layer}.fc2", "D F"),
             **norm("block.ffn_norm", f"{layer}.final_layer_norm"),
         }
-        names |= within(f"{side}.", block) | within(f"{side}.", norm("embed_norm", f"{inside}{side}.layernorm_embedding"))
+        before = norm("embed_norm", f"{inside}{side}.layernorm_embedding")
+        names |= within(f"{side}.", block) | within(f"{side}.", before)
         names[f"{side}.positions.table"] = Theirs(f"{inside}{side}.embed_positions.weight", "P D")
     return names
 

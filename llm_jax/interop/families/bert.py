@@ -54,8 +54,8 @@ def _model(config: Config, roberta: bool) -> Model:
     encoder = Encoder(
         Embed(width, config["vocab_size"], dropout=dropout),
         Stack((Block(attention, ffn, LayerNorm(epsilon), PostNorm(), dropout),), config["num_hidden_layers"]),
-        Learned(length, offset=unused), NoNorm(), head if kind.endswith("ForMaskedLM") else None, length, LayerNorm(epsilon),
-        config.get("type_vocab_size", 2), Pooler() if kind in ("BertModel", "RobertaModel") else Mean(),
+        Learned(length, offset=unused), NoNorm(), head if kind.endswith("ForMaskedLM") else None, length,
+        LayerNorm(epsilon), config.get("type_vocab_size", 2), Pooler() if kind.endswith("Model") else Mean(),
     )  # fmt: skip
     if not kind.endswith("ForSequenceClassification"):
         return encoder
@@ -133,7 +133,7 @@ def _names(model: Model, roberta: bool) -> Names:
     last = linear("pooling.dense", f"{pooler}.dense", "F D")
     if kind != "ForSequenceClassification":
         return names | last
-    return within("backbone.", names) | last | linear("scores", score, "O D")
+    return within("backbone.", names) | last | linear("head", score, "O D")
 
 
 BUFFERS = r"(\w+\.)?embeddings\.(position_ids|token_type_ids)"

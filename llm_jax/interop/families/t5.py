@@ -1,6 +1,7 @@
 """T5 (Raffel et al. 2020) in its two versions, 1.0 and 1.1 (Flan-T5 too), and mT5 (Xue et al. 2021), which is as 1.1.
 
-Version 1.0 has ReLU, and scores by its embedding after dividing by sqrt(width); 1.1 has a gated GELU and a matrix of its own.
+Version 1.0 has ReLU, and scores by its embedding after dividing by sqrt(width); 1.1 has a gated GELU, and a matrix of
+its own to score with.
 Dropout inside the feed-forward layer and before the last norm is left out: it plays a part in training only.
 """
 

@@ -109,7 +109,9 @@ def test_a_bart_without_a_bias_is_written_without_a_prefix(tmp_path):
 
 def test_what_is_not_covered_is_refused(tmp_path):
     config, _ = saved(theirs_of("marian"), tmp_path)
-    with pytest.raises(InputError, match="share_encoder_decoder_embeddings=False, which is not covered: it may be True"):
+    with pytest.raises(
+        InputError, match="share_encoder_decoder_embeddings=False, which is not covered: it may be True"
+    ):
         MARIAN.model(config | dict(share_encoder_decoder_embeddings=False))
     with pytest.raises(InputError, match="normalize_before=True, which is not covered"):
         MARIAN.model(config | dict(normalize_before=True))
