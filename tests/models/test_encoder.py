@@ -174,7 +174,7 @@ def test_a_scorer_values_each_text_so_far_and_rewards_the_whole():
     np.testing.assert_array_equal(reward_B, value_BT[jnp.arange(2), jnp.array([T - 1, 5])])
     later, _ = run(params, IDS.at[:, 4:].set((IDS[:, 4:] + 1) % V))
     np.testing.assert_array_equal(later[:, :4], value_BT[:, :4])
-    hidden = decoder().apply({"params": params["backbone"]}, IDS, at, method="vectors")
+    hidden = jit(lambda p: decoder().apply({"params": p}, IDS, at, method="vectors"))(params["backbone"])
     head = params["head"]
     np.testing.assert_allclose(value_BT, hidden @ head["kernel"][:, 0] + head["bias"][0], atol=1e-5)
 
