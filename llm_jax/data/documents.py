@@ -1,10 +1,13 @@
-"""What sources yield (a text, a conversation, an example with prompt and answer), and how each becomes token ids."""
+"""What sources yield (a text, a conversation, an example with prompt and answer, a picture), as token ids."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from typing import Literal
+
+import numpy as np
 
 from llm_jax.core.parts import Part
 from llm_jax.text.chat import ChatTemplate, Message
@@ -83,7 +86,33 @@ class Example:
         return rendering.enclose(tokenizer, prompt + answer, learnt)
 
 
-Document = Text | Conversation | Example
+@dataclasses.dataclass(frozen=True, eq=False)
+class Picture:
+    """An image, what it is called, and the number of its class. Its tokens are those of the caption, all learnt."""
+
+    image_YXA: np.ndarray  # float32
+    caption: str
+    label: int
+
+    def __repr__(self) -> str:
+        return f"Picture({self.identity()}, {self.caption!r}, {self.label})"
+
+    def identity(self) -> str:
+        """The digest of its pixels: many images have one caption."""
+        return hashlib.sha256(self.image_YXA.tobytes()).hexdigest()
+
+    def text(self) -> str:
+        return self.caption
+
+    def strings(self) -> tuple[str, ...]:
+        return (self.caption,)
+
+    def tokens(self, tokenizer: Tokenizer, rendering: Rendering) -> Ids:
+        ids = tokenizer.encode(self.caption)
+        return rendering.enclose(tokenizer, ids, [True] * len(ids))
+
+
+Document = Text | Conversation | Example | Picture
 
 
 class Encoded:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from llm_jax.core.files import digest
 from llm_jax.core.parts import Part
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Document, Text
+from llm_jax.data.documents import Document, Picture, Text
 
 
 class Split(Part):
@@ -25,7 +25,10 @@ def _check(split: Split, validation: float) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ByHash(Split):
-    """A document goes where the hash of its text says, so adding or reordering documents moves none of the others."""
+    """A document goes where the hash of its text says, so adding or reordering documents moves none of the others.
+
+    Of a picture the pixels are hashed.
+    """
 
     validation: float = 0.05
 
@@ -35,7 +38,8 @@ class ByHash(Split):
     def __call__(self, documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:
         parts: tuple[list[Document], list[Document]] = [], []
         for document in documents:
-            parts[int(digest(document.text())[:12], 16) < self.validation * 16**12].append(document)
+            told = document.identity() if isinstance(document, Picture) else document.text()
+            parts[int(digest(told)[:12], 16) < self.validation * 16**12].append(document)
         return parts
 
 

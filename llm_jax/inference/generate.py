@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -76,6 +76,7 @@ class Generation:
     def __init__(
         self, model: Generator, params: Any, prompts: Sequence[Sequence[int]], *, max_tokens: int | None,
         sampler: Sampler, key_B: jax.Array, stops: Iterable[int], vocabulary: int, dtype, never: Iterable[int] = (),
+        beside: Mapping[str, Any] | None = None,
     ):  # fmt: skip
         """Reads the prompts and draws the first token of each text.
 
@@ -88,12 +89,15 @@ class Generation:
           vocabulary: the ids that may be drawn are below it.
           dtype: of the caches; the one that `params` were prepared in.
           never: tokens that are not drawn, however likely.
+          beside: what else the model reads with each prompt, such as `image_BYXA` (`Generator.beside`).
 
         Raises:
           InputError: a setting is out of range, a prompt is empty, or with its text it is longer than the context; or
-            the model sees tokens ahead that are not written yet.
+            the model sees tokens ahead that are not written yet; or it reads something else `beside` the prompts.
         """
         sampler.check()
+        beside = beside or {}
+        _check_beside(model, len(prompts), beside)
         self._most_B = _most(model, prompts, max_tokens)
         max_tokens = int(self._most_B.max())
         longest = max(map(len, prompts))
@@ -111,7 +115,7 @@ class Generation:
         self._stops_V, self._never_V = stops_V, never_V
         self._open_B = np.ones(len(prompts), bool)
         logits_BV, self._caches, rows = _read(
-            model, slots, vocabulary, jnp.dtype(dtype), params, tokens_BT, length_B, key_B
+            model, slots, vocabulary, jnp.dtype(dtype), params, tokens_BT, length_B, key_B, beside
         )
         self._rows = _draw(rows, logits_BV, sampler, stops_V, never_V)
         self._made = 0
@@ -180,6 +184,18 @@ def _most(model: Generator, prompts: Sequence[Sequence[int]], max_tokens: int | 
     return np.array(most)
 
 
+def _check_beside(model: Generator, rows: int, beside: Mapping[str, Any]) -> None:
+    needed = model.beside()
+    if set(beside) != set(needed):
+        what = f"{' and '.join(needed)} beside each prompt" if needed else "text alone"
+        raise InputError(
+            f"{type(model).__name__} reads {what}, but was given {' and '.join(beside) or 'prompts alone'}"
+        )
+    for name, value in beside.items():
+        if len(value) != rows:
+            raise InputError(f"{name} has {len(value)} rows for {rows} prompts: give one each")
+
+
 def round_up(length: int, finely: bool) -> int:
     """The next power of two (from 16), or with `finely` the next of four steps between two powers."""
     power = max(16, 1 << (length - 1).bit_length())
@@ -188,13 +204,13 @@ def round_up(length: int, finely: bool) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _read(model: Generator, slots: int, vocabulary: int, dtype, params: Any, tokens_BT, length_B, key_B):
+def _read(model: Generator, slots: int, vocabulary: int, dtype, params: Any, tokens_BT, length_B, key_B, beside):
     """Reads prompts that end at the right edge of `tokens_BT`: the next tokens' scores, `slots` of caches, the rows."""
     batch, padded = tokens_BT.shape
     position_BT = jnp.arange(padded, dtype=jnp.int32)[None] - (padded - length_B)[:, None]
     real_BT = position_BT >= 0
     at = Tokens(jnp.maximum(position_BT, 0), jnp.where(real_BT, 0, PADDING))
-    logits_BV, caches = model.apply({"params": params}, tokens_BT, at, slots, dtype, method="read")
+    logits_BV, caches = model.apply({"params": params}, tokens_BT, at, slots, dtype, method="read", **beside)
     if (opening := model.opening()) is not None:  # the prompt was read apart: the text has its own beginning
         padded, length_B = 1, jnp.ones_like(length_B)
         tokens_BT, real_BT = jnp.full((batch, 1), opening, jnp.int32), jnp.ones((batch, 1), bool)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -83,9 +83,11 @@ class LanguageModel:
     def generate(
         self, prompts: Sequence[str], max_tokens: int | None = None, temperature: float = 1.0, top_k: int = 0,
         top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0, seed: int = 0,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] = (), images: Any = None,
     ) -> list[str]:  # fmt: skip
         """How each prompt goes on: the new text alone, up to the end of the document or turn, or a `stop` string.
+
+        `images` [B, rows, columns, channels], one for each prompt, for a model that reads them (`Captioner`).
 
         `max_tokens` None: as long as the context has room. The settings are those of `Sampling`. What a row says
         depends on its prompt, its number, and the seed.
@@ -100,7 +102,8 @@ class LanguageModel:
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         ids = [self._plain(prompt) for prompt in prompts]
         stop = _stop_strings(stop)
-        generation = self._begin(ids, max_tokens, sampling, seed)
+        beside = {} if images is None else dict(image_BYXA=np.asarray(images, np.float32))
+        generation = self._begin(ids, max_tokens, sampling, seed, beside)
         writers = [Writer(self._stream_after(prompt), stop) for prompt in ids]
         texts = [""] * len(prompts)
         while not generation.finished:
@@ -181,14 +184,17 @@ class LanguageModel:
             stream.push(token)
         return stream
 
-    def _begin(self, ids: list[list[int]], max_tokens: int | None, sampling: Sampling, seed: int) -> Generation:
+    def _begin(
+        self, ids: list[list[int]], max_tokens: int | None, sampling: Sampling, seed: int,
+        beside: Mapping[str, Any] | None = None,
+    ) -> Generation:  # fmt: skip
         model = conform(self.model, Generator, "model")
         special = {name: self.tokenizer.special[name] for name in SPECIAL if name in self.tokenizer.special}
         stops = {special[name] for name in ENDS if name in special}
         return Generation(
             model, self._prepared, ids, max_tokens=max_tokens, sampler=sampling,
             key_B=row_keys(seed, range(len(ids))), stops=stops, never=set(special.values()) - stops,
-            vocabulary=self.tokenizer.vocabulary, dtype=self.dtype,
+            vocabulary=self.tokenizer.vocabulary, dtype=self.dtype, beside=beside,
         )  # fmt: skip
 
 

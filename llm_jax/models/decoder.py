@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
 from llm_jax.core.parts import Count, replace, show
@@ -33,8 +35,15 @@ class Decoder(Generator):
 
     def hidden(self, tokens_BT, at=None, *, caches=None, start=0, dropout_key=None):
         at = Tokens.of(tokens_BT.shape) if at is None else at
+        return self.follow(self.embed(tokens_BT), at, caches=caches, start=start, dropout_key=dropout_key)
+
+    def follow(
+        self, x_BTD: jax.Array, at: Tokens, *, caches: Any = None, start: int | jax.Array = 0,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, Any]:  # fmt: skip
+        """`hidden` of vectors, which need not all be of tokens: an image may come before the text."""
         first, second = keys(dropout_key, 2)
-        x_BTD = placed(self.embed(tokens_BT), self.embed, self.positions, self.embed_norm, at, first)
+        x_BTD = placed(x_BTD, self.embed, self.positions, self.embed_norm, at, first)
         x_BTD, caches = through(self.stack, self.positions, x_BTD, at, caches=caches, start=start, dropout_key=second)
         return self.norm(x_BTD), caches
 

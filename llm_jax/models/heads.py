@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -78,6 +79,11 @@ class Classifier(_Judge):
         x_BTD = self.backbone.vectors(tokens_BT, at, types_BT, dropout_key=first)
         pooled_BD = dropout(self.pooling(x_BTD, at), self.dropout, second)
         return Scores(self.classes, self.bias, name="head")(pooled_BD)
+
+    def classify(self, batch: Mapping[str, jax.Array], dropout_key: jax.Array | None) -> jax.Array:
+        """[B, O]: the scores of a batch's texts."""
+        at = Tokens(batch["position_BT"], batch["segment_BT"])
+        return self(batch["tokens_BT"], at, dropout_key=dropout_key)
 
 
 class Scorer(_Judge):

@@ -107,10 +107,15 @@ class Generator(Model):
     def read(self, tokens_BT: jax.Array, at: Tokens, slots: int, dtype) -> tuple[jax.Array, Any]:
         """[B, V] scores of what comes after prompts that end at the right edge of `tokens_BT`, and `slots` of caches.
 
-        What the caches hold then is the prompt, or the tokens of `opening`.
+        What the caches hold then is the prompt, or the tokens of `opening`. A model that reads more than tokens
+        (`beside`) takes that too, by name.
         """
         caches = self.empty_cache(tokens_BT.shape[0], slots, dtype)
         return self.last_scores(tokens_BT, at, caches, jnp.int32(0))
+
+    def beside(self) -> tuple[str, ...]:
+        """The arrays that must come with the prompts, by their names in a batch: none where text is all it reads."""
+        return ()
 
     def opening(self) -> int | None:
         """The token that a text begins with where prompts are read apart from it (translation); None: they are not."""

@@ -16,7 +16,8 @@ from llm_jax.core.process import keep_memory
 from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
-from llm_jax.models.model import Model
+from llm_jax.models.encoder import Encoder
+from llm_jax.models.model import Generator, Model
 from llm_jax.parallel.layout import place
 from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
 from llm_jax.training.check import check_families
@@ -91,11 +92,15 @@ class Training:
 
     def _report(self, state: TrainState) -> None:
         """Shown as often as a finished run is asked for, written down once."""
+        if not self.experiment.report:
+            return
         written = [set(line) for line in read(self.run.metrics) if line["split"] == "report"]
         for finding in findings(self.experiment, language_model(self.experiment, self.tokenizer, state.best)):
             self.display.note("\n".join(finding.lines))
             if finding.metrics and not any(finding.metrics.keys() <= names for names in written):
                 self.metrics.write(int(state.step), "report", finding.metrics)
+            for name, figure in finding.figures.items() if jax.process_index() == 0 else ():
+                self.display.note(f"drawn: {self.run.draw(name, figure)}")
 
     def _resume(self) -> TrainState:
         found = self.checkpoints.restore(self.program.template)
@@ -175,8 +180,13 @@ def fill(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
 
 
 def language_model(experiment: Experiment, tokenizer: Tokenizer, params: Any) -> LanguageModel:
-    """What a filled-in experiment trained, ready to generate, in the precision that it computes with."""
-    model, data, precision = (cast(Any, part) for part in (experiment.model, experiment.data, experiment.precision))
+    """What a filled-in experiment trained, ready to write or to embed, in the precision that it computes with.
+
+    Raises:
+      InputError: its model does neither.
+    """
+    model = conform(experiment.model, Generator | Encoder, "model")
+    data, precision = cast(Any, experiment.data), cast(Any, experiment.precision)
     return LanguageModel(
         model, params, tokenizer, template=data.rendering.template, dtype=precision.dtype,
         bos=data.rendering.bos, eos=data.rendering.eos,

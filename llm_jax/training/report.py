@@ -30,10 +30,11 @@ class Finished:
 
 @dataclasses.dataclass
 class Finding:
-    """Lines for people, and numbers by name."""
+    """Lines for people, numbers by name, and figures (PNG) by the name of their file."""
 
     lines: list[str]
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    figures: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
 
 class Report(Part):

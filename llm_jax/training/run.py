@@ -37,7 +37,7 @@ SHOWN = 3  # differences that a message lists; the rest are counted
 
 
 class Run:
-    """A workdir: manifest.json, metrics.jsonl, events/, tokenizer/ and checkpoints/.
+    """A workdir: manifest.json, metrics.jsonl, events/, tokenizer/, checkpoints/ and, from some reports, figures/.
 
     `Run.open` is for the one process that trains (a context manager: it holds the folder's lock), `Run.existing` for
     those that only read.
@@ -59,6 +59,10 @@ class Run:
     @property
     def tokenizer(self) -> Path:
         return self.workdir / "tokenizer"
+
+    @property
+    def figures(self) -> Path:
+        return self.workdir / "figures"
 
     @property
     def checkpoints(self) -> Path:
@@ -110,6 +114,13 @@ class Run:
         if not found:
             raise InputError(f"no folder {workdir}: train first, or name the --workdir of a run")
         return cls(workdir, _read_manifest(workdir), contextlib.ExitStack())
+
+    def draw(self, name: str, figure: bytes) -> Path:
+        """Where the figure is kept."""
+        with space_for(f"the figure {name} is not in {self.figures}"):
+            self.figures.mkdir(exist_ok=True)
+            write_atomically(self.figures / name, figure)
+        return self.figures / name
 
     def close(self) -> None:
         """Gives the folder free for others."""

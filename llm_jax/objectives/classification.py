@@ -1,0 +1,48 @@
+"""Telling which class a text or an image is of."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax.core.parts import Rate
+from llm_jax.core.tables import InputError
+from llm_jax.objectives.next_token import Objective, cross_entropy
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification(Objective):
+    """Cross-entropy in nats of the classes `label_B`, summed over the rows; a row whose label is negative has none.
+
+    The model's `classify(batch, key)` gives the scores [B, O]. Sums: weight (rows), loss and, in evaluation, correct.
+    `smoothing` is the share of each target that is spread over all classes (Szegedy et al. 2016); evaluation measures
+    without it.
+
+    Raises:
+      InputError: the model does not classify, or the batch has no labels.
+    """
+
+    smoothing: Rate = 0.0
+
+    def __call__(self, model, params, frozen, batch, key):
+        if not hasattr(model, "classify"):
+            raise InputError(f"{type(model).__name__} does not classify: use an ImageClassifier or a Classifier")
+        if "label_B" not in batch:
+            raise InputError("Classification needs labels: use data=Images(...), or data that names classes")
+        label_B = batch["label_B"]
+        score_BO: Any = model.apply({"params": params}, batch, key, method="classify")
+        weight_B = (label_B >= 0).astype(jnp.float32)
+        loss_B = cross_entropy(score_BO, label_B)
+        if key is not None and self.smoothing:
+            spread_B = jax.nn.logsumexp(score_BO, axis=-1) - score_BO.mean(-1)
+            loss_B = (1 - self.smoothing) * loss_B + self.smoothing * spread_B
+        sums = dict(weight=weight_B.sum(), loss=jnp.where(label_B >= 0, loss_B, 0).sum())
+        if key is None:
+            sums["correct"] = jnp.where(score_BO.argmax(-1) == label_B, weight_B, 0).sum()
+        return sums
+
+
+OBJECTIVES = dict(Classification=Classification)
