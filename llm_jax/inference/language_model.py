@@ -200,7 +200,8 @@ class LanguageModel:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(model: Model, params: Any, ids_BT: Any) -> jax.Array:
-    return model.apply({"params": params}, ids_BT, method="all_scores")
+    scores: Any = model.apply({"params": params}, ids_BT, method="all_scores")
+    return scores
 
 
 def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:

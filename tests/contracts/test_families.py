@@ -93,10 +93,10 @@ def test_a_variant_within_an_encoder_and_a_judge(number):
         params, more = nn.meta.unbox(model.begin(key)), nn.meta.unbox(other.begin(key))
 
         def loss(params, more):
-            x_BTD = model.apply({"params": params}, IDS)
-            pooled = model.apply({"params": params}, x_BTD, method="pooled")
-            score = model.apply({"params": params}, x_BTD, method="score")
-            judged = other.apply({"params": more}, IDS)
+            x_BTD: Any = model.apply({"params": params}, IDS)
+            pooled: Any = model.apply({"params": params}, x_BTD, method="pooled")
+            score: Any = model.apply({"params": params}, x_BTD, method="score")
+            judged: Any = other.apply({"params": more}, IDS)
             return (score**2).mean() + (pooled**2).sum() + (judged**2).sum(), (pooled, score, judged)
 
         return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, more)
@@ -125,7 +125,7 @@ def test_a_variant_within_an_encoder_decoder(number):
             score: Any = model.apply({"params": params}, batch, jax.random.key(1), method="predict")
             return (score**2).mean(), score
 
-        source = model.apply({"params": params}, IDS[:, :S], method="encode")
+        source: Any = model.apply({"params": params}, IDS[:, :S], method="encode")
         caches, scores = model.empty_cache(2, T, jnp.float32), []
         for low, high in ((0, T - 1), (T - 1, T)):
             at = type(source.tokens)(batch["position_BT"][:, low:high], batch["segment_BT"][:, low:high])

@@ -104,7 +104,8 @@ def test_the_first_loss_is_that_of_a_guess(head: Head):
     ids = jnp.asarray(np.random.default_rng(2).integers(0, 1000, (8, 20)), jnp.int32)
 
     def loss(params):
-        log_BTV = jax.nn.log_softmax(model.apply({"params": params}, ids, method="all_scores"))
+        score_BTV: Any = model.apply({"params": params}, ids, method="all_scores")
+        log_BTV = jax.nn.log_softmax(score_BTV)
         return -jnp.take_along_axis(log_BTV, jnp.roll(ids, 1, 1)[..., None], -1).mean()
 
     params = jit(lambda key: nn.meta.unbox(model.begin(key)))(jax.random.key(1))
@@ -137,7 +138,8 @@ def test_the_masked_token_head_is_pytorch_s():
     h = torch.nn.functional.gelu(torch.tensor(x_BTD) @ dense["kernel"] + dense["bias"])
     h = torch.nn.functional.layer_norm(h, (width,), norm["scale"], norm["bias"], epsilon)
     wanted = h @ t["embed"]["table"].T + t["head"]["bias"]
-    np.testing.assert_allclose(Both().apply({"params": params}, x_BTD), wanted.numpy(), atol=1e-5)
+    ours: Any = Both().apply({"params": params}, x_BTD)
+    np.testing.assert_allclose(ours, wanted.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", [First(), Last(), Mean(), Pooler()], ids=lambda p: type(p).__name__)
@@ -212,6 +214,8 @@ def test_what_cannot_be_is_refused_in_one_line():
     refuses(make(Learned(length=T - 1)), "9 tokens, but Learned", IDS)
     refuses(Classifier(decoder()), "Decoder tells no kinds of text apart", IDS, None, TYPES)
     cross = Block(Attention(2, 1, 4), FeedForward(8), cross=CrossAttention(2, 1, 4))
-    sides = [Side(Stack((block,), 1), Rope(), RMSNorm(), NoNorm()) for block in (cross.clone(cross=None), cross)]
-    refuses(Scorer(EncoderDecoder(Embed(8, V), *sides)), "EncoderDecoder is no backbone of a head", IDS)
+    reading, writing = (
+        Side(Stack((block,), 1), Rope(), RMSNorm(), NoNorm()) for block in (cross.clone(cross=None), cross)
+    )
+    refuses(Scorer(EncoderDecoder(Embed(8, V), reading, writing)), "EncoderDecoder is no backbone of a head", IDS)
     refuses(Scorer(Classifier(decoder())), "Classifier is no backbone of a head", IDS)

@@ -39,7 +39,7 @@ def _model(config: Config, marian: bool) -> EncoderDecoder:
 
     def side(name: str, decodes: bool) -> Side:
         heads = config[f"{name}_attention_heads"]
-        ways = dict(bias=True, out_bias=True, dropout=config.get("attention_dropout", 0.0))
+        ways: dict[str, Any] = dict(bias=True, out_bias=True, dropout=config.get("attention_dropout", 0.0))
         block = Block(
             Attention(heads, 1, width // heads, mask=Causal() if decodes else Full(), **ways),
             FeedForward(config[f"{name}_ffn_dim"], activation(config.get("activation_function", "gelu")), bias=True),

@@ -18,7 +18,8 @@ from llm_jax.interop.families.bart import BART, MARIAN
 from llm_jax.interop.families.t5 import MT5, T5
 from llm_jax.interop.family import Family
 from llm_jax.models.encoder_decoder import EncoderDecoder
-from tests.interop.torch_tensors import close, comes_back, drawn, exported, imported, packed, padded, rows, saved
+
+from ..torch_tensors import close, comes_back, drawn, exported, imported, packed, padded, rows, saved
 
 V, SOURCES, TARGETS, NEW = 29, [8, 3, 6], [5, 7, 2], 7
 SIDES = dict(encoder_layers=1, decoder_layers=2, max_position_embeddings=20)

@@ -16,7 +16,8 @@ from llm_jax.interop.families.bert import BERT, ROBERTA
 from llm_jax.layers.norms import RMSNorm
 from llm_jax.layers.pooling import Mean, Normalized
 from llm_jax.models.encoder import Encoder
-from tests.interop.torch_tensors import close, comes_back, drawn, exported, imported, packed, padded, rows, saved
+
+from ..torch_tensors import close, comes_back, drawn, exported, imported, packed, padded, rows, saved
 
 LENGTHS = [9, 4, 7]
 CASES = [

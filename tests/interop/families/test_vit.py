@@ -10,7 +10,8 @@ import transformers
 
 from llm_jax.interop.families.vit import VIT
 from llm_jax.models.vision import ImageEncoder
-from tests.interop.torch_tensors import close, comes_back, drawn, exported, imported, saved
+
+from ..torch_tensors import close, comes_back, drawn, exported, imported, saved
 
 SETTINGS = dict(num_hidden_layers=2, intermediate_size=14, attn_implementation="eager")
 CASES = [
