@@ -5,36 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from llm_jax.core.parts import is_part, settings, show
-from llm_jax.core.tables import InputError, lookup
+from llm_jax.core.tables import InputError
 from llm_jax.interop.family import Config
 from llm_jax.interop.names import Theirs
-from llm_jax.layers.feedforward import Activation, Gelu, Relu, Silu
 
-ACTIVATIONS = dict(
-    gelu=Gelu(), gelu_new=Gelu(tanh=True), gelu_pytorch_tanh=Gelu(tanh=True), relu=Relu(), silu=Silu(), swish=Silu()
-)  # where two names mean one function, the first is written
-FREE = ("init", "out_init", "kernel", "run", "remat")  # how weights begin, and how the same numbers are computed
+FREE = ("init", "out_init", "dropout", "kernel", "run", "remat")  # what does not change scores
 
 
-def activation(name: str) -> Activation:
-    """The function that a config.json calls `name`.
-
-    Raises:
-      InputError: there is none of ours.
-    """
-    return lookup(ACTIVATIONS, name, "activation of a checkpoint")
-
-
-def activation_name(part: Activation) -> str:
-    """What a config.json calls the function.
-
-    Raises:
-      InputError: it has no name for it.
-    """
-    for name, known in ACTIVATIONS.items():
-        if known == part:
-            return name
-    raise InputError(f"config.json has no name for the activation {show(part, True)}")
+def architecture(config: Config, default: str) -> str:
+    """Which of a family's models config.json is of; `default` where it does not say."""
+    return (config.get("architectures") or [default])[0]
 
 
 def classes(config: Config) -> int:
@@ -65,7 +45,7 @@ def within(prefix: str, names: dict[str, Theirs]) -> dict[str, Theirs]:
 
 
 def expressed(ours: Any, written: Any, where: str = "model") -> None:
-    """Nothing, if `written`, the model that a config.json says, computes what `ours` does.
+    """Nothing, if `written`, the model that a config.json says, computes what `ours` does in evaluation.
 
     Raises:
       InputError: it does not: the family has no setting for a part of ours. The message names the part.

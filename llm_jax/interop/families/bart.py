@@ -10,9 +10,9 @@ import math
 from typing import Any
 
 from llm_jax.core.tables import InputError
-from llm_jax.interop.family import Config, Family, setting
+from llm_jax.interop.family import Config, Family, activation, activation_name, need, setting
 from llm_jax.interop.names import Names, Theirs
-from llm_jax.interop.torch_layers import activation, activation_name, expressed, linear, norm, within
+from llm_jax.interop.torch_layers import architecture, expressed, linear, norm, within
 from llm_jax.layers.attention import Attention, CrossAttention
 from llm_jax.layers.block import Block, PostNorm
 from llm_jax.layers.embedding import Embed, Tied
@@ -34,27 +34,28 @@ def _model(config: Config, marian: bool) -> EncoderDecoder:
     setting(config, "normalize_embedding", not marian, default=not marian)
     setting(config, "tie_word_embeddings", True, default=True)
     setting(config, "share_encoder_decoder_embeddings", True, default=True)
-    setting(config, "decoder_vocab_size", None, config["vocab_size"])
-    width, length, dropout = config["d_model"], config["max_position_embeddings"], config.get("dropout", 0.1)
+    setting(config, "decoder_vocab_size", None, need(config, "vocab_size"))
+    width, length = need(config, "d_model"), need(config, "max_position_embeddings")
+    dropout, bias = config.get("dropout", 0.1), architecture(config, "") != "BartModel"
 
     def side(name: str, decodes: bool) -> Side:
-        heads = config[f"{name}_attention_heads"]
+        heads = need(config, f"{name}_attention_heads")
         ways: dict[str, Any] = dict(bias=True, out_bias=True, dropout=config.get("attention_dropout", 0.0))
         block = Block(
             Attention(heads, 1, width // heads, mask=Causal() if decodes else Full(), **ways),
-            FeedForward(config[f"{name}_ffn_dim"], activation(config.get("activation_function", "gelu")), bias=True),
+            FeedForward(need(config, f"{name}_ffn_dim"), activation(config, "activation_function", "gelu"), bias=True),
             LayerNorm(), PostNorm(), dropout,
             cross=CrossAttention(heads, 1, width // heads, **ways) if decodes else None,
         )  # fmt: skip
-        stack = Stack((block,), config[f"{name}_layers"])
+        stack = Stack((block,), need(config, f"{name}_layers"))
         if marian:
             return Side(stack, Sinusoidal(), NoNorm(), NoNorm())
         return Side(stack, Learned(length, offset=UNREAD), NoNorm(), LayerNorm())
 
     scale = math.sqrt(width) if config.get("scale_embedding", False) else 1.0
     return EncoderDecoder(
-        Embed(width, config["vocab_size"], scale, dropout), side("encoder", False), side("decoder", True),
-        Tied(bias=config["architectures"][0] != "BartModel"), length, length, _start(config, marian),
+        Embed(width, need(config, "vocab_size"), scale, dropout), side("encoder", False), side("decoder", True),
+        Tied(bias=bias), length, length, _start(config, marian),
     )  # fmt: skip
 
 

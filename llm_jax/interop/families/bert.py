@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from llm_jax.core.tables import InputError
-from llm_jax.interop.family import Config, Family, setting
+from llm_jax.interop.family import Config, Family, activation, activation_name, need, setting
 from llm_jax.interop.names import Names, Theirs
-from llm_jax.interop.torch_layers import activation, activation_name, classes, expressed, labels, linear, norm, within
+from llm_jax.interop.torch_layers import architecture, classes, expressed, labels, linear, norm, within
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block, PostNorm
 from llm_jax.layers.embedding import Embed, Transformed
@@ -40,20 +40,21 @@ def _model(config: Config, roberta: bool) -> Model:
     setting(config, "position_embedding_type", "absolute", default="absolute")
     setting(config, "tie_word_embeddings", True, default=True)
     setting(config, "is_decoder", False, default=False)
-    width, heads = config["hidden_size"], config["num_attention_heads"]
+    width, heads = need(config, "hidden_size"), need(config, "num_attention_heads")
     epsilon, dropout = config.get("layer_norm_eps", 1e-12), config.get("hidden_dropout_prob", 0.1)
-    ours = activation(config.get("hidden_act", "gelu"))
+    ours = activation(config, "hidden_act", "gelu")
     unused = setting(config, "pad_token_id", default=1) + 1 if roberta else 0  # rows before the first position's
-    length, kind = config["max_position_embeddings"] - unused, config["architectures"][0]
+    length = need(config, "max_position_embeddings") - unused
+    kind = architecture(config, "RobertaModel" if roberta else "BertModel")
     attention = Attention(
         heads, 1, width // heads, mask=Full(), bias=True, out_bias=True,
         dropout=config.get("attention_probs_dropout_prob", 0.1),
     )  # fmt: skip
-    ffn = FeedForward(config["intermediate_size"], ours, bias=True)
+    ffn = FeedForward(need(config, "intermediate_size"), ours, bias=True)
     head = Transformed(activation=Gelu() if roberta else ours, norm=LayerNorm(epsilon))
     encoder = Encoder(
-        Embed(width, config["vocab_size"], dropout=dropout),
-        Stack((Block(attention, ffn, LayerNorm(epsilon), PostNorm(), dropout),), config["num_hidden_layers"]),
+        Embed(width, need(config, "vocab_size"), dropout=dropout),
+        Stack((Block(attention, ffn, LayerNorm(epsilon), PostNorm(), dropout),), need(config, "num_hidden_layers")),
         Learned(length, offset=unused), NoNorm(), head if kind.endswith("ForMaskedLM") else None, length,
         LayerNorm(epsilon), config.get("type_vocab_size", 2), Pooler() if kind.endswith("Model") else Mean(),
     )  # fmt: skip

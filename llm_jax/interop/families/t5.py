@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from llm_jax.core.tables import InputError
-from llm_jax.interop.family import Config, Family, setting
+from llm_jax.interop.family import Config, Family, need, setting
 from llm_jax.interop.names import Names, Theirs
 from llm_jax.interop.torch_layers import expressed, linear, norm, within
 from llm_jax.layers.attention import Attention, CrossAttention
@@ -27,17 +27,19 @@ from llm_jax.models.transformer import Side
 
 
 def _model(config: Config) -> EncoderDecoder:
-    heads, width, epsilon = config["num_heads"], config["d_model"], config.get("layer_norm_epsilon", 1e-6)
+    heads, width, epsilon = need(config, "num_heads"), need(config, "d_model"), config.get("layer_norm_epsilon", 1e-6)
     multilingual, dropout = config.get("model_type") == "mt5", config.get("dropout_rate", 0.1)
     default = "gated-gelu" if multilingual else "relu"
     gated = setting(config, "feed_forward_proj", "relu", "gated-gelu", default=default) == "gated-gelu"
-    ffn = GatedFeedForward(config["d_ff"], Gelu(tanh=True)) if gated else FeedForward(config["d_ff"], Relu())
+    ffn = (
+        GatedFeedForward(need(config, "d_ff"), Gelu(tanh=True)) if gated else FeedForward(need(config, "d_ff"), Relu())
+    )
 
     def side(layers: int, decodes: bool) -> Side:
         block = Block(
-            Attention(heads, 1, config["d_kv"], mask=Causal() if decodes else Full(), scale=1.0, dropout=dropout),
+            Attention(heads, 1, need(config, "d_kv"), mask=Causal() if decodes else Full(), scale=1.0, dropout=dropout),
             ffn, RMSNorm(epsilon), dropout=dropout,
-            cross=CrossAttention(heads, 1, config["d_kv"], scale=1.0, dropout=dropout) if decodes else None,
+            cross=CrossAttention(heads, 1, need(config, "d_kv"), scale=1.0, dropout=dropout) if decodes else None,
         )  # fmt: skip
         positions = RelativeBias(
             config.get("relative_attention_num_buckets", 32), config.get("relative_attention_max_distance", 128),
@@ -45,9 +47,9 @@ def _model(config: Config) -> EncoderDecoder:
         )  # fmt: skip
         return Side(Stack((block,), layers), positions, RMSNorm(epsilon), NoNorm())
 
-    encoder, decoder = config["num_layers"], config.get("num_decoder_layers") or config["num_layers"]
+    encoder, decoder = need(config, "num_layers"), config.get("num_decoder_layers") or need(config, "num_layers")
     return EncoderDecoder(
-        Embed(width, config["vocab_size"], dropout=dropout), side(encoder, False), side(decoder, True),
+        Embed(width, need(config, "vocab_size"), dropout=dropout), side(encoder, False), side(decoder, True),
         Tied(scale=width**-0.5) if _tied(config) else Untied(),
         start=config.get("decoder_start_token_id", config.get("pad_token_id", 0)),
     )  # fmt: skip

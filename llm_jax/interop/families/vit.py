@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from llm_jax.core.tables import InputError
-from llm_jax.interop.family import Config, Family, setting
+from llm_jax.interop.family import Config, Family, activation, activation_name, need, setting
 from llm_jax.interop.names import Names, Theirs
-from llm_jax.interop.torch_layers import activation, activation_name, classes, expressed, labels, linear, norm, within
+from llm_jax.interop.torch_layers import architecture, classes, expressed, labels, linear, norm, within
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.feedforward import FeedForward
@@ -20,22 +20,25 @@ from llm_jax.models.vision import ImageClassifier, ImageEncoder, Patches
 
 
 def _model(config: Config) -> Model:
-    width, heads, epsilon = config["hidden_size"], config["num_attention_heads"], config.get("layer_norm_eps", 1e-12)
-    dropout, size = config.get("hidden_dropout_prob", 0.0), config["image_size"]
+    width, heads, size, patch = (
+        need(config, name) for name in ("hidden_size", "num_attention_heads", "image_size", "patch_size")
+    )
+    epsilon, dropout = config.get("layer_norm_eps", 1e-12), config.get("hidden_dropout_prob", 0.0)
     rows, columns = (size, size) if isinstance(size, int) else size
-    patch = config["patch_size"] if isinstance(config["patch_size"], int) else setting(config, "patch_size")[0]
+    patch = patch if isinstance(patch, int) else patch[0]
     setting(config, "patch_size", patch, [patch, patch])
     attention = Attention(
         heads, 1, width // heads, mask=Full(), bias=config.get("qkv_bias", True), out_bias=True,
         dropout=config.get("attention_probs_dropout_prob", 0.0),
     )  # fmt: skip
-    ffn = FeedForward(config["intermediate_size"], activation(config.get("hidden_act", "gelu")), bias=True)
+    ffn = FeedForward(need(config, "intermediate_size"), activation(config, "hidden_act", "gelu"), bias=True)
     block = Block(attention, ffn, LayerNorm(epsilon), dropout=dropout)
     patches = Patches(width, (rows, columns), patch, config.get("num_channels", 3), dropout=dropout)
     encoder = ImageEncoder(
-        patches, Stack((block,), config["num_hidden_layers"]), Learned(1 + patches.count()), LayerNorm(epsilon)
+        patches, Stack((block,), need(config, "num_hidden_layers")), Learned(1 + patches.count()), LayerNorm(epsilon)
     )
-    return encoder if config["architectures"][0] == "ViTModel" else ImageClassifier(encoder, classes(config))
+    plain = architecture(config, "ViTForImageClassification") == "ViTModel"
+    return encoder if plain else ImageClassifier(encoder, classes(config))
 
 
 def _encoder(model: Model) -> ImageEncoder:

@@ -95,7 +95,7 @@ def test_a_model_is_theirs_padded_and_packed_and_comes_back(case, tmp_path):
     assert written(model, params, prompts) == texts[:, 1:].tolist()
 
     again = comes_back(family, model, params, tensors, tmp_path / "ours")
-    assert torch.equal(again(**source, decoder_input_ids=torch.tensor(target_BT).long()).logits, wanted)
+    close(again(**source, decoder_input_ids=torch.tensor(target_BT).long()).logits.detach(), wanted, within=1e-6)
 
 
 def test_a_bart_without_a_bias_is_written_without_a_prefix(tmp_path):
@@ -110,9 +110,7 @@ def test_a_bart_without_a_bias_is_written_without_a_prefix(tmp_path):
 
 def test_what_is_not_covered_is_refused(tmp_path):
     config, _ = saved(theirs_of("marian"), tmp_path)
-    with pytest.raises(
-        InputError, match="share_encoder_decoder_embeddings=False, which is not covered: it may be True"
-    ):
+    with pytest.raises(InputError, match="share_encoder_decoder_embeddings=False, which is not covered"):
         MARIAN.model(config | dict(share_encoder_decoder_embeddings=False))
     with pytest.raises(InputError, match="normalize_before=True, which is not covered"):
         MARIAN.model(config | dict(normalize_before=True))

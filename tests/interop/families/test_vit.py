@@ -42,4 +42,4 @@ def test_a_model_is_theirs_and_comes_back(kind, settings, tmp_path):
         return
     again = comes_back(VIT, model, params, tensors, tmp_path / "ours")
     with torch.no_grad():
-        assert torch.equal(again(torch.tensor(images).permute(0, 3, 1, 2))[0], said[0])
+        close(again(torch.tensor(images).permute(0, 3, 1, 2))[0], said[0], within=1e-6)
