@@ -32,7 +32,7 @@ PATCHES = 16  # of 2 x 2 pixels
 def image() -> ImageEncoder:
     attention = Attention(key_heads=4, head=16, mask=Full(), bias=True, out_bias=True)
     block = Block(attention, FeedForward(256, bias=True), LayerNorm(), dropout=0.1)
-    patches = Patches(width=64, image=(8, 8), patch=2, channels=1)
+    patches = Patches(width=64, image=(8, 8), patch=2, channels=1, dropout=0.2)
     return ImageEncoder(patches, Stack((block,), repeats=2), Learned(PATCHES), leading=0)
 
 
@@ -46,9 +46,9 @@ def experiment() -> Experiment:
         optimizer=AdamW(learning_rate=2e-3, schedule=Cosine(warmup=50, last=0.0)),
         layout=Layout(),
         precision=Precision(),
-        steps=1000,
+        steps=1500,
         log_every=100,
-        eval_every=250,
+        eval_every=500,
         save_every=500,
         report=(Captions(),),
     )

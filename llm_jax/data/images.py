@@ -40,14 +40,16 @@ class Images(Data):
             raise InputError("an image has a row of its own: data.packing must be One()")
 
     def blank(self, rows):
-        image_1YXA, _ = _stacked(self.documents("train")[:1])
-        return super().blank(rows) | _no_images(rows, image_1YXA)
+        picture: Any = self.documents("train")[0]
+        _check([picture])
+        return super().blank(rows) | _no_images(rows, picture.image_YXA.shape)
 
     def _filler(self, *arguments: Any) -> Any:
         return PictureFiller(super()._filler(*arguments))
 
     def _corpora(self, tokenizer, split):
         parts = [part[split] for part in self._split_documents]
+        _check([picture for part in parts for picture in part])
         return [
             None if corpus is None else Album.of(corpus, documents)
             for corpus, documents in zip(super()._corpora(tokenizer, split), parts, strict=True)
@@ -66,13 +68,16 @@ class Album(Corpus):
     label_N: np.ndarray
 
     @classmethod
-    def of(cls, corpus: Corpus, documents: list[Document]) -> Album:
-        """Raises:
-        InputError: a document is no picture or has no caption, or the pictures differ in size.
+    def of(cls, corpus: Corpus, pictures: list[Any]) -> Album:
+        """The pictures whose captions are in `corpus`.
+
+        Raises:
+          InputError: one of them has no caption.
         """
         album = cls(corpus.path)
-        album.image_NYXA, album.label_N = _stacked(documents)
-        if len(album.offsets) - 1 != len(documents):
+        album.image_NYXA = np.stack([picture.image_YXA for picture in pictures])
+        album.label_N = np.array([picture.label for picture in pictures], np.int32)
+        if len(album.offsets) - 1 != len(pictures):
             raise InputError("a picture without a caption has no tokens: set data.rendering.bos, or name every picture")
         return album
 
@@ -84,20 +89,17 @@ class Album(Corpus):
         self.image_NYXA, self.label_N = state["image_NYXA"], state["label_N"]
 
 
-def _stacked(documents: Any) -> tuple[np.ndarray, np.ndarray]:
+def _check(documents: list[Any]) -> None:
     for document in documents:
         if not isinstance(document, Picture):
             raise InputError(f"Images needs pictures, not a {type(document).__name__}: use data=Data(...) for texts")
-    shapes = {picture.image_YXA.shape for picture in documents}
+    shapes = sorted({picture.image_YXA.shape for picture in documents})
     if len(shapes) > 1:
-        raise InputError(f"pictures must have one size, not {' and '.join(map(str, sorted(shapes)))}: scale them")
-    image_NYXA = np.stack([picture.image_YXA for picture in documents])
-    return image_NYXA, np.array([picture.label for picture in documents], np.int32)
+        raise InputError(f"pictures must have one size, not {' and '.join(map(str, shapes))}: scale them")
 
 
-def _no_images(rows: int, like_NYXA: np.ndarray) -> Batch:
-    image_BYXA = np.zeros((rows, *like_NYXA.shape[1:]), np.float32)
-    return dict(image_BYXA=image_BYXA, label_B=np.full(rows, UNLABELLED, np.int32))
+def _no_images(rows: int, shape: tuple[int, ...]) -> Batch:
+    return dict(image_BYXA=np.zeros((rows, *shape), np.float32), label_B=np.full(rows, UNLABELLED, np.int32))
 
 
 @dataclasses.dataclass
@@ -113,7 +115,7 @@ class PictureFiller:
     def __call__(self, component_B: np.ndarray, number_B: np.ndarray) -> Batch:
         batch = self.captions(component_B, number_B)
         albums: list[Any] = [rows.corpus for rows in self.components]
-        batch |= _no_images(len(component_B), albums[0].image_NYXA)
+        batch |= _no_images(len(component_B), albums[0].image_NYXA.shape[1:])
         for c, (rows, album) in enumerate(zip(self.components, albums, strict=True)):
             if len(here := np.flatnonzero(component_B == c)):
                 for start, _, which in rows.pieces(number_B[here]):

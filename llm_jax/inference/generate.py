@@ -19,7 +19,7 @@ import numpy as np
 from llm_jax.core.tables import InputError
 from llm_jax.inference.sampling import Sampler
 from llm_jax.layers.tokens import PADDING, Tokens
-from llm_jax.models.model import Generator
+from llm_jax.models.model import Generator, Model
 from llm_jax.text.tokenizer import StreamDecoder
 
 CHUNK = 64  # the most tokens a row gains in one call of the compiled loop
@@ -60,7 +60,7 @@ def row_keys(seed: int, rows: Sequence[int]) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(rows, jnp.uint32))
 
 
-def prepare(model: Generator, params: Any, dtype) -> Any:
+def prepare(model: Model, params: Any, dtype) -> Any:
     """The parameters as steps want them, in `dtype`. Done once, not for every token."""
 
     def one(params: Any) -> Any:
@@ -101,7 +101,7 @@ class Generation:
         self._most_B = _most(model, prompts, max_tokens)
         max_tokens = int(self._most_B.max())
         longest = max(map(len, prompts))
-        padded = min(_round_up(longest, finely=False), model.reads() or _round_up(longest, finely=False))
+        padded = min(round_up(longest, finely=False), model.reads() or round_up(longest, finely=False))
         tokens_BT = np.zeros((len(prompts), padded), np.int32)
         for row, prompt in enumerate(prompts):
             tokens_BT[row, padded - len(prompt) :] = prompt
@@ -109,7 +109,7 @@ class Generation:
         stops_V[list(stops)] = True
         never_V[list(never)] = True
         length_B = np.array([len(p) for p in prompts], np.int32)
-        slots = _round_up((padded if model.opening() is None else 1) + max_tokens, finely=True)
+        slots = round_up((padded if model.opening() is None else 1) + max_tokens, finely=True)
 
         self._model, self._params, self._sampler, self._max_tokens = model, params, sampler, max_tokens
         self._stops_V, self._never_V = stops_V, never_V
@@ -196,7 +196,7 @@ def _check_beside(model: Generator, rows: int, beside: Mapping[str, Any]) -> Non
             raise InputError(f"{name} has {len(value)} rows for {rows} prompts: give one each")
 
 
-def _round_up(length: int, finely: bool) -> int:
+def round_up(length: int, finely: bool) -> int:
     """The next power of two (from 16), or with `finely` the next of four steps between two powers."""
     power = max(16, 1 << (length - 1).bit_length())
     step = max(16, power // 8) if finely else power

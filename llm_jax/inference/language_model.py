@@ -1,4 +1,4 @@
-"""A model with its parameters and its tokenizer: text in, text out."""
+"""A model with its parameters and its tokenizer: text in, text or vectors out."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import jax
 import numpy as np
 from absl import logging
 
+from llm_jax.core.parts import conform
 from llm_jax.core.tables import InputError, lookup
+from llm_jax.inference.embed import embed
 from llm_jax.inference.generate import CHUNK, Generation, Writer, prepare, row_keys
 from llm_jax.inference.sampling import Sampling
-from llm_jax.models.model import Generator
+from llm_jax.models.encoder import Encoder
+from llm_jax.models.model import Generator, Model
 from llm_jax.text.chat import ChatTemplate, Message
 from llm_jax.text.special import SPECIAL
 from llm_jax.text.tokenizer import StreamDecoder, Tokenizer
@@ -24,23 +27,24 @@ ENDS = ("bos", "eos", "end_of_turn")  # what ends a text; no other token that st
 
 
 class LanguageModel:
-    """What a trained model can do.
+    """What a trained model can do: a Generator writes, an Encoder embeds.
 
     Attributes:
       model, params, tokenizer: what it is made of; `params` as in a checkpoint.
       template: how conversations are written as tokens.
       dtype: what it computes in.
-      bos: whether plain text begins with the `bos` token, as it did in the data.
+      bos, eos: whether plain text begins with the `bos` token, and ends with `eos`, as it did in the data.
       context: how many tokens it can hold in view, or None: there is no bound.
       warn: what is called, once, when `reply` leaves out turns.
     """
 
     def __init__(
-        self, model: Generator, params: Any, tokenizer: Tokenizer, *, template: ChatTemplate | None = None,
-        dtype: Any = "float32", bos: bool = True,
+        self, model: Model, params: Any, tokenizer: Tokenizer, *, template: ChatTemplate | None = None,
+        dtype: Any = "float32", bos: bool = True, eos: bool = True,
     ):  # fmt: skip
         self.model, self.params, self.tokenizer = model, params, tokenizer
-        self.template, self.dtype, self.bos = template or ChatTemplate(), np.dtype(dtype), bos
+        self.template, self.dtype = template or ChatTemplate(), np.dtype(dtype)
+        self.bos, self.eos = bos, eos
         self.context = model.limit()
         self.warn: Callable[[str], object] = logging.warning
         self._warned = False
@@ -50,10 +54,10 @@ class LanguageModel:
         return prepare(self.model, self.params, self.dtype)
 
     def logits(self, ids_BT: Any) -> np.ndarray:
-        """float32 [B, T, V]: a score for each token that may follow each of these.
+        """float32 [B, T, V]: a score for each token that may follow each of these (an Encoder's: stand in its place).
 
         Raises:
-          InputError: `ids_BT` is no table of token ids, or has more positions than the model.
+          InputError: `ids_BT` is no table of token ids, or has more positions than the model, which may have no scores.
         """
         ids_BT = np.asarray(ids_BT)
         if ids_BT.ndim != 2 or not ids_BT.size or not np.issubdtype(ids_BT.dtype, np.integer):
@@ -63,6 +67,18 @@ class LanguageModel:
             wrong = ids_BT[(ids_BT < 0) | (ids_BT >= vocabulary)][0]
             raise InputError(f"token id {wrong} is not in the vocabulary, which has ids 0 to {vocabulary - 1}")
         return np.asarray(_logits(self.model, self._prepared, ids_BT.astype(np.int32)))
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [B, D]: an Encoder's vector for each text, by its `pooling`.
+
+        Raises:
+          InputError: the model is no Encoder, or a text is longer than it reads.
+        """
+        if isinstance(texts, str):
+            raise InputError("texts must be a list of texts, not one text: write [text]")
+        model = conform(self.model, Encoder, "model")
+        after = [lookup(self.tokenizer.special, "eos", "special token of this tokenizer")] if self.eos else []
+        return embed(model, self._prepared, [[*self._plain(text), *after] for text in texts])
 
     def generate(
         self, prompts: Sequence[str], max_tokens: int | None = None, temperature: float = 1.0, top_k: int = 0,
@@ -172,18 +188,20 @@ class LanguageModel:
         self, ids: list[list[int]], max_tokens: int | None, sampling: Sampling, seed: int,
         beside: Mapping[str, Any] | None = None,
     ) -> Generation:  # fmt: skip
+        model = conform(self.model, Generator, "model")
         special = {name: self.tokenizer.special[name] for name in SPECIAL if name in self.tokenizer.special}
         stops = {special[name] for name in ENDS if name in special}
         return Generation(
-            self.model, self._prepared, ids, max_tokens=max_tokens, sampler=sampling,
+            model, self._prepared, ids, max_tokens=max_tokens, sampler=sampling,
             key_B=row_keys(seed, range(len(ids))), stops=stops, never=set(special.values()) - stops,
             vocabulary=self.tokenizer.vocabulary, dtype=self.dtype, beside=beside,
         )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(model: Generator, params: Any, ids_BT: Any) -> jax.Array:
-    return model.apply({"params": params}, ids_BT)[0]
+def _logits(model: Model, params: Any, ids_BT: Any) -> jax.Array:
+    scores: Any = model.apply({"params": params}, ids_BT, method="all_scores")
+    return scores
 
 
 def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:

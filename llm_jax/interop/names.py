@@ -32,7 +32,8 @@ class Theirs:
 
     Attributes:
       name: with `{layer}` and `{expert}` where there is one for each.
-      axes: the letters that each of its axes holds, outermost first, with a space between axes: "KGH D".
+      axes: the letters that each of its axes holds, outermost first, with a space between axes: "KGH D". A 1 is an
+        axis of that size that ours lacks.
       fused: the letters of all the pieces that lie behind each other along the axis of this one (GPT-2's query, key and
         value), and `piece`, which of them this is.
     """
@@ -41,6 +42,11 @@ class Theirs:
     axes: str
     fused: tuple[str, ...] = ()
     piece: int = 0
+
+    @property
+    def letters(self) -> str:
+        """All that its axes hold, in order."""
+        return self.axes.replace(" ", "").replace("1", "")
 
     @property
     def axis(self) -> int:
@@ -75,23 +81,24 @@ class Place:
 
     def shape(self, fused: Mapping[str, int]) -> tuple[int, ...]:
         """Of their whole tensor; `fused` has the sizes of all pieces by their letters."""
-        groups = self.theirs.axes.split()
-        sizes = [prod(self.sizes[a] for a in group) for group in groups]
+        sizes = self._rows()
         if self.theirs.fused:
             sizes[self.theirs.axis] = sum(fused[f] for f in self.theirs.fused)
         return tuple(sizes)
 
+    def _rows(self) -> list[int]:
+        """The shape of their tensor (or piece)."""
+        return [prod(self.sizes[a] for a in group if a != "1") for group in self.theirs.axes.split()]
+
     def ours(self, tensor: np.ndarray) -> np.ndarray:
         """Their tensor (or piece) with our axes."""
-        written = self.theirs.axes.replace(" ", "")
+        written = self.theirs.letters
         apart = tensor.reshape([self.sizes[a] for a in written])
         return apart.transpose([written.index(a) for a in self.letters])
 
     def theirs_of(self, ours: np.ndarray) -> np.ndarray:
         """Our array with their axes."""
-        groups = self.theirs.axes.split()
-        apart = ours.transpose([self.letters.index(a) for a in "".join(groups)])
-        return apart.reshape([prod(self.sizes[a] for a in group) for group in groups])
+        return ours.transpose([self.letters.index(a) for a in self.theirs.letters]).reshape(self._rows())
 
 
 def places(boxed: Any, names: Names) -> dict[str, Place]:
@@ -117,7 +124,7 @@ def places(boxed: Any, names: Names) -> dict[str, Place]:
             layers = tuple(int(match[1]) + blocks[path] * repeat for repeat in range(sizes["L"]))
         theirs = names[key]
         letters = leaf.letters.replace("L", "").replace("E", "" if "{expert}" in theirs.name else "E")
-        if sorted(letters) != sorted(theirs.axes.replace(" ", "")):
+        if sorted(letters) != sorted(theirs.letters):
             raise InputError(f"{theirs.name} has axes {theirs.axes}, but our {path} has {letters}")
         found[path] = Place(theirs, letters, sizes, layers)
     if unknown:

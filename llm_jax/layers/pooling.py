@@ -52,8 +52,20 @@ class Pooler(Pooling):
         return jnp.tanh(Einsum("BD,DF->BF", dict(F=x_BTD.shape[-1]), True, self.init, name="dense")(first_BD))
 
 
+class Normalized(Pooling):
+    """What another pooling gives, divided by its length: products of two such vectors are their cosine."""
+
+    pooling: Pooling = Mean()
+
+    @nn.compact
+    def __call__(self, x_BTD, at):
+        wide_BD = self.pooling(x_BTD, at).astype(jnp.float32)
+        length_B1 = jnp.sqrt((wide_BD * wide_BD).sum(-1, keepdims=True))
+        return (wide_BD / jnp.maximum(length_B1, 1e-12)).astype(x_BTD.dtype)
+
+
 def _at(x_BTD: jax.Array, index_B: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x_BTD, index_B[:, None, None], axis=1)[:, 0]
 
 
-POOLINGS = dict(First=First, Last=Last, Mean=Mean, Pooler=Pooler)
+POOLINGS = dict(First=First, Last=Last, Mean=Mean, Pooler=Pooler, Normalized=Normalized)

@@ -59,17 +59,14 @@ class Encoder(Model):
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:  # fmt: skip
         """The vectors [B, T, D]. `types_BT` says which kind of text each token is of; by default all of the first."""
-        x_BTD = self.hidden(tokens_BT, at, types_BT, dropout_key=dropout_key)
+        x_BTD = self.vectors(tokens_BT, at, types_BT, dropout_key=dropout_key)
         if self.is_initializing():
             self.pooled(x_BTD, at)
             if self.head is not None:
                 self.score(x_BTD)
         return x_BTD
 
-    def hidden(
-        self, tokens_BT: jax.Array, at: Tokens | None = None, types_BT: jax.Array | None = None, *,
-        dropout_key: jax.Array | None = None,
-    ) -> jax.Array:  # fmt: skip
+    def vectors(self, tokens_BT, at=None, types_BT=None, *, dropout_key=None):
         at = Tokens.of(tokens_BT.shape) if at is None else at
         first, second = keys(dropout_key, 2)
         x_BTD = self.embed(tokens_BT)
@@ -90,6 +87,9 @@ class Encoder(Model):
             raise InputError("this encoder scores no tokens: give it model.head, such as Transformed()")
         return self.head(x_BTD, self.embed)
 
+    def all_scores(self, tokens_BT):
+        return self.score(self(tokens_BT))
+
     def pooled(self, x_BTD: jax.Array, at: Tokens | None = None) -> jax.Array:
         """[B, D]: a vector for each row's document."""
         return self.pooling(x_BTD, Tokens.of(x_BTD.shape[:2]) if at is None else at)
@@ -98,8 +98,14 @@ class Encoder(Model):
         check_length(self.positions, max(context, self.context))
         return replace(self, embed=fit_vocabulary(self.embed, vocabulary), context=self.context or context)
 
+    def prepared(self, params):
+        return {**params, "stack": self.stack.prepared(params["stack"])}
+
     def limit(self):
         return self.context or self.positions.limit()
+
+    def words(self):
+        return self.embed.vocabulary
 
     def flops_per_token(self, boxed, length):
         tied = self.embed.vocabulary * self.embed.width if self.head is not None and self.head.ties() else 0

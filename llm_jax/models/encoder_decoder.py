@@ -14,7 +14,7 @@ from llm_jax.layers.attention import Source
 from llm_jax.layers.embedding import Embed, Head, Tied
 from llm_jax.layers.tokens import Tokens
 from llm_jax.models.flops import attention_flops, matrix_weights
-from llm_jax.models.model import Generator
+from llm_jax.models.model import Generator, Model
 from llm_jax.models.transformer import Side, check_length, fit_vocabulary
 
 
@@ -59,6 +59,9 @@ class EncoderDecoder(Generator):
 
     def score(self, x_BTD: jax.Array) -> jax.Array:
         return self.head(x_BTD, self.embed)
+
+    def vectors(self, tokens_BT, at=None, types_BT=None, *, dropout_key=None):
+        return Model.vectors(self, tokens_BT)  # refused: there are two texts
 
     def predict(self, batch: Mapping[str, jax.Array], dropout_key: jax.Array | None) -> jax.Array:
         if "source_BS" not in batch:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.parts import settings, transform
+from llm_jax.core.tables import InputError
 from llm_jax.layers.tokens import Tokens
 
 
@@ -34,8 +35,35 @@ class Model(nn.Module):
         """
         return self
 
+    def vectors(
+        self, tokens_BT: jax.Array, at: Tokens | None = None, types_BT: jax.Array | None = None, *,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:  # fmt: skip
+        """The last layer's vectors [B, T, D], for a head of another kind to read.
+
+        Raises:
+          InputError: the model is no backbone, or it tells no kinds of text apart and `types_BT` is given.
+        """
+        raise InputError(f"{type(self).__name__} is no backbone of a head: give it an Encoder or a Decoder")
+
+    def all_scores(self, tokens_BT: jax.Array) -> jax.Array:
+        """[B, T, V] float32: a score for each token that may follow each of these, or stand in its place.
+
+        Raises:
+          InputError: the model has none to give.
+        """
+        raise InputError(f"{type(self).__name__} scores no tokens")
+
+    def prepared(self, params: Any) -> Any:
+        """The parameters as many short calls want them."""
+        return params
+
     def limit(self) -> int | None:
         """How many tokens the model can hold in view, prompt and text together; None: there is no bound."""
+        raise NotImplementedError
+
+    def words(self) -> int:
+        """The size of the vocabulary."""
         raise NotImplementedError
 
     def flops_per_token(self, boxed: Any, length: int) -> float:
@@ -72,8 +100,16 @@ class Generator(Model):
         """The last layer's vectors [B, T, D], normalised, in place of scores."""
         raise NotImplementedError
 
+    def vectors(self, tokens_BT, at=None, types_BT=None, *, dropout_key=None):
+        if types_BT is not None:
+            raise InputError(f"{type(self).__name__} tells no kinds of text apart: use an Encoder with types")
+        return self.hidden(tokens_BT, at, dropout_key=dropout_key)[0]
+
     def score(self, x_BTD: jax.Array) -> jax.Array:
         raise NotImplementedError
+
+    def all_scores(self, tokens_BT):
+        return self(tokens_BT)[0]
 
     def predict(self, batch: Mapping[str, jax.Array], dropout_key: jax.Array | None) -> jax.Array:
         """[B, T, V]: the scores of a training batch's targets."""
@@ -106,10 +142,6 @@ class Generator(Model):
         """Caches for `length` tokens of each of `batch` rows."""
         raise NotImplementedError
 
-    def prepared(self, params: Any) -> Any:
-        """The parameters as the many short calls of generation want them."""
-        return params
-
     def reads(self) -> int | None:
         """How many tokens a prompt may have at most; None: there is no bound."""
         return self.limit()
@@ -121,7 +153,3 @@ class Generator(Model):
           InputError: any token may be, so that the model cannot predict one from those before it.
         """
         return 0
-
-    def words(self) -> int:
-        """The size of the vocabulary."""
-        raise NotImplementedError

@@ -19,6 +19,7 @@ from llm_jax.layers.positions import Learned, Positions
 from llm_jax.layers.tokens import PADDING, Tokens
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.flops import attention_flops, matrix_weights
+from llm_jax.models.heads import Scores
 from llm_jax.models.model import Generator, Model
 from llm_jax.models.stack import Stack
 from llm_jax.models.transformer import check_length, keys, through
@@ -126,19 +127,6 @@ class ImageEncoder(Model):
         return self.flops(boxed) / length
 
 
-class ClassScores(nn.Module):
-    """Vectors [B, D] -> a score for each of `classes` [B, O], in float32."""
-
-    classes: Size
-    init: Init = FanIn()
-
-    @nn.compact
-    def __call__(self, x_BD: jax.Array) -> jax.Array:
-        sizes = dict(D=x_BD.shape[-1], O=self.classes)
-        score_BO = contract("BD,DO->BO", x_BD, weigh(self, "kernel", "DO", sizes, self.init, sizes["D"]))
-        return score_BO + weigh(self, "bias", "O", sizes, Fill(0.0), 1)[None].astype(jnp.float32)
-
-
 class ImageClassifier(Model):
     """Images [B, Y, X, A] -> a score for each class [B, O] in float32."""
 
@@ -147,7 +135,7 @@ class ImageClassifier(Model):
     pooling: Pooling = First()
 
     def setup(self):
-        self.scores = ClassScores(self.classes)
+        self.scores = Scores(self.classes)
 
     def __call__(self, image_BYXA: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
         x_BTD = self.image(image_BYXA, dropout_key=dropout_key)

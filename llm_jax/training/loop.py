@@ -16,6 +16,7 @@ from llm_jax.core.process import keep_memory
 from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
+from llm_jax.models.encoder import Encoder
 from llm_jax.models.model import Generator, Model
 from llm_jax.parallel.layout import place
 from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
@@ -179,16 +180,17 @@ def fill(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
 
 
 def language_model(experiment: Experiment, tokenizer: Tokenizer, params: Any) -> LanguageModel:
-    """What a filled-in experiment trained, ready to generate, in the precision that it computes with.
+    """What a filled-in experiment trained, ready to write or to embed, in the precision that it computes with.
 
     Raises:
-      InputError: its model does not write.
+      InputError: its model does neither.
     """
-    model = conform(experiment.model, Generator, "model")
+    model = conform(experiment.model, Generator | Encoder, "model")
     data, precision = cast(Any, experiment.data), cast(Any, experiment.precision)
     return LanguageModel(
-        model, params, tokenizer, template=data.rendering.template, dtype=precision.dtype, bos=data.rendering.bos
-    )
+        model, params, tokenizer, template=data.rendering.template, dtype=precision.dtype,
+        bos=data.rendering.bos, eos=data.rendering.eos,
+    )  # fmt: skip
 
 
 def _mesh(experiment: Experiment) -> Any:

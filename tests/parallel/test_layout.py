@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from llm_jax.core.tables import InputError
+from llm_jax.data.images import Digits, Images
 from llm_jax.data.pipeline import Data
 from llm_jax.data.sources import PythonHelp
 from llm_jax.experiment import Experiment
@@ -16,11 +17,14 @@ from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed, Untied
 from llm_jax.layers.feedforward import FeedForward, SwiGLU
 from llm_jax.layers.kernels import Chunked
+from llm_jax.layers.masks import Full
 from llm_jax.layers.moe import Capacity, MoE
 from llm_jax.layers.norms import LayerNorm
 from llm_jax.layers.positions import Alibi, Learned, Rope
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.stack import Stack
+from llm_jax.models.vision import Captioner, ImageClassifier, ImageEncoder, Patches
+from llm_jax.objectives.classification import Classification
 from llm_jax.objectives.next_token import NextToken
 from llm_jax.parallel.layout import Layout, place
 from llm_jax.text.recipes import Bytes
@@ -44,6 +48,9 @@ BASE = Experiment(
 )
 # no bias of the keys: its gradient is 0 but for rounding, which the optimiser makes large
 MULTI_QUERY = Block(Attention(1, 4, 8, out_bias=True, dropout=0.1), FeedForward(24, bias=True), LayerNorm())
+READING = Block(Attention(2, 2, 8, Full(), dropout=0.1), SwiGLU(24), dropout=0.1)
+IMAGE = ImageEncoder(Patches(16, (8, 8), 4, 1, dropout=0.1), Stack((READING,), 2), Learned(5))
+PICTURES = Images(Digits(), length=LENGTH, batch=ROWS)
 CASES = {
     "tied, grouped queries, AdamW": {},
     "untied, multi-query, learned positions, Muon, microbatches": {
@@ -65,6 +72,10 @@ CASES = {
     "experts without drops, scanned": {
         "model.stack": Stack((Block(Attention(2, 2, 8), MoE(24, experts=4)),), 2, "scan", "dots"),
     },
+    "a captioner": {"model": Captioner(IMAGE, Decoder(Embed(16, 64), Stack((PLAIN,), 1))), "data": PICTURES},
+    "an image classifier": {
+        "model": ImageClassifier(IMAGE, classes=10), "data": PICTURES, "objective": Classification(smoothing=0.1),
+    },
 }  # fmt: skip
 
 
@@ -78,6 +89,7 @@ def batch():
         tokens_BT=rng.integers(0, 64, shape, np.int32), targets_BT=rng.integers(0, 64, shape, np.int32),
         weight_BT=(rng.random(shape) < 0.7).astype(np.float32), segment_BT=segment,
         position_BT=np.broadcast_to(position, shape).copy(), bytes_BT=np.ones(shape, np.int32),
+        image_BYXA=rng.random((ROWS, 8, 8, 1), np.float32), label_B=rng.integers(0, 10, ROWS, np.int32),
     )  # fmt: skip
 
 

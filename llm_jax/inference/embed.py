@@ -1,0 +1,60 @@
+"""One vector for each text, many texts at a time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.core.tables import InputError
+from llm_jax.inference.generate import round_up
+from llm_jax.layers.tokens import PADDING, Tokens
+from llm_jax.models.encoder import Encoder
+
+ROWS = 32  # texts read at once
+
+
+def embed(model: Encoder, params: Any, texts: Sequence[Sequence[int]]) -> np.ndarray:
+    """float32 [B, D]: what `model.pooling` makes of each text's vectors. Who else is in the batch makes no difference.
+
+    Texts of about one length are read together; shapes are rounded up, so that the next texts compile nothing.
+
+    Args:
+      params: as a model's `prepared` gives them.
+      texts: token ids, at least one each.
+
+    Raises:
+      InputError: a text is empty, or longer than the model reads.
+    """
+    most = model.limit()
+    for row, text in enumerate(texts):
+        if not text:
+            raise InputError(f"text {row} is empty: there is nothing to embed")
+        if most is not None and len(text) > most:
+            raise InputError(
+                f"text {row} has {len(text)} tokens, and the model reads at most {most}: shorten or split it"
+            )
+    made_BD = np.zeros((len(texts), model.embed.width), np.float32)
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    for first in range(0, len(order), ROWS):
+        rows = order[first : first + ROWS]
+        length = round_up(len(texts[rows[-1]]), finely=False)
+        length = length if most is None else min(length, most)
+        count = min(ROWS, round_up(len(rows), finely=False))
+        ids_BT, real_BT = np.zeros((count, length), np.int32), np.zeros((count, length), bool)
+        for at, row in enumerate(rows):
+            ids_BT[at, : len(texts[row])], real_BT[at, : len(texts[row])] = texts[row], True
+        made_BD[rows] = np.asarray(_embed(model, params, ids_BT, real_BT))[: len(rows)]
+    return made_BD
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed(model: Encoder, params: Any, ids_BT: jax.Array, real_BT: jax.Array) -> jax.Array:
+    at = Tokens(Tokens.of(ids_BT.shape).position_BT, jnp.where(real_BT, 0, PADDING))
+    x_BTD = model.apply({"params": params}, ids_BT, at, method="vectors")
+    pooled: Any = model.apply({"params": params}, x_BTD, at, method="pooled")
+    return pooled.astype(jnp.float32)

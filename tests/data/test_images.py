@@ -1,0 +1,161 @@
+"""Pictures as data: the packaged digits, batches that hold each picture beside its own caption, and exact resuming."""
+
+import dataclasses
+import itertools
+import json
+import pickle
+import sys
+
+import numpy as np
+import pytest
+
+from llm_jax.core.tables import InputError
+from llm_jax.data.documents import Picture, Rendering, Text
+from llm_jax.data.images import NAMES, Digits, Images
+from llm_jax.data.packing import BestFit, One
+from llm_jax.data.pipeline import Data
+from llm_jax.data.sources import Mixture, Source
+from llm_jax.data.split import ByHash, LastDocuments
+
+
+@dataclasses.dataclass(frozen=True)
+class Squares(Source):
+    """`count` pictures that differ in their pixels, but have two captions between them."""
+
+    count: int = 10
+    first: int = 0
+    side: int = 2
+    captions: tuple[str, ...] = ("even", "odd one")
+
+    def documents(self):
+        for i in range(self.first, self.first + self.count):
+            caption = self.captions[i % 2]
+            yield Picture(np.full((self.side, self.side, 1), i, np.float32), caption, i % 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Blurb(Source):
+    def documents(self):
+        yield from (Text("one"), Text("two"))
+
+
+def captions(batch, tokenizer):
+    """What each row's targets say."""
+    kept = [row[weight > 0][:-1] for row, weight in zip(batch["targets_BT"], batch["weight_BT"], strict=True)]
+    return [tokenizer.decode(row.tolist()) for row in kept]
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_the_digits_are_scikit_learns():
+    known = "sklearn" in sys.modules
+    found = list(Digits("it is {}").documents())
+    assert ("sklearn" in sys.modules) == known, "it is read, not imported"
+    wanted = pytest.importorskip("sklearn.datasets").load_digits()
+    np.testing.assert_array_equal(np.stack([d.image_YXA[..., 0] for d in found]) * 16, wanted.images)
+    assert [d.label for d in found] == wanted.target.tolist() and len(found) == 1797
+    assert [d.caption for d in found] == [f"it is {NAMES[n]}" for n in wanted.target]
+    assert found[0].image_YXA.dtype == np.float32 and found[0].image_YXA.shape == (8, 8, 1)
+
+
+def test_every_picture_once_an_epoch_beside_its_own_caption(tokenizer):
+    data = Images(Squares(12), length=10, batch=4, split=ByHash(0.0))
+    stream = data.train(tokenizer, seed=1)
+    epochs = []
+    for _ in range(2):
+        batches = [next(stream) for _ in range(3)]
+        epochs.append([int(i) for b in batches for i in b["image_BYXA"][:, 0, 0, 0]])
+        for batch in batches:
+            number_B = batch["image_BYXA"][:, 0, 0, 0].astype(int)
+            assert batch["image_BYXA"].shape == (4, 2, 2, 1) and batch["image_BYXA"].dtype == np.float32
+            assert (batch["image_BYXA"] == number_B[:, None, None, None]).all()
+            assert batch["label_B"].tolist() == (number_B % 2).tolist() and batch["label_B"].dtype == np.int32
+            assert captions(batch, tokenizer) == [("even", "odd one")[n % 2] for n in number_B]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(12)) and epochs[0] != epochs[1]
+    assert {name: x.shape[1:] for name, x in data.blank(3).items()} == {n: x.shape[1:] for n, x in batch.items()}
+    assert {name: x.dtype for name, x in data.blank(3).items()} == {n: x.dtype for n, x in batch.items()}
+
+
+def test_evaluation_has_every_held_out_picture_once_and_no_class_in_padding(tokenizer):
+    data = Images(Squares(12), length=10, batch=4, split=LastDocuments(0.5))
+    batches = list(data.evaluation(tokenizer))
+    label_B = np.concatenate([b["label_B"] for b in batches])
+    assert label_B.tolist() == [0, 1, 0, 1, 0, 1, -1, -1]
+    number_B = np.concatenate([b["image_BYXA"][:, 0, 0, 0] for b in batches])
+    assert number_B.tolist() == [6, 7, 8, 9, 10, 11, 0, 0] and (batches[1]["segment_BT"][2:] == -1).all()
+
+
+def test_a_mixture_of_pictures(tokenizer):
+    source = Mixture((Squares(6), Squares(4, first=20)), (1.0, 1.0))
+    data = Images(source, length=10, batch=4, split=ByHash(0.0))
+    for batch in itertools.islice(data.train(tokenizer, seed=0), 4):
+        number_B = batch["image_BYXA"][:, 0, 0, 0].astype(int)
+        assert (number_B >= 20).sum() == 2
+        assert captions(batch, tokenizer) == [("even", "odd one")[n % 2] for n in number_B]
+
+
+def test_resuming_is_exact_and_processes_share_a_batch(tokenizer):
+    data = Images(Squares(12), length=10, batch=4, split=ByHash(0.0))
+    stream = data.train(tokenizer, seed=1)
+    seen = [next(stream) for _ in range(5)]
+    state = json.loads(json.dumps(stream.save()))
+    again, first, second = (
+        data.train(tokenizer, seed=1),
+        data.train(tokenizer, seed=1, process=0, processes=2),
+        data.train(tokenizer, seed=1, process=1, processes=2),
+    )
+    again.restore(state)
+    same(next(again), next(stream))
+    for whole in seen:
+        a, b = next(first), next(second)
+        same({name: np.concatenate([a[name], b[name]]) for name in a}, whole)
+    changed = Images(Squares(12, first=2), length=10, batch=4, split=ByHash(0.0)).train(tokenizer, seed=1)
+    with pytest.raises(InputError, match="the state of the data is of another stream"):
+        changed.restore(state)  # the captions are the same: only the pixels differ
+
+
+def test_what_a_worker_is_sent(tokenizer):
+    batches = Images(Squares(12), length=10, batch=4, split=ByHash(0.0)).train(tokenizer, seed=1)._batches
+    same(pickle.loads(pickle.dumps(batches))[7], batches[7])
+
+
+def test_pictures_are_parted_by_their_pixels():
+    pictures = list(Squares(400).documents())
+    train, validation = ByHash(0.2)(pictures)
+    assert len(train) + len(validation) == 400 and 50 < len(validation) < 110
+    assert {d.caption for d in validation} == {d.caption for d in train} == {"even", "odd one"}
+    reordered = ByHash(0.2)(list(Squares(400, captions=("other", "names")).documents())[::-1])[1]
+    assert {d.identity() for d in reordered} == {d.identity() for d in validation}
+
+
+BAD = [
+    (lambda: Images(Squares(), packing=BestFit()), r"an image has a row of its own: data.packing must be One\(\)"),
+    (lambda: Images(Blurb(), split=LastDocuments(0.5)), "Images needs pictures, not a Text: use data=Data"),
+    (
+        lambda: Images(Mixture((Squares(), Squares(side=3, first=20)), (1.0, 1.0)), split=LastDocuments(0.5)),
+        r"pictures must have one size, not \(2, 2, 1\) and \(3, 3, 1\): scale them",
+    ),
+    (
+        lambda: Images(Squares(captions=("", "odd")), rendering=Rendering(bos=False, eos=False)),
+        "a picture without a caption has no tokens",
+    ),
+    (lambda: Images(Squares(), length=4, split=LastDocuments(0.5)), "longer than a row"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), BAD, ids=[message for _, message in BAD])
+def test_bad_input_is_one_clear_line(make, message, tokenizer):
+    with pytest.raises(InputError, match=message) as raised:
+        data = make()
+        data.train(tokenizer, seed=0)
+    assert "\n" not in str(raised.value)
+
+
+def test_captions_alone_are_texts(tokenizer):
+    """`Data` takes pictures as their captions, whatever the packing."""
+    batch = next(Data(Squares(), length=10, batch=2, packing=One(), split=ByHash(0.0)).train(tokenizer, seed=0))
+    assert "image_BYXA" not in batch and set(captions(batch, tokenizer)) <= {"even", "odd one"}

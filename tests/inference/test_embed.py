@@ -1,0 +1,70 @@
+"""Texts to vectors: as each alone, whoever else is in the batch."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax.core.tables import InputError
+from llm_jax.inference.language_model import LanguageModel
+from llm_jax.layers.attention import Attention
+from llm_jax.layers.block import Block
+from llm_jax.layers.embedding import Embed, Transformed
+from llm_jax.layers.feedforward import FeedForward
+from llm_jax.layers.masks import Full
+from llm_jax.layers.pooling import Mean, Normalized
+from llm_jax.layers.positions import Learned
+from llm_jax.models.encoder import Encoder
+from llm_jax.models.stack import Stack
+from llm_jax.text.recipes import Bytes
+
+TOKENIZER = Bytes().train([])
+TEXTS = ["a", "hello there", "how are you today?", "b" * 40, "hello there"]
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    block = Block(Attention(2, 1, 4, mask=Full()), FeedForward(16))
+    model = Encoder(
+        Embed(8, TOKENIZER.vocabulary), Stack((block,), 2), Learned(length=64), head=Transformed(),
+        pooling=Normalized(Mean()), context=48,
+    )  # fmt: skip
+    params = jax.jit(lambda key: nn.meta.unbox(model.begin(key)))(jax.random.key(0))
+    return LanguageModel(model, jax.tree.map(lambda p: p * 3, params), TOKENIZER)
+
+
+def test_each_text_is_embedded_as_alone(lm):
+    made_BD = lm.embed(TEXTS)
+    assert isinstance(made_BD, np.ndarray) and made_BD.shape == (5, 8) and made_BD.dtype == np.float32
+    special, run = TOKENIZER.special, jax.jit(lambda ids_BT: lm.model.apply({"params": lm.params}, ids_BT))
+    for text, made_D in zip(TEXTS[:2], made_BD[:2], strict=True):
+        x_BTD = run(jnp.asarray([[special["bos"], *TOKENIZER.encode(text), special["eos"]]]))
+        mean_D = np.asarray(x_BTD)[0].mean(0)
+        np.testing.assert_allclose(made_D, mean_D / np.linalg.norm(mean_D), atol=1e-5)
+    np.testing.assert_array_equal(made_BD[1], made_BD[4])
+    np.testing.assert_allclose(lm.embed(TEXTS[:1])[0], made_BD[0], atol=1e-6)
+    assert np.abs(made_BD[0] - made_BD[1]).max() > 1e-3
+    assert lm.embed([]).shape == (0, 8)
+
+
+def test_an_encoder_scores_tokens_but_writes_none(lm):
+    logits_BTV = lm.logits([[1, 2, 3]])
+    assert logits_BTV.shape == (1, 3, TOKENIZER.vocabulary) and logits_BTV.dtype == np.float32
+    with pytest.raises(InputError, match="model must be a Generator"):
+        lm.generate(["hello"])
+
+
+def test_what_cannot_be_embedded_is_refused(lm, tiny):
+    with pytest.raises(InputError, match="text 1 has 62 tokens, and the model reads at most 48"):
+        lm.embed(["short", "c" * 60])
+    with pytest.raises(InputError, match="texts must be a list"):
+        lm.embed("hello")
+    bare = LanguageModel(lm.model, lm.params, TOKENIZER, bos=False, eos=False)
+    with pytest.raises(InputError, match="text 0 is empty"):
+        bare.embed([""])
+    decoder = tiny.decoder(tiny.attention(), vocabulary=TOKENIZER.vocabulary)
+    with pytest.raises(InputError, match="model must be a Encoder"):
+        LanguageModel(decoder, {}, TOKENIZER).embed(["hello"])

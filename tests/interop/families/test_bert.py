@@ -1,0 +1,102 @@
+"""BERT and RoBERTa beside `transformers`: vectors, scores of masked tokens and of classes; and back again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from llm_jax.core.tables import InputError
+from llm_jax.interop.families.bert import BERT, ROBERTA
+from llm_jax.layers.norms import RMSNorm
+from llm_jax.layers.pooling import Mean, Normalized
+from llm_jax.models.encoder import Encoder
+
+from ..torch_tensors import close, comes_back, drawn, exported, imported, packed, padded, rows, saved
+
+LENGTHS = [9, 4, 7]
+CASES = [
+    (BERT, "BertModel", dict(num_attention_heads=3, hidden_size=12, type_vocab_size=2)),
+    (BERT, "BertForMaskedLM", dict(num_attention_heads=1, hidden_size=8, hidden_act="gelu_new", type_vocab_size=3)),
+    (BERT, "BertForSequenceClassification", dict(num_attention_heads=2, hidden_size=8, num_labels=3)),
+    (ROBERTA, "RobertaModel", dict(num_attention_heads=2, hidden_size=8, type_vocab_size=1, layer_norm_eps=1e-5)),
+    (ROBERTA, "RobertaForMaskedLM", dict(num_attention_heads=5, hidden_size=10, hidden_act="relu", type_vocab_size=1)),
+    (ROBERTA, "RobertaForSequenceClassification", dict(num_attention_heads=2, hidden_size=8, pad_token_id=0)),
+]  # fmt: skip
+
+
+def theirs_of(kind: str, seed: int, **settings: Any) -> Any:
+    shape = dict(vocab_size=31, num_hidden_layers=2, intermediate_size=14, max_position_embeddings=24)
+    cls: Any = getattr(transformers, kind)
+    config = cls.config_class(**shape | settings, attn_implementation="eager")
+    return drawn(cls(config), seed)
+
+
+@pytest.mark.parametrize(("family", "kind", "settings"), CASES, ids=[kind for _, kind, _ in CASES])
+def test_a_model_is_theirs_padded_and_packed_and_comes_back(family, kind, settings, tmp_path):
+    theirs = theirs_of(kind, len(kind), **settings)
+    config, tensors = saved(theirs, tmp_path / "theirs")
+    model, params = imported(family, config, tensors)
+    ids_BT, real_BT = rows(LENGTHS, 31, len(kind))
+    ids_BT = np.where(real_BT, ids_BT, theirs.config.pad_token_id).astype(np.int32)
+    types_BT = np.random.default_rng(1).integers(0, theirs.config.type_vocab_size, ids_BT.shape).astype(np.int32)
+    said = theirs(
+        torch.tensor(ids_BT).long(), attention_mask=torch.tensor(real_BT), token_type_ids=torch.tensor(types_BT).long()
+    )
+
+    @jax.jit
+    def run(params, ids_BT, at, types_BT):
+        x = model.apply({"params": params}, ids_BT, at, types_BT)
+        if not isinstance(model, Encoder):
+            return x
+        if model.head is not None:
+            return model.apply({"params": params}, x, method="score")
+        return x, model.apply({"params": params}, x, at, method="pooled")
+
+    ours = run(params, jnp.asarray(ids_BT), padded(real_BT), jnp.asarray(types_BT))
+    if isinstance(ours, tuple):
+        close(ours[0], said.last_hidden_state, real_BT)
+        close(ours[1], said.pooler_output)
+        ours, wanted = ours[0], said.last_hidden_state
+    else:
+        wanted = said.logits
+        close(ours, wanted, real_BT if wanted.ndim == 3 else None)
+    if wanted.ndim == 3:
+        together, at = packed(ids_BT, real_BT)
+        apart = run(params, together, at, packed(types_BT, real_BT)[0])
+        apart = apart[0] if isinstance(apart, tuple) else apart
+        close(apart[0], wanted[torch.tensor(real_BT).bool()])
+
+    again = comes_back(family, model, params, tensors, tmp_path / "ours")
+    after = again(
+        torch.tensor(ids_BT).long(), attention_mask=torch.tensor(real_BT), token_type_ids=torch.tensor(types_BT).long()
+    )
+    close(after[0].detach(), said[0], real_BT if wanted.ndim == 3 else None, within=1e-6)
+
+
+def test_what_is_not_covered_is_refused(tmp_path):
+    config, tensors = saved(theirs_of("BertModel", 0, num_attention_heads=2, hidden_size=8), tmp_path)
+    with pytest.raises(InputError, match="no hidden_size"):
+        BERT.model({"architectures": ["BertModel"]})
+    with pytest.raises(InputError, match="position_embedding_type='relative_key', which is not covered"):
+        BERT.model(config | dict(position_embedding_type="relative_key"))
+    with pytest.raises(InputError, match=r"no activation named 'gelu_10'"):
+        BERT.model(config | dict(hidden_act="gelu_10"))
+    with pytest.raises(InputError, match=r"2 tensors that the model has no place for: encoder\.layer\.1\.odd, odd"):
+        imported(BERT, config, tensors | {"odd": np.zeros(1), "encoder.layer.1.odd": np.zeros(1)})
+    model, params = imported(BERT, config, tensors)
+    with pytest.raises(InputError, match=r"model\.norm=RMSNorm\(.*cannot be written for this family, which has NoNorm"):
+        exported(BERT, model.clone(norm=RMSNorm()), params)
+
+
+def test_a_sentence_model_has_no_use_for_the_pooler(tmp_path):
+    config, tensors = saved(theirs_of("BertModel", 0, num_attention_heads=2, hidden_size=8), tmp_path)
+    model = BERT.model(config).clone(pooling=Normalized(Mean()), context=10)
+    family = BERT.__class__(BERT.architectures, lambda config: model, BERT.config, BERT.names, BERT.ignored)
+    assert "pooling" not in imported(family, config, tensors)[1]
+    assert BERT.config(model)["max_position_embeddings"] == 24

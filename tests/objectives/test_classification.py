@@ -1,0 +1,89 @@
+"""Classification: PyTorch's cross-entropy with label smoothing, in sums that add up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from llm_jax.core.alphabet import Normal, weigh
+from llm_jax.core.tables import InputError
+from llm_jax.layers.attention import Attention
+from llm_jax.layers.block import Block
+from llm_jax.layers.embedding import Embed
+from llm_jax.layers.feedforward import FeedForward
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.model import Model
+from llm_jax.models.stack import Stack
+from llm_jax.objectives.classification import Classification
+
+CLASSES = 5
+
+
+class Table(Model):
+    """Its parameters are the scores of the batch's rows."""
+
+    rows: int
+
+    def setup(self):
+        self.score_BO = weigh(self, "score", "BO", dict(B=self.rows, O=CLASSES), Normal(3.0), 1)
+
+    def classify(self, batch: Mapping[str, jax.Array], dropout_key: jax.Array | None) -> jax.Array:
+        return self.score_BO[batch["row_B"]]
+
+
+ROWS = 7
+SCORES = (np.random.default_rng(0).standard_normal((ROWS, CLASSES)) * 4).astype(np.float32)
+LABELS = np.array([0, 4, -1, 2, 2, -1, 1], np.int32)
+
+
+def sums(smoothing: float, key: Any, rows: Any = slice(None), scores: Any = SCORES) -> dict[str, Any]:
+    batch: Any = dict(label_B=jnp.asarray(LABELS[rows]), row_B=jnp.arange(ROWS)[rows])
+    return Classification(smoothing)(Table(ROWS), dict(score=jnp.asarray(scores)), None, batch, key)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_and_its_gradient_are_pytorchs(smoothing):
+    scores = torch.tensor(SCORES.astype(np.float64), requires_grad=True)
+    wanted = torch.nn.functional.cross_entropy(
+        scores, torch.tensor(LABELS).long(), ignore_index=-1, label_smoothing=smoothing, reduction="sum"
+    )
+    (slope,) = torch.autograd.grad(wanted, scores)
+    key = jax.random.key(0)
+    found, gradient = jax.value_and_grad(lambda s: sums(smoothing, key, scores=s)["loss"])(jnp.asarray(SCORES))
+    np.testing.assert_allclose(found, wanted.item(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, slope.numpy(), atol=1e-5)
+
+
+def test_evaluation_counts_what_is_right_and_does_not_smooth():
+    found = sums(0.3, None)
+    right = (SCORES.argmax(-1) == LABELS).sum()
+    assert float(found["weight"]) == 5 and float(found["correct"]) == right
+    assert found.keys() == {"weight", "loss", "correct"} and "correct" not in sums(0.3, jax.random.key(0))
+    np.testing.assert_allclose(found["loss"], sums(0.0, jax.random.key(0))["loss"], rtol=1e-6)
+
+
+def test_pieces_of_a_batch_add_up():
+    whole, pieces = sums(0.1, None), [sums(0.1, None, slice(0, 3)), sums(0.1, None, slice(3, None))]
+    for name, value in whole.items():
+        np.testing.assert_allclose(pieces[0][name] + pieces[1][name], value, rtol=1e-6, err_msg=name)
+
+
+def test_a_class_that_the_model_does_not_have_is_not_learnt_in_silence():
+    """The loss is not finite, at which a training stops."""
+    batch: Any = dict(label_B=jnp.array([CLASSES]), row_B=jnp.arange(1))
+    found = Classification()(Table(ROWS), dict(score=jnp.asarray(SCORES)), None, batch, None)
+    assert not np.isfinite(found["loss"])
+
+
+def test_refusals():
+    decoder = Decoder(Embed(8, 13), Stack((Block(Attention(1, head=8), FeedForward(8)),), 1))
+    with pytest.raises(InputError, match="Decoder does not classify: use an ImageClassifier or a Classifier"):
+        Classification()(decoder, {}, None, dict(label_B=jnp.zeros(1, jnp.int32)), None)
+    with pytest.raises(InputError, match="Classification needs labels"):
+        Classification()(Table(ROWS), {}, None, {}, None)

@@ -1,0 +1,57 @@
+"""The report on captions: what is counted, and the figure."""
+
+import io
+from types import SimpleNamespace
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from llm_jax.core.tables import InputError
+from llm_jax.data.documents import Picture, Text
+from llm_jax.text.recipes import Bytes
+from llm_jax.training.picture_report import Captions, grid
+
+PICTURES = [Picture(np.full((4, 4, 1), i / 9, np.float32), ("light", "dark $")[i % 2], i % 2) for i in range(10)]
+
+
+def finished(documents: list[Any]) -> Any:
+    """A model that calls the first of the pictures it is given wrong; what it was asked is kept."""
+    asked = []
+
+    def generate(prompts, max_tokens, temperature, images):
+        asked.append((list(prompts), max_tokens, temperature, np.stack(images)))
+        said = [("light", "dark $")[round(float(image.mean() * 9)) % 2] for image in images]
+        return [said[0] + "!", *said[1:]]
+
+    lm = SimpleNamespace(tokenizer=Bytes().train([]), generate=generate)
+    return SimpleNamespace(lm=lm, documents=lambda split: documents, asked=asked)
+
+
+def test_captions_are_counted_and_drawn():
+    model = finished(PICTURES)
+    finding = Captions(batch=4, drawn=9)(model)
+    assert finding.lines == ["validation: 7/10 captions exact"] and finding.metrics == {"validation_exact_match": 0.7}
+    assert [len(prompts) for prompts, *_ in model.asked] == [4, 4, 2]
+    assert all(most == 7 and temperature == 0 for _, most, temperature, _ in model.asked)
+    np.testing.assert_array_equal(np.concatenate([images for *_, images in model.asked])[:, 0, 0, 0] * 9, range(10))
+    (name,) = finding.figures
+    assert name == "validation_captions.png"
+    pixels = matplotlib.image.imread(io.BytesIO(finding.figures[name]), format="png")
+    assert pixels.shape[:2] == (390, 1120)  # two rows of eight
+    assert Captions(limit=2, drawn=0)(finished(PICTURES)).lines == ["validation: 1/2 captions exact"]
+    assert not Captions(drawn=0)(finished(PICTURES)).figures
+
+
+def test_a_mistake_is_red():
+    def red(said: str) -> int:
+        pixels = matplotlib.image.imread(io.BytesIO(grid([PICTURES[0]], [said], "")), format="png")
+        return int(((pixels[..., 0] > 0.9) & (pixels[..., 1] < 0.3)).sum())
+
+    assert red("light") == 0 and red("dark") > 20
+
+
+def test_there_must_be_pictures():
+    with pytest.raises(InputError, match="Captions needs pictures, and the validation documents have none"):
+        Captions()(finished([Text("a")]))
