@@ -15,6 +15,7 @@ import safetensors.numpy
 
 from llm_jax.core import parts
 from llm_jax.core.alphabet import FanIn, Init
+from llm_jax.core.files import reading
 from llm_jax.core.spelling import to_json
 from llm_jax.core.tables import InputError
 from llm_jax.interop import names
@@ -22,15 +23,59 @@ from llm_jax.interop.checkpoint import CONFIG, INDEX, SINGLE
 from llm_jax.interop.families import FAMILIES
 from llm_jax.interop.family import Family, blocks_of
 from llm_jax.interop.imports import model_of
+from llm_jax.interop.progress import Progress
 from llm_jax.layers.feedforward import GEGLU, GatedFeedForward, SwiGLU
 from llm_jax.layers.kernels import Dense, Kernel
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.model import Model
 from llm_jax.models.stack import Stack
+from llm_jax.text.tokenizer import Tokenizer
 from llm_jax.training.disk import space_for
+from llm_jax.training.restore import restore
 from llm_jax.training.run import SHOWN, differences
 
 SHARD = 2**30  # bytes of a file with tensors, about: what is held in memory besides the parameters
+
+
+def export_model(
+    workdir: str | Path, folder: str | Path, checkpoint: str = "newest", modules: tuple[str, ...] = ()
+) -> None:
+    """Writes a run's model as a Hugging Face folder: config.json, safetensors in float32, tokenizer files.
+
+    Args:
+      checkpoint: "newest", "best", or a step. Of a run that keeps an average of its parameters, that is written.
+
+    Raises:
+      InputError: there is no such run, no published family has its parts, or `folder` is not empty.
+    """
+    from llm_jax.interop.export_tokenizer import export_tokenizer  # pyright: ignore[reportMissingImports]
+
+    folder = Path(folder)
+    with reading(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} is not empty: name a new folder")
+    program, tokenizer, params = restore(workdir, (), modules, checkpoint)
+    model: Any = program.experiment.model
+    data: Any = program.experiment.data
+    saving = folder.with_name(f"{folder.name}.saving")
+    shutil.rmtree(saving, ignore_errors=True)
+    with space_for(f"the model is not in {folder}"), Progress("writing") as progress:
+        note = progress.of(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
+        write(model, params, saving, special_ids(tokenizer), note=note)
+        export_tokenizer(tokenizer, data.rendering.template, saving)
+    os.replace(saving, folder)
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What config.json says of special tokens: which begins a text, which end one, which fills a row."""
+    found = {name: tokenizer.special.get(name) for name in ("bos", "eos", "end_of_turn", "pad")}
+    ends = [found[name] for name in ("eos", "end_of_turn") if found[name] is not None]
+    ends = list(dict.fromkeys(ends))
+    return dict(
+        bos_token_id=found["bos"],
+        eos_token_id=ends[0] if len(ends) == 1 else ends or None,
+        pad_token_id=found["pad"],
+    )
 
 
 def write(
