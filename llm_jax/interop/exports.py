@@ -61,7 +61,7 @@ def export_model(
     shutil.rmtree(saving, ignore_errors=True)
     with space_for(f"the model is not in {folder}"), Progress("writing") as progress:
         note = progress.of(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
-        write(model, params, saving, special_ids(tokenizer), note=note)
+        write(model, params, saving, special_ids(tokenizer), likely=program.experiment.name, note=note)
         export_tokenizer(tokenizer, data.rendering.template, saving)
     os.replace(saving, folder)
 
@@ -79,20 +79,21 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def write(
-    model: Model, params: Any, folder: Path, special: Mapping[str, Any] | None = None, shard: int = SHARD,
-    note: Callable[[int], object] | None = None,
+    model: Model, params: Any, folder: Path, special: Mapping[str, Any] | None = None, *, likely: str = "",
+    shard: int = SHARD, note: Callable[[int], object] | None = None,
 ) -> None:  # fmt: skip
     """The model as config.json and safetensors, in float32.
 
     Args:
       special: the ids of special tokens that config.json is to name: `bos_token_id` and so on.
+      likely: as of `family_for`.
       shard: the most bytes of a file, unless a single tensor is larger.
       note: called with the size of each tensor in bytes, when it is on its way.
 
     Raises:
       InputError: no published family has all of the model's parts.
     """
-    name, family, config = family_for(model)
+    name, family, config = family_for(model, likely)
     boxed = jax.eval_shape(model.begin, jax.random.key(0))
     tensors = names.unload(boxed, params, family.names(model))
     about = dict(architectures=list(family.architectures[:1]), model_type=name, torch_dtype="float32")
@@ -136,14 +137,17 @@ def _write_tensors(
 # ----------------------------------------------------------------------------------------------------- which family
 
 
-def family_for(model: Model) -> tuple[str, Family, dict[str, Any]]:
+def family_for(model: Model, likely: str = "") -> tuple[str, Family, dict[str, Any]]:
     """The first family that has all of the model's parts, and the model's config.json: read back, it is the model.
+
+    Args:
+      likely: the name of a family to try before the others: some differ in how tensors are cut alone (Phi-3, Mistral).
 
     Raises:
       InputError: there is none; the message says what stands against the nearest.
     """
     reasons: list[tuple[int, str]] = []
-    for name, family in FAMILIES.items():
+    for name, family in sorted(FAMILIES.items(), key=lambda item: item[0] != likely):
         try:
             config = json.loads(json.dumps(family.config(model)))
             again = model_of(dict(model_type=name) | config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -52,7 +52,7 @@ def import_model(source: str | Path, workdir: str | Path) -> None:
     """
     found = open_source(source)
     tokenizer, template = found.tokenizer()
-    experiment = fill(experiment_of(model_of(found.config), template, found.adds_bos), tokenizer)
+    experiment = fill(experiment_of(found, template), tokenizer)
 
     def params() -> Any:
         with Progress("reading") as progress:
@@ -106,16 +106,16 @@ def load(
     return LanguageModel(generator, params, tokenizer, template=template, bos=found.adds_bos)
 
 
-def experiment_of(model: Model, template: ChatTemplate, bos: bool) -> Experiment:
-    """What the folder of an imported model says that it is."""
-    length = cast(Generator, model).limit() or ROW if isinstance(model, Generator) else ROW
-    data = Data(Conversations(), length=min(length, ROW), batch=8, rendering=Rendering(bos=bos, template=template))
+def experiment_of(source: Source, template: ChatTemplate) -> Experiment:
+    """What the folder of an imported model says that it is; its name is that of the family."""
+    model = model_of(source.config)
+    context = (model.limit() if isinstance(model, Generator) else None) or ROW
+    rendering = Rendering(bos=source.adds_bos, template=template)
     return Experiment(
-        name="imported", model=model, tokenizer=Kept(), data=data, objective=NextToken(), optimizer=AdamW(),
-        layout=Layout(), precision=Precision(), steps=1,
+        name=source.config["model_type"], model=model, tokenizer=Kept(),
+        data=Data(Conversations(), length=min(context, ROW), batch=8, rendering=rendering),
+        objective=NextToken(), optimizer=AdamW(), layout=Layout(), precision=Precision(), steps=1,
     )  # fmt: skip
-
-
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

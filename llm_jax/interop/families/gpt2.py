@@ -47,7 +47,7 @@ def config(model: Model) -> dict:
         n_embd=sizes["hidden_size"],
         n_layer=sizes["num_hidden_layers"],
         n_head=sizes["num_attention_heads"],
-        n_inner=first.ffn.hidden,
+        n_inner=None if first.ffn.hidden == 4 * sizes["hidden_size"] else first.ffn.hidden,
         activation_function=activation_name(first.ffn.activation),
         resid_pdrop=first.dropout,
         embd_pdrop=whole.embed.dropout,
