@@ -54,7 +54,9 @@ def test_rotary_settings_in_both_spellings(settings, positions):
 
 
 def test_gemma3_has_two_bases_in_both_spellings():
-    old = model("gemma3_text", rope_theta=1e5, rope_local_base_freq=50.0, rope_scaling=dict(rope_type="linear", factor=8))
+    old = model(
+        "gemma3_text", rope_theta=1e5, rope_local_base_freq=50.0, rope_scaling=dict(rope_type="linear", factor=8)
+    )
     kinds = dict(
         full_attention=dict(rope_type="linear", factor=8, rope_theta=1e5),
         sliding_attention=dict(rope_type="default", rope_theta=50.0),
@@ -67,7 +69,7 @@ def test_gemma3_has_two_bases_in_both_spellings():
 def test_layers_are_the_shortest_pattern_that_repeats():
     assert model().stack.repeats == 6 and len(model().stack.pattern) == 1
     gemma = model("gemma2", sliding_window=4).stack
-    assert gemma.repeats == 3 and [b.attention.mask for b in gemma.pattern][0] == SlidingWindow(4)
+    assert gemma.repeats == 3 and gemma.pattern[0].attention.mask == SlidingWindow(4)
     assert len(model("gemma3_text", num_hidden_layers=7).stack.pattern) == 7
     a, b = (Block(Attention(1, head=head), FeedForward(4)) for head in (2, 4))
     for row in ([a], [a, b], [a, b, a], [a, b, b, a, b, b], [a, a, a]):
@@ -87,8 +89,8 @@ def test_layers_are_the_shortest_pattern_that_repeats():
         ("llama", dict(rope_scaling=dict(type="longrope")), "rope_type='longrope', whose waves depend"),
         ("llama", dict(rope_scaling=dict(type="spiral")), "no rope_type named 'spiral'"),
         ("llama", dict(rope_scaling=dict(type="linear")), "config.json has no factor"),
-        ("llama", dict(rope_scaling=dict(type="yarn", factor=2, attention_factor=1.5)), "attention_factor 1.5, which is not"),
-        ("llama", dict(rope_scaling=dict(type="yarn", factor=2, mscale=1, mscale_all_dim=0.5)), "attention_factor of mscale=1"),
+        ("llama", dict(rope_scaling=dict(type="yarn", factor=2, attention_factor=1.5)), "attention_factor 1.5, which"),
+        ("llama", dict(rope_scaling=dict(type="yarn", factor=2, mscale=1, mscale_all_dim=0.5)), "of mscale=1 and mscale_all"),
         ("llama", dict(rope_scaling=dict(type="yarn", factor=2, truncate=False)), "truncate=false"),
         ("llama", dict(partial_rotary_factor=0.5), "partial_rotary_factor=0.5, which is not covered"),
         ("llama", dict(tie_word_embeddings="yes"), "tie_word_embeddings='yes', which is not covered"),
