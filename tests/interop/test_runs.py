@@ -33,10 +33,11 @@ IDS = np.random.default_rng(0).integers(0, 256, (2, 12))
 
 
 def config(**more: Any) -> Any:
-    return transformers.LlamaConfig(**dict(
+    settings: dict[str, Any] = dict(
         vocab_size=VOCABULARY, hidden_size=24, intermediate_size=20, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=64, attn_implementation="eager",
-    ) | more)  # fmt: skip
+    )  # fmt: skip
+    return transformers.LlamaConfig(**settings | more)
 
 
 @pytest.fixture(scope="module")
