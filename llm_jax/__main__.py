@@ -133,7 +133,7 @@ def export() -> None:
 
     if not FLAGS.to:
         raise InputError("say where to write: --to=FOLDER")
-    export_model(_workdir(), FLAGS.to, FLAGS.checkpoint, _modules())
+    export_model(_workdir(), FLAGS.to, FLAGS.checkpoint, assignments=_assignments(), modules=_modules())
     print(f"{FLAGS.workdir} is in {FLAGS.to}, as transformers reads it")
 
 
@@ -144,9 +144,7 @@ VERBS = dict(
     eval=Verb(evaluate, "measure a run's model", False, (*RUN, "data_dir")),
     sample=Verb(sample, "generate text", False, (*RUN, "prompt", "stop", *WRITING)),
     **{"import": Verb(import_, "make a run of a Hugging Face folder or a .gguf", True, ("workdir",), "SOURCE")},
-    export=Verb(
-        export, "write a run's model as a Hugging Face folder", False, ("workdir", "checkpoint", "modules", "to")
-    ),
+    export=Verb(export, "write a run's model as a Hugging Face folder", False, (*RUN, "to")),
     chat=Verb(chat, "talk with a run's model in the terminal", False, (*RUN, "system", *WRITING)),
 )
 

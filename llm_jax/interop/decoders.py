@@ -101,18 +101,24 @@ def layer_types(config: Config, usual: Sequence[str]) -> list[bool]:
 
 
 def settings(model: Model) -> dict[str, Any]:
-    """The settings of a config.json that every family has.
+    """The settings of a config.json that every family with Llama's feed-forward layer has.
 
     Raises:
       InputError: a part is of another kind than Llama's.
     """
-    whole, first = expect(model, Decoder, "model"), first_block(model)
-    norm = expect(whole.norm, RMSNorm, "model.norm")
-    ffn = expect(first.ffn, GatedFeedForward, "model.stack.pattern.0.ffn")
-    positions = expect(whole.positions, Rope, "model.positions")
-    return sizes(whole, ffn) | rotary.written(positions) | dict(
-        hidden_act=activation_name(ffn.activation), rms_norm_eps=norm.epsilon,
-    )  # fmt: skip
+    ffn = expect(first_block(model).ffn, GatedFeedForward, "model.stack.pattern.0.ffn")
+    return shared(model, ffn) | dict(hidden_act=activation_name(ffn.activation))
+
+
+def shared(model: Model, ffn: FeedForward) -> dict[str, Any]:
+    """Those that do not ask what the feed-forward layer is like.
+
+    Raises:
+      InputError: as `settings`.
+    """
+    whole = expect(model, Decoder, "model")
+    norm, positions = expect(whole.norm, RMSNorm, "model.norm"), expect(whole.positions, Rope, "model.positions")
+    return sizes(whole, ffn) | rotary.written(positions) | dict(rms_norm_eps=norm.epsilon)
 
 
 def first_block(model: Model) -> Block:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,20 @@ from llm_jax.training.disk import space_for
 from llm_jax.training.restore import restore
 from llm_jax.training.run import SHOWN, differences
 
+TRAINING_ONLY = ("dropout", "balance", "z")  # settings that matter in training alone: dropout, a router's losses
 SHARD = 2**30  # bytes of a file with tensors, about: what is held in memory besides the parameters
 
 
 def export_model(
-    workdir: str | Path, folder: str | Path, checkpoint: str = "newest", modules: tuple[str, ...] = ()
-) -> None:
+    workdir: str | Path, folder: str | Path, checkpoint: str = "newest", *, assignments: Sequence[str] = (),
+    modules: tuple[str, ...] = (),
+) -> None:  # fmt: skip
     """Writes a run's model as a Hugging Face folder: config.json, safetensors in float32, tokenizer files.
 
     Args:
       checkpoint: "newest", "best", or a step. Of a run that keeps an average of its parameters, that is written.
+      assignments: settings to change first, as of `--set`; the parameters must still fit.
+      modules: names of user modules that the manifest may name.
 
     Raises:
       InputError: there is no such run, no published family has its parts, or `folder` is not empty.
@@ -54,7 +58,7 @@ def export_model(
     with reading(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder} is not empty: name a new folder")
-    program, tokenizer, params = restore(workdir, (), modules, checkpoint)
+    program, tokenizer, params = restore(workdir, assignments, modules, checkpoint)
     model: Any = program.experiment.model
     data: Any = program.experiment.data
     saving = folder.with_name(f"{folder.name}.saving")
@@ -181,7 +185,7 @@ def _plain(part: Any) -> Any:
                 changes[name] = FanIn()
             case Kernel():
                 changes[name] = Dense()
-            case float() if name == "dropout":
+            case float() if name in TRAINING_ONLY:
                 changes[name] = 0.0
     if isinstance(part, Stack):
         changes |= dict(pattern=tuple(blocks_of(part)), repeats=1, run="auto", remat="none")

@@ -41,6 +41,9 @@ def rope(kind: str = "default", theta: float = 5000.0, **more: Any) -> dict[str,
 
 LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
 YARN = dict(factor=4.0, original_max_position_embeddings=16, beta_fast=8.0, beta_slow=2.0)
+EXPERTS = dict(  # sizes that torch can group
+    num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12, hidden_size=32, num_attention_heads=4
+)
 PATTERN = ["sliding_attention", "sliding_attention", "full_attention"]
 TWO_BASES = dict(
     rope_parameters=dict(
@@ -63,6 +66,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-tied-mix": (
         "qwen3", BASE | dict(head_dim=8, num_hidden_layers=3, layer_types=PATTERN, use_sliding_window=True,
                              sliding_window=5, tie_word_embeddings=True)),
+    "qwen3-experts": ("qwen3_moe", BASE | EXPERTS | dict(norm_topk_prob=True, num_hidden_layers=3)),
+    "qwen3-experts-window": (
+        "qwen3_moe", BASE | EXPERTS | dict(attention_bias=True, use_sliding_window=True, sliding_window=5)),
     "phi3": ("phi3", BASE | dict(sliding_window=5)),
     "phi3-partial": (
         "phi3", BASE | dict(hidden_size=48, num_key_value_heads=3) | rope(partial_rotary_factor=0.5)
@@ -89,7 +95,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 VOLATILE = {"_name_or_path", "dtype", "architectures", "transformers_version"}
 UNUSED = {  # settings that are only there to make others by default, or are another name of the same function
-    "qwen2": {"max_window_layers"}, "qwen3": {"max_window_layers"}, "phi3": {"original_max_position_embeddings"},
+    "qwen2": {"max_window_layers"}, "qwen3": {"max_window_layers"}, "qwen3_moe": {"intermediate_size"},
+    "phi3": {"original_max_position_embeddings"},
     "gpt2": {"activation_function"},
 }  # fmt: skip
 
@@ -165,8 +172,8 @@ class Best(Sampler):
 
 
 GENERATED = (
-    "llama-3.1", "mistral-window", "qwen2-upper-windows", "qwen3", "phi3", "gemma", "gemma2", "gemma3-two-bases",
-    "olmo2", "gpt2",
+    "llama-3.1", "mistral-window", "qwen2-upper-windows", "qwen3", "qwen3-experts", "phi3", "gemma", "gemma2",
+    "gemma3-two-bases", "olmo2", "gpt2",
 )  # fmt: skip  # one of each family
 
 
