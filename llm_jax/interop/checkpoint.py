@@ -104,11 +104,6 @@ class SafeTensors:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._where[name].get_slice(name).get_shape())
 
-    def size(self, name: str) -> int:
-        """In bytes, as it lies in the file."""
-        itemsize = {"F64": 8, "F32": 4}.get(self._where[name].get_slice(name).get_dtype(), 2)
-        return int(np.prod(self.shape(name), dtype=np.int64)) * itemsize
-
     def read(self, name: str) -> np.ndarray:
         """Raises InputError: it does not hold floating-point numbers."""
         dtype = self._where[name].get_slice(name).get_dtype()
