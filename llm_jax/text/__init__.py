@@ -1,6 +1,7 @@
 """Text as tokens: tokenizers, special tokens, the chat template."""
 
 from llm_jax.text.chat import ChatTemplate, Message
+from llm_jax.text.kept import Kept
 from llm_jax.text.recipes import RECIPES, Bpe, Bytes, Characters, Gpt2, TokenizerRecipe, Unigram, WordPiece
 from llm_jax.text.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 
@@ -11,6 +12,7 @@ __all__ = [
     "Characters",
     "ChatTemplate",
     "Gpt2",
+    "Kept",
     "Message",
     "StreamDecoder",
     "Tokenizer",

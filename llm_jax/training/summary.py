@@ -20,6 +20,7 @@ from llm_jax.layers.kernels import choices
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.flops import CONVENTION, active, count
 from llm_jax.models.model import Generator, Model
+from llm_jax.training.inherit import first_tokenizer, inherit
 from llm_jax.training.loop import fill
 from llm_jax.training.program import Program
 
@@ -39,7 +40,8 @@ def summary(experiment: Experiment) -> str:
       InputError: the experiment cannot be filled in (no data, for a tokenizer that depends on it).
     """
     data, layout = _any(experiment.data), _any(experiment.layout)
-    experiment = fill(experiment, data.prepare(experiment.tokenizer))
+    experiment = inherit(experiment)
+    experiment = fill(experiment, first_tokenizer(experiment))
     program = Program(experiment, layout.mesh())
     model = _any(experiment.model)
     lines = [f"{path} = {value}" for path, value in settings(experiment)]
