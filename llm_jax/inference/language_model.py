@@ -11,16 +11,15 @@ import jax
 import numpy as np
 from absl import logging
 
-from llm_jax.core.tables import InputError, lookup
+from llm_jax.core.tables import InputError
 from llm_jax.inference.generate import CHUNK, Generation, Writer, prepare, row_keys
 from llm_jax.inference.sampling import Sampling
 from llm_jax.models.model import Generator
 from llm_jax.text.chat import ChatTemplate, Message
-from llm_jax.text.special import SPECIAL
+from llm_jax.text.special import frame
 from llm_jax.text.tokenizer import StreamDecoder, Tokenizer
 
 PIECE = 0.05  # seconds of text in a piece that is streamed, about: faster than the eye minds
-ENDS = ("bos", "eos", "end_of_turn")  # what ends a text; no other token that structures texts is ever drawn
 
 
 class LanguageModel:
@@ -155,8 +154,7 @@ class LanguageModel:
         )
 
     def _plain(self, prompt: str) -> list[int]:
-        before = [lookup(self.tokenizer.special, "bos", "special token of this tokenizer")] if self.bos else []
-        return [*before, *self.tokenizer.encode(prompt)]
+        return [*frame(self.tokenizer.special, "bos", self.bos), *self.tokenizer.encode(prompt)]
 
     def _stream_after(self, prompt: Sequence[int]) -> StreamDecoder:
         """A decoder that goes on from the prompt: a word after it keeps its space."""
@@ -166,11 +164,11 @@ class LanguageModel:
         return stream
 
     def _begin(self, ids: list[list[int]], max_tokens: int | None, sampling: Sampling, seed: int) -> Generation:
-        special = {name: self.tokenizer.special[name] for name in SPECIAL if name in self.tokenizer.special}
-        stops = {special[name] for name in ENDS if name in special}
+        stops = self.tokenizer.ends
+        never = {i for name, i in self.tokenizer.special.items() if name != "unk"} - stops
         return Generation(
             self.model, self._prepared, ids, max_tokens=max_tokens, sampler=sampling,
-            key_B=row_keys(seed, range(len(ids))), stops=stops, never=set(special.values()) - stops,
+            key_B=row_keys(seed, range(len(ids))), stops=stops, never=never,
             vocabulary=self.tokenizer.vocabulary, dtype=self.dtype,
         )  # fmt: skip
 
