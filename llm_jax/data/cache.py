@@ -188,9 +188,8 @@ def _tokenise(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Re
 def _bytes_of(encoded: Encoded, ids: list[int]) -> np.ndarray:
     """The bytes of what was encoded that each of a document's tokens stands for; special tokens stand for none."""
     tokenizer = encoded.tokenizer
-    beside = [*(i for name, i in tokenizer.special.items() if name != "unk"), *tokenizer.marks.values()]
     bytes_N = np.zeros(len(ids), np.int32)
-    bytes_N[~np.isin(ids, beside)] = [n for said in encoded.said for n in tokenizer.count_bytes(*said)]
+    bytes_N[~np.isin(ids, [*tokenizer.beside])] = [n for said in encoded.said for n in tokenizer.count_bytes(*said)]
     return bytes_N
 
 

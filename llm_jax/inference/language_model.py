@@ -165,7 +165,7 @@ class LanguageModel:
 
     def _begin(self, ids: list[list[int]], max_tokens: int | None, sampling: Sampling, seed: int) -> Generation:
         stops = self.tokenizer.ends
-        never = {i for name, i in self.tokenizer.special.items() if name != "unk"} - stops
+        never = self.tokenizer.beside - stops - {*self.tokenizer.marks.values()}
         return Generation(
             self.model, self._prepared, ids, max_tokens=max_tokens, sampler=sampling,
             key_B=row_keys(seed, range(len(ids))), stops=stops, never=never,

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -33,6 +34,7 @@ class Tokenizer:
       special: the id of each special token by name (`llm_jax.text.special`). Those of a published tokenizer are here
         under their own names too ("<|im_start|>").
       marks: as `special`, but a model may write them and `decode` shows their names ("<think>").
+      beside: the ids of both; no text is encoded to them.
       ends: the ids that end a text or a turn.
       lossless: `decode(encode(text)) == text` for every text.
       bytes_V: int32 [V], the bytes of text that each token stands for, as `decode` spells it; special tokens have 0.
@@ -62,9 +64,10 @@ class Tokenizer:
         self.ends = frozenset(ended)
         self._rust, self._spelling = rust, spelling
         tokens = {i: token for token, i in rust.get_vocab().items()}
-        beside = {*self.special.values(), *self.marks.values()}
-        self.vocabulary = 1 + max(*tokens, *beside)
-        text_ids = tokens.keys() - beside
+        own = {*self.special.values(), *self.marks.values()}
+        self.beside = frozenset(own - {self.special.get("unk")})
+        self.vocabulary = 1 + max(*tokens, *own)
+        text_ids = tokens.keys() - own
         self._bytes = [spells.bytes(tokens[i]) if i in text_ids else b"" for i in range(self.vocabulary)]
         self.bytes_V = np.array([len(b) for b in self._bytes], np.int32)
         if "unk" in self.special:
@@ -156,6 +159,14 @@ class Tokenizer:
         if not 0 <= token < self.vocabulary:
             raise InputError(f"token id {token} is not in the vocabulary, which has ids 0 to {self.vocabulary - 1}")
         return self._bytes[token]
+
+    @property
+    def spelling(self) -> str:
+        return self._spelling
+
+    def rust(self) -> dict[str, Any]:
+        """What encodes text, as the `tokenizers` package writes it to a file."""
+        return json.loads(self._rust.to_str())
 
     @property
     def spaces_words(self) -> bool:
