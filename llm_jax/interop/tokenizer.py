@@ -108,9 +108,8 @@ def assemble(
     if not settings.get("chat_template"):
         return tokenizer(), ChatTemplate()
     source = settings["chat_template"]
-    used = {token.content: token for token in beside.values() if token.content in source}
-    lstrip, rstrip = (tuple(n for n, t in used.items() if getattr(t, side)) for side in ("lstrip", "rstrip"))
-    template = Jinja(source, tuple(used), lstrip, rstrip)
+    lstrip, rstrip = (tuple(n for n, t in beside.items() if getattr(t, side)) for side in ("lstrip", "rstrip"))
+    template = Jinja(source, tuple(name for name in beside if name in source), lstrip, rstrip)
     if (end := _end_of_turn(tokenizer(), template)) is not None:
         special["end_of_turn"] = end
         ended.add(end)

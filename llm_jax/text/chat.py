@@ -65,7 +65,8 @@ class ChatTemplate(Part):
 class Jinja(ChatTemplate):
     """A template in the language of Hugging Face's `chat_template`, with the same tokens as `transformers` makes of it.
 
-    Special tokens that the template writes become their ids; in a content they are text like any other. Tokens of the
+    Special tokens that the template writes become their ids; in a content they are text like any other (but for the
+    tokenizer's `marks` in what the assistant says, which a model wrote). Tokens of the
     text between two special tokens may span a content and what the template writes beside it, as in `transformers`;
     one is the assistant's if its last character is. So is the special token after a content, where only white space
     lies between. White space at the beginning of a content is not learnt, nor is a content of white space alone.
@@ -90,10 +91,10 @@ class Jinja(ChatTemplate):
           InputError: the tokenizer lacks a special token, the template refuses the conversation, or (but for a `reply`)
             it rewrites what the assistant says, so that what is to be learnt cannot be told.
         """
-        names = {n: i for n, i in (tokenizer.special | tokenizer.marks).items() if n not in ROLE_NAMES}
+        special = {name: i for name, i in tokenizer.special.items() if name not in ROLE_NAMES}
         for name in self.needs:
-            lookup(names, name, "special token of this tokenizer")
-        guard = Guard(names)
+            lookup(special | tokenizer.marks, name, "special token of this tokenizer")
+        guard = Guard(special, tokenizer.marks)
         said = [dict(role=m.role, content=guard.content(m.content, m.role == "assistant")) for m in messages]
         variables = {
             f"{name}_token": guard.token(tokenizer.special[name])
@@ -118,7 +119,7 @@ class Jinja(ChatTemplate):
                 case "token":
                     run.close(tokenizer, ids, learn, rstrip=piece.text in self.lstrip)
                     ids.append(piece.token)
-                    learn.append(ended)
+                    learn.append(saying or ended)
                     run, ended = _Run(lstrip=piece.text in self.rstrip), False
         run.close(tokenizer, ids, learn)
         return ids, learn

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 from llm_jax.text.special import SPECIAL
@@ -31,11 +31,12 @@ class Piece:
 
 
 class Guard:
-    """The marks of one rendering. `names` are the special tokens that the template may write."""
+    """The marks of one rendering: `special` are tokens that only the template may write, `marks` the assistant too."""
 
-    def __init__(self, names: Mapping[str, int]):
-        self._names = names
-        self._spelt, self._finder = _patterns(tuple(names))
+    def __init__(self, special: Mapping[str, int], marks: Mapping[str, int]):
+        self._names = {**special, **marks}
+        self._spelt = {True: _spelt(tuple(special)), False: _spelt(tuple(self._names))}
+        self._finder = _finder(tuple(self._names))
         self._secret = f"{secrets.randbelow(10**20):020d}"
 
     def _mark(self, kind: int, value: int = 0) -> str:
@@ -47,7 +48,7 @@ class Guard:
         if not body:
             return text
         before, _, after = text.partition(body)
-        broken = self._spelt.sub(lambda found: self._mark(_CHARACTER, ord(found[0])), body)
+        broken = self._spelt[assistant].sub(lambda found: self._mark(_CHARACTER, ord(found[0])), body)
         begin, end = (_BEGIN, _END) if assistant else (_BORDER, _BORDER)
         return f"{before}{self._mark(begin)}{broken}{self._mark(end)}{after}"
 
@@ -77,9 +78,17 @@ class Guard:
             yield Piece("text", written[at:])
 
 
+def _any(names: Iterable[str]) -> list[str]:
+    return [re.escape(name) for name in sorted(names, key=len, reverse=True)]
+
+
 @functools.lru_cache(maxsize=16)
-def _patterns(names: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """The first character of every special token that a content spells; and all that is not text in what is written."""
-    longest_first = [re.escape(name) for name in sorted(names, key=len, reverse=True)]
-    spelt = f"(?=(?:{'|'.join(longest_first)}))." if names else "(?!)"
-    return re.compile(spelt, re.DOTALL), re.compile("|".join([_MARK, *longest_first]))
+def _spelt(names: tuple[str, ...]) -> re.Pattern[str]:
+    """The first character of every special token that a content spells."""
+    return re.compile(f"(?=(?:{'|'.join(_any(names))}))." if names else "(?!)", re.DOTALL)
+
+
+@functools.lru_cache(maxsize=16)
+def _finder(names: tuple[str, ...]) -> re.Pattern[str]:
+    """All that is not text in what a template wrote."""
+    return re.compile("|".join([_MARK, *_any(names)]))
