@@ -3,7 +3,7 @@
 import llm_jax
 experiment = llm_jax.get("small_gpt").override({"steps": 100})
 llm_jax.train(experiment, "runs/a")
-lm = llm_jax.load("runs/a")
+lm = llm_jax.load("runs/a")  # or a Hugging Face folder, or a .gguf
 lm.generate(["Hello"], max_tokens=32, temperature=0.0)
 """
 
@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llm_jax import text
     from llm_jax.experiment import Experiment, get
+    from llm_jax.interop.exports import export_model
+    from llm_jax.interop.imports import import_model, load
     from llm_jax.training.loop import train
-    from llm_jax.training.restore import load
 
-__all__ = ["Experiment", "get", "load", "text", "train"]
+__all__ = ["Experiment", "export_model", "get", "import_model", "load", "text", "train"]
 
-_HOMES = dict(Experiment="experiment", get="experiment", train="training.loop", load="training.restore")
+_HOMES = dict(
+    Experiment="experiment", get="experiment", train="training.loop", load="interop.imports",
+    import_model="interop.imports", export_model="interop.exports",
+)  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

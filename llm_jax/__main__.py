@@ -30,6 +30,7 @@ flags.DEFINE_float("min_p", 0.0, "Sample among tokens at least so likely as this
 flags.DEFINE_float("repetition_penalty", 1.0, "Above 1, tokens already there become less likely.")
 flags.DEFINE_multi_string("stop", [], "A text at which to stop.")
 flags.DEFINE_integer("seed", 0, "The seed of the sampling.")
+flags.DEFINE_string("to", None, "The folder to export to: a new one.")
 flags.DEFINE_string("system", None, "What the model is told before the chat.")
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -39,12 +40,16 @@ RUN = ("workdir", "checkpoint", "set", "modules")  # to open a run's model
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
-    """A command: what it does, whether it takes an experiment's NAME (or file), and the flags that it reads."""
+    """A command: what it does, whether it takes an experiment's NAME (or another `word`), and the flags it reads."""
 
     run: Callable[..., None]
     help: str
     named: bool = False
     flags: tuple[str, ...] = ()
+    word: str = "NAME"
+
+    def called(self, verb: str) -> str:
+        return f"{verb} {self.word}" if self.named else verb
 
 
 def list_() -> None:
@@ -114,12 +119,32 @@ def chat() -> None:
     talk(_load(), system=FLAGS.system, sampling=sampling, max_tokens=FLAGS.max_tokens, seed=FLAGS.seed)
 
 
+def import_(source: str) -> None:
+    from llm_jax.interop.imports import import_model
+
+    import_model(source, workdir := _workdir())
+    print(f"{source} is a run now, in {workdir}\n\nwhat next:")
+    train_on = f"{_python()} -m llm_jax train finetune --set=init_from={workdir} --workdir=runs/tuned"
+    print("\n".join(f"  {line}" for line in (_command("chat"), f"{_command('sample')} --prompt='...'", train_on)))
+
+
+def export() -> None:
+    from llm_jax.interop.exports import export_model
+
+    if not FLAGS.to:
+        raise InputError("say where to write: --to=FOLDER")
+    export_model(_workdir(), FLAGS.to, FLAGS.checkpoint, _modules())
+    print(f"{FLAGS.workdir} is in {FLAGS.to}, as transformers reads it")
+
+
 VERBS = dict(
     list=Verb(list_, "every experiment and its one-line question"),
     show=Verb(show, "the resolved experiment, its parameters and FLOPs", True, ("set", "modules", "data_dir")),
     train=Verb(train, "train, or go on from the newest checkpoint", True, ("workdir", "set", "modules", "data_dir")),
     eval=Verb(evaluate, "measure a run's model", False, (*RUN, "data_dir")),
     sample=Verb(sample, "generate text", False, (*RUN, "prompt", "stop", *WRITING)),
+    **{"import": Verb(import_, "make a run of a Hugging Face folder or a .gguf", True, ("workdir",), "SOURCE")},
+    export=Verb(export, "write a run's model as a Hugging Face folder", False, ("workdir", "checkpoint", "modules", "to")),
     chat=Verb(chat, "talk with a run's model in the terminal", False, (*RUN, "system", *WRITING)),
 )
 
@@ -174,7 +199,7 @@ def _command(verb: str) -> str:
 def usage(verb: str | None = None) -> str:
     """The help of one verb, or of all."""
     if verb is None:
-        lines = [f"  python -m llm_jax {name + (' NAME' if v.named else ''):12} {v.help}" for name, v in VERBS.items()]
+        lines = [f"  python -m llm_jax {v.called(name):13} {v.help}" for name, v in VERBS.items()]
         return "\n".join(
             [
                 "From raw text to a chatbot, with every choice on the way an ablation.",
@@ -185,7 +210,7 @@ def usage(verb: str | None = None) -> str:
             ]
         )
     found = VERBS[verb]
-    lines = [f"python -m llm_jax {verb}{' NAME' if found.named else ''} [flags]: {found.help}", ""]
+    lines = [f"python -m llm_jax {found.called(verb)} [flags]: {found.help}", ""]
     for name in found.flags:
         default = FLAGS[name].default
         shown = "" if default in (None, [], "") else f" (default: {default})"
@@ -222,7 +247,7 @@ def _dispatch(argv: list[str]) -> int:
     FLAGS.unparse_flags()  # what an earlier call in this process set
     _, first, *rest = FLAGS(argv)
     if first != verb or len(rest) != found.named:
-        raise InputError(f"write: python -m llm_jax {verb}{' NAME' if found.named else ''} [flags]")
+        raise InputError(f"write: python -m llm_jax {found.called(verb)} [flags]")
     if unread := [n for n in FLAGS if FLAGS[n].present and n not in found.flags and FLAGS[n] in _own_flags()]:
         raise InputError(f"{verb} has no flag --{unread[0]}: it reads {', '.join(found.flags) or 'none'}")
     if FLAGS.data_dir:

@@ -33,6 +33,8 @@ class Experiment(Part):
     One step is one batch; `microbatches` computes it in that many pieces, with the same result in less memory.
     `ema` keeps an average of the parameters with that decay (0: none), which is what evaluation and sampling then use.
     The run stops after `patience` steps in a row whose loss or gradient is not finite; single ones are skipped.
+    `init_from` is the folder of a run to train on from: of its parameters, with its tokenizer and chat template. `model`
+    is `Inherited()` then, or one with the same parameters (a longer window, say).
     """
 
     name: str = ""
@@ -54,6 +56,7 @@ class Experiment(Part):
     keep_last: int = 2
     keep_best: int = 1
     report: tuple[Part, ...] = ()  # what is measured and shown when the training has ended
+    init_from: str = ""
 
     def __post_init__(self) -> None:
         least = dict(
@@ -175,6 +178,11 @@ def load_module(path: str | Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def user_modules() -> tuple[str, ...]:
+    """The names of the user's own files that were run so far."""
+    return tuple(name for name in sys.modules if name.startswith("user_"))
 
 
 def module_name(path: str | Path) -> str:

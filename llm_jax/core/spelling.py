@@ -22,7 +22,7 @@ Json = dict[str, Any] | list[Any] | str | int | float | bool | None
 def parse(text: str, modules: tuple[str, ...] = ()) -> Any:
     """The value of a literal, or of a call of a part's name: `"12"`, `"(1, 2)"`, `"Alibi()"`, `"Rope(theta=5e5)"`.
 
-    Nothing else is evaluated. A single word that names no part is taken as text.
+    Nothing else is evaluated. A single word that names no part is taken as text, and so is a path ("runs/a").
 
     Raises:
       InputError: the text is neither; the message shows it, with the nearest name.
@@ -30,6 +30,8 @@ def parse(text: str, modules: tuple[str, ...] = ()) -> Any:
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError:
+        return text
+    if isinstance(tree, ast.BinOp | ast.Attribute) and "/" in text and not set(text) & set("()[]'\""):
         return text
     return _value(tree, catalogue(modules), text)
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.parts import show
+from llm_jax.core.tables import InputError, lookup
 from llm_jax.interop.names import Names
+from llm_jax.layers.block import Block
+from llm_jax.layers.feedforward import GEGLU, Activation, GatedFeedForward, Gelu, Relu, Silu, SquaredRelu, SwiGLU
 from llm_jax.models.model import Model
+from llm_jax.models.stack import Stack
 
 Config = Mapping[str, Any]  # a config.json
+Kind = TypeVar("Kind")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +25,11 @@ class Family:
     Attributes:
       architectures: what config.json's "architectures" says of its members; the first one is written on export.
       model: our model from a config.json; raises InputError for settings that it cannot honour.
-      config: a config.json from our model, in whole; raises InputError where the family has no setting for a part.
+      config: a config.json from our model; raises InputError where a part is of another kind. It need not look at every
+        setting: an export reads the config back with `model`, and refuses if that is not the model it began with.
       names: where each of our parameters is found.
       ignored: patterns (of whole names) of tensors that hold nothing of their own: buffers, copies of tied weights.
+      prefix: what stands before the names of a model with a head; a checkpoint without the head lacks it.
     """
 
     architectures: tuple[str, ...]
@@ -30,6 +37,7 @@ class Family:
     config: Callable[[Model], dict[str, Any]]
     names: Callable[[Model], Names]
     ignored: tuple[str, ...] = ()
+    prefix: str = ""
 
 
 def setting(config: Config, name: str, *allowed: Any, default: Any = None) -> Any:
@@ -40,6 +48,84 @@ def setting(config: Config, name: str, *allowed: Any, default: Any = None) -> An
     """
     value = config.get(name, default)
     if allowed and value not in allowed:
-        choices = ", ".join(map(repr, allowed))
-        raise InputError(f"config.json has {name}={value!r}, which is not covered: it may be {choices}")
+        choices = " or ".join(map(repr, allowed))
+        raise InputError(f"config.json has {name}={value!r}, which is not covered: it must be {choices}")
     return value
+
+
+def need(config: Config, name: str) -> Any:
+    """`config[name]`.
+
+    Raises:
+      InputError: there is none.
+    """
+    if config.get(name) is None:
+        raise InputError(f"config.json has no {name}")
+    return config[name]
+
+
+def expect(part: Any, kind: type[Kind], where: str) -> Kind:
+    """`part`, for an export to a family that has only this kind of it.
+
+    Raises:
+      InputError: it is of another kind.
+    """
+    if not isinstance(part, kind):
+        raise InputError(f"{where} is {show(part)}, not {kind.__name__}")
+    return part
+
+
+# ------------------------------------------------------------------------------------------------------------- stacks
+
+
+def stack_of(blocks: Sequence[Block]) -> Stack:
+    """The blocks in a row, as repeats of the shortest pattern that makes them."""
+    for size in range(1, len(blocks) + 1):
+        repeats, rest = divmod(len(blocks), size)
+        if not rest and list(blocks[:size]) * repeats == list(blocks):
+            return Stack(tuple(blocks[:size]), repeats)
+    raise InputError("config.json has no layers")
+
+
+def blocks_of(stack: Stack) -> list[Block]:
+    """Every block in a row."""
+    return list(stack.pattern) * stack.repeats
+
+
+# -------------------------------------------------------------------------------------------------------- activations
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": Silu(), "swish": Silu(), "gelu": Gelu(), "gelu_pytorch_tanh": Gelu(tanh=True),
+    "gelu_new": Gelu(tanh=True), "gelu_fast": Gelu(tanh=True), "relu": Relu(), "relu2": SquaredRelu(),
+}  # fmt: skip
+
+
+def activation(config: Config, name: str, default: str) -> Activation:
+    """What config.json's setting `name` calls so.
+
+    Raises:
+      InputError: we have none of that name.
+    """
+    return lookup(ACTIVATIONS, config.get(name) or default, "activation")
+
+
+def activation_name(part: Activation) -> str:
+    """The name in config.json.
+
+    Raises:
+      InputError: it has none.
+    """
+    for name, known in ACTIVATIONS.items():
+        if known == part:
+            return name
+    raise InputError(f"no published family has the activation {show(part, whole=True)}")
+
+
+def gated(hidden: int, activation: Activation, bias: bool = False) -> GatedFeedForward:
+    """A gated feed-forward layer by its usual name."""
+    match activation:
+        case Silu():
+            return SwiGLU(hidden, bias=bias)
+        case Gelu():
+            return GEGLU(hidden, activation, bias)
+    return GatedFeedForward(hidden, activation, bias)

@@ -172,12 +172,16 @@ def _fused_sizes(places_: Mapping[str, Place]) -> dict[str, dict[str, int]]:
     return sizes
 
 
-def load(boxed: Any, names: Names, tensors: Tensors, shardings: Any, ignored: Sequence[str] = ()) -> Any:
+def load(
+    boxed: Any, names: Names, tensors: Tensors, shardings: Any, ignored: Sequence[str] = (),
+    note: Callable[[int], object] | None = None,
+) -> Any:  # fmt: skip
     """The parameters, in float32, each read tensor by tensor straight into the shards of `shardings`.
 
     Args:
       boxed: our parameters' shapes with their letters.
       shardings: a sharding for each parameter.
+      note: called with the size of each parameter in bytes, when it is there.
 
     Raises:
       InputError: as `places` and `check`.
@@ -190,9 +194,12 @@ def load(boxed: Any, names: Names, tensors: Tensors, shardings: Any, ignored: Se
         place = found[".".join(key.key for key in path)]
 
         def shard(index: Any) -> np.ndarray:
-            return np.ascontiguousarray(_part(place, leaf.letters, index, tensors, fused))
+            return _part(place, leaf.letters, index, tensors, fused)
 
-        return jax.make_array_from_callback(leaf.value.shape, sharding, shard)
+        array = jax.make_array_from_callback(leaf.value.shape, sharding, shard)
+        if note is not None:
+            note(array.nbytes)
+        return array
 
     return jax.tree_util.tree_map_with_path(one, boxed, shardings, is_leaf=is_lettered)
 
@@ -215,13 +222,16 @@ def _part(
             start = sum(sizes[: place.theirs.piece])
             where = (slice(None),) * place.theirs.axis + (slice(start, start + sizes[place.theirs.piece]),)
             tensor = tensor[where]
-        return place.ours(tensor)[inside].astype(np.float32)
+        return place.ours(tensor)[inside]
 
-    rows = [np.stack([one(layer, e) for e in experts]) if each_expert else one(layer, None) for layer in layers]
-    if place.layers is None:
-        return rows[0]
-    assert letters.startswith("LE" if each_expert else "L"), letters
-    return np.stack(rows)
+    assert letters == "L" * (place.layers is not None) + "E" * each_expert + place.letters, letters
+    shape = [len(range(*at[a].indices(place.sizes[a]))) for a in letters]
+    whole = np.empty(shape, np.float32)
+    rows = whole if place.layers is not None else whole[None]
+    for row, layer in zip(rows, layers, strict=True):
+        for cell, expert in zip(row if each_expert else row[None], experts, strict=True):
+            cell[...] = one(layer, expert)  # turned and widened on the way: no second copy of the whole
+    return whole
 
 
 def unload(boxed: Any, params: Any, names: Names) -> Iterator[tuple[str, np.ndarray]]:

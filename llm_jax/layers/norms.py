@@ -63,7 +63,7 @@ def _wide(x: jax.Array, letters: str) -> tuple[jax.Array, tuple[int, ...], dict[
 
 
 def _along(x: jax.Array, rank: int) -> jax.Array:
-    return x.astype(jnp.float32).reshape((1,) * (rank - 1) + x.shape)
+    return x.astype(jnp.float32).reshape((1,) * (rank - x.ndim) + x.shape)
 
 
 NORMS = dict(NoNorm=NoNorm, RMSNorm=RMSNorm, LayerNorm=LayerNorm)

@@ -1,6 +1,7 @@
 """Text as tokens: tokenizers, special tokens, the chat template."""
 
 from llm_jax.text.chat import TEMPLATES, Alpaca, ChatML, ChatTemplate, Jinja, Llama3, Message
+from llm_jax.text.kept import Kept
 from llm_jax.text.recipes import RECIPES, Bpe, Bytes, Characters, Gpt2, TokenizerRecipe, Unigram, WordPiece
 from llm_jax.text.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 
@@ -15,6 +16,7 @@ __all__ = [
     "ChatTemplate",
     "Gpt2",
     "Jinja",
+    "Kept",
     "Llama3",
     "Message",
     "StreamDecoder",

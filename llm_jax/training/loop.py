@@ -24,6 +24,7 @@ from llm_jax.training.checkpoints import Checkpoints
 from llm_jax.training.disk import space_for
 from llm_jax.training.display import Display
 from llm_jax.training.evaluation import evaluate, means
+from llm_jax.training.inherit import begin, first_tokenizer, inherit
 from llm_jax.training.interrupt import Interrupt
 from llm_jax.training.metrics import MetricsLog, read
 from llm_jax.training.program import Program, TrainState
@@ -35,6 +36,8 @@ from llm_jax.training.speed import Speed
 def train(experiment: Experiment, workdir: str | Path) -> TrainState:
     """Runs to the last step, from the newest sound checkpoint if there is one. Returns the state it ends with.
 
+    Without one it begins with parameters drawn from the seed, or with those of the run that `init_from` names.
+
     At the end comes what the experiment's `report` asks for.
 
     On SIGTERM or Ctrl-C the step is finished and saved, and the state so far is returned.
@@ -45,6 +48,7 @@ def train(experiment: Experiment, workdir: str | Path) -> TrainState:
     keep_memory()
     keep_compiled()
     check_families(experiment)
+    experiment = inherit(experiment, workdir)
     with Run.open(workdir, experiment.manifest()) as run, Interrupt() as interrupt:
         print("reading the data ...", flush=True)
         tokenizer = prepare_tokenizer(experiment, run)
@@ -100,7 +104,7 @@ class Training:
     def _resume(self) -> TrainState:
         found = self.checkpoints.restore(self.program.template)
         if found is None:
-            return self.program.begin()
+            return begin(self.program)
         self.batches.restore(found.data)
         self.evaluated = dict(found.metrics)
         self.display.note(f"going on from step {found.step}")
@@ -155,17 +159,21 @@ class Training:
 
 
 def prepare_tokenizer(experiment: Experiment, run: Run) -> Tokenizer:
-    """The run's own tokenizer, trained on the training documents the first time."""
+    """The run's own tokenizer: the first time that of `init_from`, or one trained on the training documents."""
     if any(run.tokenizer.iterdir()):
         return load_tokenizer(run.tokenizer)
-    data: Any = experiment.data
-    tokenizer = data.prepare(experiment.tokenizer)
+    tokenizer = first_tokenizer(experiment)
+    keep_tokenizer(tokenizer, run)
+    return tokenizer
+
+
+def keep_tokenizer(tokenizer: Tokenizer, run: Run) -> None:
+    """Puts it in the run's folder, whole or not at all."""
     saving = run.workdir / "tokenizer.saving"
     shutil.rmtree(saving, ignore_errors=True)
     with space_for(f"the tokenizer is not in {run.tokenizer}"):
         tokenizer.save(saving)
     os.replace(saving, run.tokenizer)
-    return tokenizer
 
 
 def fill(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:

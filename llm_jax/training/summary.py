@@ -13,6 +13,7 @@ from llm_jax.core.alphabet import is_lettered
 from llm_jax.experiment import Experiment
 from llm_jax.models.flops import CONVENTION, count
 from llm_jax.models.model import Generator, Model
+from llm_jax.training.inherit import first_tokenizer, inherit
 from llm_jax.training.loop import fill
 from llm_jax.training.program import Program
 
@@ -24,7 +25,8 @@ def summary(experiment: Experiment) -> str:
       InputError: the experiment cannot be filled in (no data, for a tokenizer that depends on it).
     """
     data, layout = _any(experiment.data), _any(experiment.layout)
-    experiment = fill(experiment, data.prepare(experiment.tokenizer))
+    experiment = inherit(experiment)
+    experiment = fill(experiment, first_tokenizer(experiment))
     lines = [f"{path} = {value}" for path, value in settings(experiment)]
     program = Program(experiment, layout.mesh())
     lines += ["", f"{count(program.boxed):,} parameters"]

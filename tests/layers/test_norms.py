@@ -55,6 +55,12 @@ def test_norms_are_pytorchs(norm, params, wanted):
     np.testing.assert_allclose(half.astype(jnp.float32), wanted(torch.tensor(X)), atol=0.06)
 
 
+def test_several_dimensions_are_normalised_together():
+    scale = SCALE.reshape(1, 16) * np.arange(1, 5, dtype=np.float32).reshape(4, 1)
+    wanted = torch.nn.functional.rms_norm(torch.tensor(X), (4, 16), torch.tensor(scale), 1e-6)
+    np.testing.assert_allclose(apply(RMSNorm(), {"params": {"scale": scale}}, X, "KH"), wanted, atol=1e-5)
+
+
 def test_scales_begin_where_they_change_nothing():
     for norm in (RMSNorm(), RMSNorm(offset=1.0), LayerNorm()):
         variables = nn.meta.unbox(norm.init(jax.random.key(0), X))

@@ -1,0 +1,155 @@
+"""Checkpoints as others publish them: a Hugging Face folder (config.json and safetensors), or a .gguf file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import safetensors
+import tokenizers
+
+from llm_jax.core.files import reading
+from llm_jax.core.tables import InputError
+from llm_jax.interop.names import Tensors
+from llm_jax.text.chat import ChatTemplate
+from llm_jax.text.tokenizer import Tokenizer
+
+CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+FLOATS = ("F64", "F32", "F16", "BF16")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+class Source(Protocol):
+    """A published checkpoint.
+
+    Attributes:
+      config: what its config.json says, or what one would say.
+      tensors: its tensors, by transformers' names.
+      adds_bos: whether its tokenizer begins a plain text with the `bos` token.
+    """
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+    @property
+    def tensors(self) -> Tensors: ...
+
+    @property
+    def adds_bos(self) -> bool: ...
+
+    def tokenizer(self) -> tuple[Tokenizer, ChatTemplate]: ...
+
+
+def open_source(path: str | Path) -> Source:
+    """The checkpoint at `path`, of which nothing but the settings is read yet.
+
+    Raises:
+      InputError: there is none, or it is of a format that we do not read.
+    """
+    path = Path(path)
+    with reading(path):
+        if path.is_file() and path.suffix == ".gguf":
+            from llm_jax.interop.gguf import Gguf  # pyright: ignore[reportMissingImports]
+
+            return Gguf(path)
+        if path.is_dir():
+            return Folder(path)
+    raise InputError(f"{path} is no Hugging Face folder and no .gguf file: name the folder that holds config.json")
+
+
+class Folder:
+    """A Hugging Face folder: config.json, model.safetensors (or shards and their index), tokenizer files."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.config = read_json(folder / CONFIG)
+        if self.config.get("quantization_config"):
+            raise InputError(f"{folder / CONFIG} has a quantization_config: use the checkpoint that is not quantised")
+        self.tensors = SafeTensors(folder)
+
+    def tokenizer(self) -> tuple[Tokenizer, ChatTemplate]:
+        """Raises InputError as `import_tokenizer`."""
+        from llm_jax.interop.tokenizer import import_tokenizer  # pyright: ignore[reportMissingImports]
+
+        return import_tokenizer(self.folder)
+
+    @property
+    def adds_bos(self) -> bool:
+        with reading(path := self.folder / "tokenizer.json"):
+            rust = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        with_special, without = (rust.encode("a", add_special_tokens=special).ids for special in (True, False))
+        return with_special[:1] != without[:1]
+
+
+class SafeTensors:
+    """The tensors of a folder, each read when it is asked for."""
+
+    def __init__(self, folder: Path):
+        """Raises InputError: there are none, or a file of them is missing or damaged."""
+        self._where: dict[str, Any] = {}
+        for path in _files(folder):
+            with reading(path):
+                try:
+                    file = safetensors.safe_open(path, "numpy")
+                except safetensors.SafetensorError as error:
+                    raise InputError(f"{path} is damaged: {error}") from None
+            self._where |= dict.fromkeys(file.keys(), file)
+
+    def names(self) -> Sequence[str]:
+        return list(self._where)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._where[name].get_slice(name).get_shape())
+
+    def size(self, name: str) -> int:
+        """In bytes, as it lies in the file."""
+        itemsize = {"F64": 8, "F32": 4}.get(self._where[name].get_slice(name).get_dtype(), 2)
+        return int(np.prod(self.shape(name), dtype=np.int64)) * itemsize
+
+    def read(self, name: str) -> np.ndarray:
+        """Raises InputError: it does not hold floating-point numbers."""
+        dtype = self._where[name].get_slice(name).get_dtype()
+        if dtype not in FLOATS:
+            raise InputError(f"{name} is of type {dtype}, which is not covered: it must be {', '.join(FLOATS)}")
+        return self._where[name].get_tensor(name)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files with tensors: never one that would be unpickled, which can run any code."""
+    with reading(folder):
+        if (folder / INDEX).exists():
+            listed = read_json(folder / INDEX).get("weight_map")
+            if not isinstance(listed, dict):
+                raise InputError(f"{folder / INDEX} is damaged: it has no weight_map")
+            files = [folder / str(name) for name in sorted(set(listed.values()))]
+            if missing := [path.name for path in files if path.parent != folder or not path.is_file()]:
+                raise InputError(f"{folder} lacks {missing[0]}, which {INDEX} names: download it again")
+            return files
+        if (folder / SINGLE).exists():
+            return [folder / SINGLE]
+        if pickles := [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]:
+            raise InputError(
+                f"{folder} has only {pickles[0]}, a pickle, which can run any code: convert it to safetensors first "
+                "(save_pretrained of transformers does)"
+            )
+    raise InputError(f"{folder} has no {SINGLE} and no {INDEX}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds a JSON object.
+
+    Raises:
+      InputError: it is missing or damaged.
+    """
+    with reading(path):
+        text = path.read_bytes()
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is damaged: it is no JSON object")
+    return found

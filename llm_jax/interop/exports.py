@@ -1,0 +1,190 @@
+"""From a run's folder to a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from llm_jax.core import parts
+from llm_jax.core.alphabet import FanIn, Init
+from llm_jax.core.files import reading
+from llm_jax.core.spelling import to_json
+from llm_jax.core.tables import InputError
+from llm_jax.interop import names
+from llm_jax.interop.checkpoint import CONFIG, INDEX, SINGLE
+from llm_jax.interop.families import FAMILIES
+from llm_jax.interop.family import Family, blocks_of
+from llm_jax.interop.imports import model_of
+from llm_jax.interop.progress import Progress
+from llm_jax.layers.feedforward import GEGLU, GatedFeedForward, SwiGLU
+from llm_jax.layers.kernels import Dense, Kernel
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.model import Model
+from llm_jax.models.stack import Stack
+from llm_jax.text.tokenizer import Tokenizer
+from llm_jax.training.disk import space_for
+from llm_jax.training.restore import restore
+from llm_jax.training.run import SHOWN, differences
+
+SHARD = 2**30  # bytes of a file with tensors, about: what is held in memory besides the parameters
+
+
+def export_model(
+    workdir: str | Path, folder: str | Path, checkpoint: str = "newest", modules: tuple[str, ...] = ()
+) -> None:
+    """Writes a run's model as a Hugging Face folder: config.json, safetensors in float32, tokenizer files.
+
+    Args:
+      checkpoint: "newest", "best", or a step. Of a run that keeps an average of its parameters, that is written.
+
+    Raises:
+      InputError: there is no such run, no published family has its parts, or `folder` is not empty.
+    """
+    from llm_jax.interop.export_tokenizer import export_tokenizer  # pyright: ignore[reportMissingImports]
+
+    folder = Path(folder)
+    with reading(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} is not empty: name a new folder")
+    program, tokenizer, params = restore(workdir, (), modules, checkpoint)
+    model: Any = program.experiment.model
+    data: Any = program.experiment.data
+    saving = folder.with_name(f"{folder.name}.saving")
+    shutil.rmtree(saving, ignore_errors=True)
+    with space_for(f"the model is not in {folder}"), Progress("writing") as progress:
+        note = progress.of(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
+        write(model, params, saving, special_ids(tokenizer), likely=program.experiment.name, note=note)
+        export_tokenizer(tokenizer, data.rendering.template, saving)
+    os.replace(saving, folder)
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What config.json says of special tokens: which begins a text, which end one, which fills a row."""
+    found = {name: tokenizer.special.get(name) for name in ("bos", "eos", "end_of_turn", "pad")}
+    ends = [found[name] for name in ("eos", "end_of_turn") if found[name] is not None]
+    ends = list(dict.fromkeys(ends))
+    return dict(
+        bos_token_id=found["bos"],
+        eos_token_id=ends[0] if len(ends) == 1 else ends or None,
+        pad_token_id=found["pad"],
+    )
+
+
+def write(
+    model: Model, params: Any, folder: Path, special: Mapping[str, Any] | None = None, *, likely: str = "",
+    shard: int = SHARD, note: Callable[[int], object] | None = None,
+) -> None:  # fmt: skip
+    """The model as config.json and safetensors, in float32.
+
+    Args:
+      special: the ids of special tokens that config.json is to name: `bos_token_id` and so on.
+      likely: as of `family_for`.
+      shard: the most bytes of a file, unless a single tensor is larger.
+      note: called with the size of each tensor in bytes, when it is on its way.
+
+    Raises:
+      InputError: no published family has all of the model's parts.
+    """
+    name, family, config = family_for(model, likely)
+    boxed = jax.eval_shape(model.begin, jax.random.key(0))
+    tensors = names.unload(boxed, params, family.names(model))
+    about = dict(architectures=list(family.architectures[:1]), model_type=name, torch_dtype="float32")
+    ids = dict(bos_token_id=None, eos_token_id=None, pad_token_id=None) | dict(special or {})
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(about | config | ids, indent=2) + "\n", encoding="utf-8")
+    _write_tensors(folder, tensors, shard, note)
+
+
+def _write_tensors(
+    folder: Path, tensors: Iterable[tuple[str, np.ndarray]], shard: int, note: Callable[[int], object] | None
+) -> None:
+    """As one file, or as several with an index."""
+    held: dict[str, np.ndarray] = {}
+    files: list[list[str]] = []
+    total = 0
+
+    def flush() -> None:
+        files.append(list(held))
+        safetensors.numpy.save_file(held, folder / f"{len(files)}.saving", metadata={"format": "pt"})
+        held.clear()
+
+    for name, tensor in tensors:
+        if held and sum(t.nbytes for t in held.values()) + tensor.nbytes > shard:
+            flush()
+        held[name] = tensor
+        total += tensor.nbytes
+        if note is not None:
+            note(tensor.nbytes)
+    flush()
+    if len(files) == 1:
+        return os.replace(folder / "1.saving", folder / SINGLE)
+    called = [f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)]
+    for i, file in enumerate(called, 1):
+        os.replace(folder / f"{i}.saving", folder / file)
+    where = {name: file for file, inside in zip(called, files, strict=True) for name in inside}
+    index = dict(metadata=dict(total_size=total), weight_map=where)
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+# ----------------------------------------------------------------------------------------------------- which family
+
+
+def family_for(model: Model, likely: str = "") -> tuple[str, Family, dict[str, Any]]:
+    """The first family that has all of the model's parts, and the model's config.json: read back, it is the model.
+
+    Args:
+      likely: the name of a family to try before the others: some differ in how tensors are cut alone (Phi-3, Mistral).
+
+    Raises:
+      InputError: there is none; the message says what stands against the nearest.
+    """
+    reasons: list[tuple[int, str]] = []
+    for name, family in sorted(FAMILIES.items(), key=lambda item: item[0] != likely):
+        try:
+            config = json.loads(json.dumps(family.config(model)))
+            again = model_of(dict(model_type=name) | config)
+        except InputError as error:
+            reasons.append((len(FAMILIES), f"{name}: {error}"))
+            continue
+        differing = list(differences(to_json(essence(again)), to_json(essence(model)), "model"))
+        if not differing:
+            return name, family, config
+        listed = ", ".join(f"{at} is {parts.show(ours)}, not {parts.show(theirs)}"
+                           for at, theirs, ours in differing[:SHOWN])  # fmt: skip
+        reasons.append((len(differing), f"{name}: {listed}"))
+    nearest = min(reasons, key=lambda reason: reason[0])[1]
+    raise InputError(f"no published family has all parts of this model; the nearest is {nearest}")
+
+
+def essence(model: Model) -> Model:
+    """The model without what does not change its scores: how it begins, is dropped from, and is computed."""
+    if isinstance(model, Decoder):
+        own = model.positions
+        pattern = tuple(b.clone(positions=b.positions or own.clone()) for b in model.stack.pattern)
+        model = model.clone(stack=model.stack.clone(pattern=pattern), context=0)
+    return parts.transform(model, _plain)
+
+
+def _plain(part: Any) -> Any:
+    changes: dict[str, Any] = {}
+    for name in parts.settings(part):
+        match getattr(part, name):
+            case Init():
+                changes[name] = FanIn()
+            case Kernel():
+                changes[name] = Dense()
+            case float() if name == "dropout":
+                changes[name] = 0.0
+    if isinstance(part, Stack):
+        changes |= dict(pattern=tuple(blocks_of(part)), repeats=1, run="auto", remat="none")
+    if type(part) in (SwiGLU, GEGLU):
+        return GatedFeedForward(part.hidden, part.activation, part.bias)
+    return parts.replace(part, **changes) if changes else part

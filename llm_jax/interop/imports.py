@@ -1,0 +1,174 @@
+"""From a published checkpoint to a model with its parameters, and to a run's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from llm_jax.core import parts
+from llm_jax.core.files import reading
+from llm_jax.core.process import keep_memory
+from llm_jax.core.tables import InputError, lookup
+from llm_jax.data.documents import Rendering
+from llm_jax.data.pipeline import Data
+from llm_jax.data.sources import Conversations
+from llm_jax.experiment import Experiment
+from llm_jax.inference.language_model import LanguageModel
+from llm_jax.interop import names
+from llm_jax.interop.checkpoint import CONFIG, Source, open_source
+from llm_jax.interop.families import FAMILIES
+from llm_jax.interop.family import Family
+from llm_jax.interop.progress import Progress
+from llm_jax.models.model import Generator, Model
+from llm_jax.objectives.next_token import NextToken
+from llm_jax.parallel.layout import Layout, shardings
+from llm_jax.text.chat import ChatTemplate
+from llm_jax.text.kept import Kept
+from llm_jax.text.tokenizer import Tokenizer
+from llm_jax.training import restore
+from llm_jax.training.checkpoints import Checkpoints
+from llm_jax.training.loop import fill, keep_compiled, keep_tokenizer
+from llm_jax.training.optimizers import AdamW
+from llm_jax.training.precision import Precision
+from llm_jax.training.run import Run
+
+ROW = 512  # tokens in a row of the data that an imported model is measured on, at most
+
+
+def import_model(source: str | Path, workdir: str | Path) -> None:
+    """Makes a run of a published checkpoint: a Hugging Face folder, or a .gguf file.
+
+    The run has a manifest, the tokenizer, and a checkpoint of step 0 with the parameters alone, so all that takes a
+    run's folder works on it; `init_from` trains on from it. Its data, for `eval`, is the default corpus.
+
+    Raises:
+      InputError: the checkpoint is of a kind that we do not read, has settings that we cannot honour, or does not hold
+        the tensors that these ask for; or there is a model in `workdir` already.
+    """
+    found = open_source(source)
+    tokenizer, template = found.tokenizer()
+    experiment = fill(experiment_of(found, template), tokenizer)
+
+    def params() -> Any:
+        with Progress("reading") as progress:
+            return read(found, progress=progress)[1]
+
+    make_run(workdir, experiment, tokenizer, params)
+
+
+def make_run(
+    workdir: str | Path, experiment: Experiment, tokenizer: Tokenizer, params: Callable[[], Any]
+) -> None:
+    """The folder of a run that was not trained here; `params` is called when all else is there.
+
+    Raises:
+      InputError: there is a model in `workdir` already, or it cannot be written.
+    """
+    with Run.open(workdir, experiment.manifest()) as run:
+        if any(run.checkpoints.glob("*")):
+            raise InputError(f"there is a model in {workdir} already: use another --workdir")
+        if not any(run.tokenizer.iterdir()):
+            keep_tokenizer(tokenizer, run)
+        with Checkpoints(run.checkpoints, run.manifest) as checkpoints:
+            checkpoints.save(0, {"params": params()}, data={}, metrics={})
+
+
+def load(
+    source: str | Path, modules: tuple[str, ...] = (), *, checkpoint: str = "newest", assignments: Sequence[str] = ()
+) -> LanguageModel:
+    """The language model of a run's folder, a Hugging Face folder or a .gguf file, to generate and score with.
+
+    Args:
+      modules, checkpoint, assignments: as of `training.restore.restore`, for a run.
+
+    Raises:
+      InputError: there is no model, or it is damaged or of a kind that we do not read.
+    """
+    path = Path(source)
+    with reading(path):
+        is_run = not path.is_file() and ((path / "manifest.json").exists() or not (path / CONFIG).exists())
+    if is_run:
+        return restore.load(path, modules, checkpoint=checkpoint, assignments=assignments)
+    if assignments or checkpoint != "newest":
+        raise InputError(f"{path} is no run, so it has no settings and checkpoints to choose: import it first")
+    keep_memory()
+    keep_compiled()
+    found = open_source(path)
+    tokenizer, template = found.tokenizer()
+    with Progress("reading") as progress:
+        model, params = read(found, progress=progress)
+    generator = parts.conform(model, Generator, "the model")
+    return LanguageModel(generator, params, tokenizer, template=template, bos=found.adds_bos)
+
+
+def experiment_of(source: Source, template: ChatTemplate) -> Experiment:
+    """What the folder of an imported model says that it is; its name is that of the family."""
+    model = model_of(source.config)
+    context = (model.limit() if isinstance(model, Generator) else None) or ROW
+    rendering = Rendering(bos=source.adds_bos, template=template)
+    return Experiment(
+        name=source.config["model_type"], model=model, tokenizer=Kept(),
+        data=Data(Conversations(), length=min(context, ROW), batch=8, rendering=rendering),
+        objective=NextToken(), optimizer=AdamW(), layout=Layout(), precision=Precision(), steps=1,
+    )  # fmt: skip
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family that a config.json names.
+
+    Raises:
+      InputError: we do not know it.
+    """
+    return lookup(FAMILIES, str(config.get("model_type")), "family of checkpoints")
+
+
+def model_of(config: Mapping[str, Any]) -> Model:
+    """Our model for a config.json.
+
+    Raises:
+      InputError: we do not know the family, or it has settings that we cannot honour.
+    """
+    model = family_of(config).model(config)
+    return parts.check(model, "model")
+
+
+def read(source: Source, layout: Layout | None = None, progress: Progress | None = None) -> tuple[Model, Any]:
+    """The model of a checkpoint and its parameters in float32, read tensor by tensor into the shards of `layout`.
+
+    Args:
+      layout: by default each of the devices holds its share.
+      progress: what is told how far it is.
+
+    Raises:
+      InputError: as `model_of`; or tensors are missing, left over, or of another shape.
+    """
+    family, model = family_of(source.config), model_of(source.config)
+    boxed = jax.eval_shape(model.begin, jax.random.key(0))
+    mesh = (layout or Layout(data=1, fsdp=len(jax.devices()))).mesh()
+    tensors: names.Tensors = source.tensors
+    if family.prefix and not any(name.startswith(family.prefix) for name in tensors.names()):
+        tensors = WithoutHead(tensors, family.prefix)
+    note = None if progress is None else progress.of(sum(leaf.size * 4 for leaf in jax.tree.leaves(boxed)))
+    return model, names.load(boxed, family.names(model), tensors, shardings(boxed, mesh), family.ignored, note)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithoutHead:
+    """The tensors of a checkpoint that was saved without its head, under the names that they have with one."""
+
+    inner: names.Tensors
+    prefix: str
+
+    def names(self) -> Sequence[str]:
+        return [self.prefix + name for name in self.inner.names()]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.inner.shape(name.removeprefix(self.prefix))
+
+    def read(self, name: str) -> np.ndarray:
+        return self.inner.read(name.removeprefix(self.prefix))
