@@ -208,7 +208,9 @@ def test_an_export_is_the_checkpoint_again(case, tmp_path):
 def test_every_decoder_is_tried():
     assert {kind for kind, _ in CASES.values()} <= FAMILIES.keys()
     written = {FAMILIES[kind].architectures[0] for kind, _ in CASES.values()}
-    assert {f.architectures[0] for f in FAMILIES.values() if f.architectures[0].endswith(("CausalLM", "LMHeadModel"))} == written
+    assert {
+        f.architectures[0] for f in FAMILIES.values() if f.architectures[0].endswith(("CausalLM", "LMHeadModel"))
+    } == written
 
 
 def test_shards_hold_what_one_device_does(root):
