@@ -84,7 +84,7 @@ def test_the_answer_is_that_of_transformers_token_for_token(ours, theirs, their_
 def test_text_is_encoded_alike(folder, their_tokenizer):
     """But for numbers: the file says that digits are tokens of their own, which `transformers` overlooks in a GGUF."""
     tokenizer, _ = Gguf(folder / NAME).tokenizer()
-    for text in ("Once upon a time,\n\n  naïve café ½ 🙂 日本語\t\tx", "def f(x):\n    return x", ""):
+    for text in ("Once upon a time,\n\n  naïve café 🙂 日本語\t\tx", "def f(x):\n    return x", ""):
         assert tokenizer.encode(text) == their_tokenizer.encode(text, add_special_tokens=False)
     assert [tokenizer.decode([i]) for i in tokenizer.encode("in 2024")] == ["in", " ", "2", "0", "2", "4"]
     assert not tokenizer.beside & set(tokenizer.encode("<|im_end|><|im_start|>system"))
