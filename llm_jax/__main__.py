@@ -144,7 +144,9 @@ VERBS = dict(
     eval=Verb(evaluate, "measure a run's model", False, (*RUN, "data_dir")),
     sample=Verb(sample, "generate text", False, (*RUN, "prompt", "stop", *WRITING)),
     **{"import": Verb(import_, "make a run of a Hugging Face folder or a .gguf", True, ("workdir",), "SOURCE")},
-    export=Verb(export, "write a run's model as a Hugging Face folder", False, ("workdir", "checkpoint", "modules", "to")),
+    export=Verb(
+        export, "write a run's model as a Hugging Face folder", False, ("workdir", "checkpoint", "modules", "to")
+    ),
     chat=Verb(chat, "talk with a run's model in the terminal", False, (*RUN, "system", *WRITING)),
 )
 

@@ -193,6 +193,7 @@ class Lettered(nn.meta.AxisMetadata):
 
     value: Any
     letters: str = flax.struct.field(pytree_node=False)
+    active: float = flax.struct.field(pytree_node=False, default=1.0)  # the share of it that one token is worked with
 
     def unbox(self) -> Any:
         return self.value
@@ -219,19 +220,22 @@ class Einsum(nn.Module):
 
     `Einsum("BTD,DKGH->BTKGH", dict(K=2, G=4, H=64))` maps [B, T, D] to [B, T, K, G, H].
     The result has the input's dtype; with `bias`, one number per output letter that the kernel brings.
+    E is no fan-in, summed or not: experts are averaged.
     """
 
     equation: str
     sizes: Mapping[str, int]  # of the letters that the input does not fix
     bias: bool = False
     init: Init = FanIn()
+    active: float = 1.0  # the share of the kernel that one token is worked with
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         operands, out = self.equation.split("->")
         given, weight = operands.split(",")
         sizes = dict(zip(given, x.shape, strict=True)) | dict(self.sizes)
-        kernel = weigh(self, "kernel", weight, sizes, self.init, prod(sizes[a] for a in weight if a not in out))
+        fan_in = prod(sizes[a] for a in weight if a not in out and a != "E")
+        kernel = weigh(self, "kernel", weight, sizes, self.init, fan_in, self.active)
         y = contract(self.equation, x, kernel)
         if self.bias:
             new = "".join(a for a in out if a in weight)
@@ -240,10 +244,15 @@ class Einsum(nn.Module):
         return shard(y.astype(x.dtype), out)
 
 
-def weigh(module: nn.Module, name: str, letters: str, sizes: Mapping[str, int], init: Init, fan_in: int) -> jax.Array:
+def weigh(
+    module: nn.Module, name: str, letters: str, sizes: Mapping[str, int], init: Init, fan_in: int, active: float = 1.0
+) -> jax.Array:
     """A parameter of `module` whose shape and partitioning come from its letters."""
     shape = tuple(sizes[a] for a in letters)
-    begin: Any = lambda key: Lettered(init.draw(key, shape, fan_in), letters)  # noqa: E731 - `param` takes the box off
+
+    def begin(key: jax.Array) -> Any:  # `param` takes the box off
+        return Lettered(init.draw(key, shape, fan_in), letters, active)
+
     return module.param(name, begin)
 
 

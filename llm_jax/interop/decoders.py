@@ -94,7 +94,9 @@ def layer_types(config: Config, usual: Sequence[str]) -> list[bool]:
     number = need(config, "num_hidden_layers")
     if len(kinds) != number or not set(kinds) <= {"sliding_attention", "full_attention"}:
         known = "sliding_attention or full_attention for each layer"
-        raise InputError(f"config.json has layer_types={list(kinds)} for {number} layers, which is not covered: {known}")
+        raise InputError(
+            f"config.json has layer_types={list(kinds)} for {number} layers, which is not covered: {known}"
+        )
     return [kind == "sliding_attention" for kind in kinds]
 
 

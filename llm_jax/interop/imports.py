@@ -61,9 +61,7 @@ def import_model(source: str | Path, workdir: str | Path) -> None:
     make_run(workdir, experiment, tokenizer, params)
 
 
-def make_run(
-    workdir: str | Path, experiment: Experiment, tokenizer: Tokenizer, params: Callable[[], Any]
-) -> None:
+def make_run(workdir: str | Path, experiment: Experiment, tokenizer: Tokenizer, params: Callable[[], Any]) -> None:
     """The folder of a run that was not trained here; `params` is called when all else is there.
 
     Raises:

@@ -22,7 +22,9 @@ def rope(config: Config, theta: float = THETA) -> Rope:
     """
     parameters = config.get("rope_scaling") or config.get("rope_parameters") or {}
     partial = config.get("partial_rotary_factor")
-    above = dict(rope_theta=config.get("rope_theta") or theta, partial_rotary_factor=1.0 if partial is None else partial)
+    above = dict(
+        rope_theta=config.get("rope_theta") or theta, partial_rotary_factor=1.0 if partial is None else partial
+    )
     return read({name: value for name, value in above.items() if parameters.get(name) is None} | parameters, config)
 
 

@@ -97,7 +97,10 @@ class Block(nn.Module):
             y_BTD, read = self.cross(y_BTD, dataclasses.replace(view, dropout_key=view.key(4)), read)
             return y_BTD
 
-        branches = [(1, "attention", attend), (3, "cross", consult), (2, "ffn", self.ffn)]
+        def feed(y_BTD: jax.Array) -> jax.Array:
+            return self.ffn(y_BTD, view.tokens)
+
+        branches = [(1, "attention", attend), (3, "cross", consult), (2, "ffn", feed)]
         for number, name, branch in branches if self.cross is not None else branches[::2]:
             x_BTD = self.placement(
                 x_BTD, branch,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from llm_jax.core.alphabet import Einsum, FanIn, Init
 from llm_jax.core.parts import Part, Size
+from llm_jax.layers.tokens import Tokens
 
 
 class Activation(Part):
@@ -52,7 +53,10 @@ class Silu(Activation):
 
 
 class FeedForward(nn.Module):
-    """Two projections around an activation (Vaswani et al. 2017)."""
+    """Two projections around an activation (Vaswani et al. 2017).
+
+    `at` says which slots hold tokens, for those who treat padding otherwise (`MoE`).
+    """
 
     hidden: Size
     activation: Activation = Gelu()
@@ -61,7 +65,7 @@ class FeedForward(nn.Module):
     out_init: Init = FanIn()
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, at: Tokens | None = None) -> jax.Array:
         h_BTF = self.activation(Einsum("BTD,DF->BTF", dict(F=self.hidden), self.bias, self.init, name="up")(x_BTD))
         return Einsum("BTF,FD->BTD", dict(D=x_BTD.shape[-1]), self.bias, self.out_init, name="down")(h_BTF)
 
@@ -72,7 +76,7 @@ class GatedFeedForward(FeedForward):
     activation: Activation = Silu()
 
     @nn.compact
-    def __call__(self, x_BTD):
+    def __call__(self, x_BTD, at=None):
         gate_BTF = Einsum("BTD,DF->BTF", dict(F=self.hidden), self.bias, self.init, name="gate")(x_BTD)
         up_BTF = Einsum("BTD,DF->BTF", dict(F=self.hidden), self.bias, self.init, name="up")(x_BTD)
         h_BTF = self.activation(gate_BTF) * up_BTF

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 
 from llm_jax.core.parts import Count, Part, Size
 from llm_jax.layers.tokens import PADDING, Tokens
+
+Band = tuple[float, float]  # tokens back and ahead: math.inf where there is no bound
 
 
 class Mask(Part):
@@ -29,6 +32,10 @@ class Mask(Part):
     def ahead(self) -> int | None:
         """How many of a document's first tokens are seen by tokens before them: 0 is causal; None: any token may be."""
         raise NotImplementedError
+
+    def band(self) -> Band | None:
+        """How far back and ahead a query sees, if distance within the document is all that decides; else None."""
+        return None
 
     def between(self, queries: Tokens, keys: Tokens) -> jax.Array:
         """[B, T, S] bool: may the query see the key?"""
@@ -51,6 +58,9 @@ class Full(Mask):
     def span(self, start, stop, length):
         return 0, length
 
+    def band(self):
+        return math.inf, math.inf
+
     def ahead(self):
         return None
 
@@ -64,6 +74,9 @@ class Causal(Mask):
 
     def span(self, start, stop, length):
         return 0, stop
+
+    def band(self):
+        return math.inf, 0
 
     def ahead(self):
         return 0
@@ -84,6 +97,9 @@ class SlidingWindow(Mask):
 
     def reach(self):
         return self.size
+
+    def band(self):
+        return self.size - 1, 0
 
     def ahead(self):
         return 0
@@ -119,6 +135,12 @@ class Both(Mask):
     def span(self, start, stop, length):
         spans = [m.span(start, stop, length) for m in self.masks]
         return max((low for low, _ in spans), default=0), min((high for _, high in spans), default=length)
+
+    def band(self):
+        bands = [band for m in self.masks if (band := m.band()) is not None]
+        if len(bands) < len(self.masks):
+            return None
+        return min((back for back, _ in bands), default=math.inf), min((a for _, a in bands), default=math.inf)
 
     def reach(self):
         return min((r for m in self.masks if (r := m.reach()) is not None), default=None)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from llm_jax.core.alphabet import is_lettered
+from llm_jax.core.alphabet import Lettered, is_lettered
 from llm_jax.models.stack import Stack
 
 CONVENTION = (
@@ -19,10 +19,19 @@ def count(boxed: Any) -> int:
     return sum(prod(leaf.shape) for leaf in jax.tree.leaves(boxed))
 
 
+def active(boxed: Any) -> int:
+    """The parameters that one token is worked with: all, but for the experts that it does not go to."""
+    return sum(_used(leaf) for leaf in jax.tree.leaves(boxed, is_leaf=is_lettered))
+
+
 def matrix_weights(boxed: Any) -> int:
     """The weights that a token is multiplied with: kernels (a lookup in a table is no product)."""
     leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_lettered)
-    return sum(prod(leaf.value.shape) for path, leaf in leaves if path[-1].key == "kernel")
+    return sum(_used(leaf) for path, leaf in leaves if path[-1].key == "kernel")
+
+
+def _used(leaf: Lettered) -> int:
+    return round(prod(leaf.value.shape) * leaf.active)
 
 
 def attention_flops(stack: Stack, length: int) -> int:

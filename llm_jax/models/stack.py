@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.alphabet import is_lettered
+from llm_jax.core.aside import ASIDE, heard, say
 from llm_jax.core.parts import Range, Size, transform
 from llm_jax.layers.attention import View
 from llm_jax.layers.block import Block, Caches
@@ -61,23 +62,29 @@ class Stack(nn.Module):
 
         def body(x_BTD: jax.Array, params: Any, caches: tuple[Caches | None, ...], number: jax.Array):
             here = dataclasses.replace(view, dropout_key=view.key(number))
-            return pattern.apply({"params": params}, x_BTD, here, caches)
+            (x_BTD, after), said = pattern.apply({"params": params}, x_BTD, here, caches, mutable=[ASIDE])
+            return x_BTD, after, heard(said)
 
         if self.remat != "none":
             body = jax.checkpoint(body, policy=REMAT[self.remat])
         if self.loops():
-            after = []
+            after, said = [], []
             for i, params in enumerate(unstack(layers)):
-                x_BTD, cache = body(x_BTD, params, caches[i] if caches else (None,) * len(self.pattern), jnp.uint32(i))
+                here = caches[i] if caches else (None,) * len(self.pattern)
+                x_BTD, cache, aside = body(x_BTD, params, here, jnp.uint32(i))
                 after.append(cache)
+                said.append(aside)
+            say(self, jax.tree.map(lambda *each: sum(each[1:], each[0]), *said))
             return x_BTD, tuple(after) if caches else None
 
         def step(x_BTD: jax.Array, each: Any):
             params, caches, number = each
-            return body(x_BTD, params, caches, number)
+            x_BTD, after, aside = body(x_BTD, params, caches, number)
+            return x_BTD, (after, aside)
 
         each = (layers, caches or (None,) * len(self.pattern), jnp.arange(self.repeats, dtype=jnp.uint32))
-        x_BTD, after = jax.lax.scan(step, x_BTD, each)
+        x_BTD, (after, said) = jax.lax.scan(step, x_BTD, each)
+        say(self, jax.tree.map(lambda x: x.sum(0), said))
         return x_BTD, after if caches else None
 
     def _init(self, key: jax.Array, pattern: Pattern, x_BTD: jax.Array, view: View):

@@ -9,7 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from llm_jax.core.aside import ASIDE, heard
 from llm_jax.core.parts import Part, conform
+from llm_jax.layers.moe import routing
 from llm_jax.layers.tokens import Tokens
 from llm_jax.models.model import Generator
 
@@ -19,7 +21,8 @@ Sums = dict[str, jax.Array]
 class Objective(Part):
     """`objective(model, params, frozen, batch, key) -> sums`, of which `"weight"` is one: the step divides by it, once.
 
-    So microbatches, evaluation and data parallelism agree. `frozen` holds weights that are not trained (a reference
+    So microbatches, evaluation and data parallelism agree. `"auxiliary"`, where there is such a sum, is no part of the
+    loss that is logged, but training lowers it with the loss. `frozen` holds weights that are not trained (a reference
     model's), or None. `key` is for dropout; None means evaluation.
     """
 
@@ -31,8 +34,8 @@ class Objective(Part):
 class NextToken(Objective):
     """Cross-entropy in nats, summed over the targets by their weights.
 
-    Sums: weight, loss, bytes (of text that the weighted targets stand for) and, in evaluation, correct. A target
-    that a mask shows to earlier tokens (`Prefix`) has weight 0.
+    Sums: weight, loss, bytes (of text that the weighted targets stand for) and, in evaluation, correct; of a mixture of
+    experts those of `routing`. A target that a mask shows to earlier tokens (`Prefix`) has weight 0.
 
     Raises:
       InputError: a mask shows all of them (`Full`).
@@ -42,7 +45,8 @@ class NextToken(Objective):
         conform(model, Generator, "model")
         ahead = model.ahead()
         at = Tokens(batch["position_BT"], batch["segment_BT"])
-        score_BTV: Any = model.apply({"params": params}, batch, key, method="predict")
+        predicted: Any = model.apply({"params": params}, batch, key, method="predict", mutable=[ASIDE])
+        score_BTV, said = predicted
         target_BT = batch["targets_BT"]
         weight_BT = jnp.where(at.position_BT + 1 < ahead, 0, batch["weight_BT"]) if ahead else batch["weight_BT"]
         loss_BT = cross_entropy(score_BTV, target_BT)
@@ -53,7 +57,7 @@ class NextToken(Objective):
         )
         if key is None:
             sums["correct"] = jnp.where(score_BTV.argmax(-1) == target_BT, weight_BT, 0).sum()
-        return sums
+        return sums | routing(heard(said), weight_BT.sum(1))
 
 
 def cross_entropy(score_BTV: jax.Array, target_BT: jax.Array) -> jax.Array:

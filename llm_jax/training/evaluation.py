@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from llm_jax.core.tables import InputError
+from llm_jax.layers.moe import ROUTING
 from llm_jax.parallel.layout import place
 from llm_jax.training.program import Program
 
@@ -48,4 +49,4 @@ def means(sums: Mapping[str, Any]) -> dict[str, float]:
         found["bits_per_byte"] = float(sums["loss"]) / math.log(2) / float(sums["bytes"])
     if "correct" in sums:
         found["accuracy"] = float(sums["correct"]) / weight
-    return found
+    return found | {name: float(sums[name]) / weight for name in ROUTING if name in sums}

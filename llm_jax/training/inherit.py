@@ -36,7 +36,9 @@ def inherit(experiment: Experiment, workdir: str | Path | None = None) -> Experi
     if not experiment.init_from:
         return experiment
     if experiment.tokenizer != Kept():
-        raise InputError(f"init_from brings its tokenizer along: set tokenizer=Kept(), not {show(experiment.tokenizer)}")
+        raise InputError(
+            f"init_from brings its tokenizer along: set tokenizer=Kept(), not {show(experiment.tokenizer)}"
+        )
     before = _experiment(_begun(experiment, workdir) or Run.existing(experiment.init_from))
     there, here = (conform(e.data, Data, "data").rendering for e in (before, experiment))
     changes: dict[str, Any] = {"data.rendering": dataclasses.replace(there, learn=here.learn)}
@@ -60,15 +62,15 @@ def begin(program: Program) -> TrainState:
     Raises:
       InputError: that run has no checkpoint, or other parameters than the experiment's model.
     """
-    state, experiment = program.begin(), program.experiment
+    experiment = program.experiment
     if not experiment.init_from:
-        return state
+        return program.begin()
     run = Run.existing(experiment.init_from)
     before = _experiment(run)
+    _same_parameters(before, run, program)
     name = "average" if before.ema else "params"
-    state = dataclasses.replace(state, params=None, average=None)  # what was drawn makes room
+    state = dataclasses.replace(program.begin(), params=None, average=None)  # what was drawn makes room
     with Checkpoints(run.checkpoints, run.manifest) as checkpoints, jax.set_mesh(program.mesh):
-        _same_parameters(before, run, program)
         params = checkpoints.restore_params(program.template.params, name).state
     average = jax.tree.map(jnp.copy, params) if experiment.ema else None
     return dataclasses.replace(state, params=params, average=average)

@@ -209,7 +209,7 @@ class Muon(Optimizer):
 def _rows_and_columns(leaf: Lettered) -> MuonDimensionNumbers | optax.MaskedNode:
     """The reduced and the produced axes of a kernel that maps to or from the width D; `MaskedNode`: not for Muon."""
     letters = leaf.letters
-    inside = letters.replace("L", "")
+    inside = letters.replace("L", "").replace("E", "")
     if "D" not in inside or len(inside) < 2 or "V" in inside or "P" in inside:
         return optax.MaskedNode()
     width = (letters.index("D"),)

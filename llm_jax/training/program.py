@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import flax.struct
@@ -99,13 +99,14 @@ class Program:
         params = jax.tree.map(lambda x: x.astype(x.dtype), nn.meta.unbox(self._draw(key)))
         none = jnp.zeros((), jnp.int32)
         average = jax.tree.map(jnp.copy, params) if self.experiment.ema else None
-        sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self._sums(params))
+        sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.sums(params))
         return TrainState(none, params, self.optimizer.init(params), average, sums, none, none, none)
 
-    def _sums(self, params: Any) -> Any:
-        data: Any = self.experiment.data
+    def sums(self, params: Any) -> Any:
+        """The shapes of the objective's sums, in training; `params` may be shapes too."""
+        data, precision = (cast(Any, part) for part in (self.experiment.data, self.experiment.precision))
         key = jax.eval_shape(lambda: jax.random.key(0))
-        return jax.eval_shape(self._objective, params, data.blank(1), key)
+        return jax.eval_shape(lambda p, b, k: self._objective(precision.cast(p), b, k), params, data.blank(1), key)
 
     def _objective(self, params: Any, batch: Batch, key: jax.Array | None, frozen: Any = None) -> dict[str, jax.Array]:
         objective: Any = self.experiment.objective
@@ -175,14 +176,14 @@ class Program:
         return after, dict(gradient_norm=norm, learning_rate=rate.rate(state.step, experiment.steps))
 
     def _gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-        """The gradient of the summed loss, in float32, and all the sums; a microbatch at a time."""
+        """The gradient of the summed loss and what is auxiliary to it, in float32, and all sums; by microbatches."""
         count = self.experiment.microbatches
         precision: Any = self.experiment.precision
         params = precision.cast(state.params)
 
         def loss(params: Any, batch: Batch, key: jax.Array):
             sums = self._objective(params, batch, key, state.frozen)
-            return sums["loss"], sums
+            return sums["loss"] + sums.get("auxiliary", 0.0), sums
 
         def one(batch: Batch, key: jax.Array):
             gradients, sums = jax.grad(loss, has_aux=True)(params, batch, key)

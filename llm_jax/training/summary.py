@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from math import prod
 from typing import Any
 
+import flax.linen as nn
 import jax
 
 from llm_jax.core import parts
 from llm_jax.core.alphabet import is_lettered
 from llm_jax.experiment import Experiment
-from llm_jax.models.flops import CONVENTION, count
+from llm_jax.layers.kernels import choices
+from llm_jax.models.flops import CONVENTION, active, count
 from llm_jax.models.model import Generator, Model
 from llm_jax.training.inherit import first_tokenizer, inherit
 from llm_jax.training.loop import fill
@@ -19,7 +21,7 @@ from llm_jax.training.program import Program
 
 
 def summary(experiment: Experiment) -> str:
-    """The settings, then parameters by room, FLOPs a token and cache bytes a token.
+    """The settings, then parameters by room, the kernels that `Auto` picks, FLOPs a token and cache bytes a token.
 
     Raises:
       InputError: the experiment cannot be filled in (no data, for a tokenizer that depends on it).
@@ -29,8 +31,12 @@ def summary(experiment: Experiment) -> str:
     experiment = fill(experiment, first_tokenizer(experiment))
     lines = [f"{path} = {value}" for path, value in settings(experiment)]
     program = Program(experiment, layout.mesh())
-    lines += ["", f"{count(program.boxed):,} parameters"]
+    total, used = count(program.boxed), active(program.boxed)
+    lines += ["", f"{total:,} parameters" + (f", of which {used:,} are active for a token" if used < total else "")]
     lines += [f"  {size:>13,}  {room}" for room, size in rooms(program.boxed).items()]
+    with jax.set_mesh(program.mesh), choices() as picked:
+        program.sums(nn.meta.unbox(program.boxed))
+    lines += [f"attention kernel: {pick}" for pick in dict.fromkeys(picked)]
     model = experiment.model
     assert isinstance(model, Model)
     if flops := model.flops_per_token(program.boxed, data.length):

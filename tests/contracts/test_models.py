@@ -21,8 +21,10 @@ from llm_jax.layers.embedding import HEADS, Embed
 from llm_jax.layers.feedforward import ACTIVATIONS, FEEDFORWARDS
 from llm_jax.layers.kernels import KERNELS
 from llm_jax.layers.masks import MASKS, Causal
+from llm_jax.layers.moe import MIXTURES
 from llm_jax.layers.norms import NORMS
 from llm_jax.layers.positions import POSITIONS, SCALINGS, Rope
+from llm_jax.layers.scoring import FEATURES
 from llm_jax.layers.tokens import Tokens
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.stack import REMAT, Stack
@@ -31,12 +33,14 @@ from llm_jax.objectives.next_token import OBJECTIVES
 # These programs run once: compiling them is the cost.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
+# kernels that take everything anywhere; test_kernels.py tries each with what it takes
+WHOLE = {name: kernel for name, kernel in KERNELS.items() if kernel.takes == frozenset(FEATURES)}
 LAYERS = [
     PLACEMENTS,
     HEADS,
     ACTIVATIONS,
-    FEEDFORWARDS,
-    KERNELS,
+    FEEDFORWARDS | MIXTURES,
+    WHOLE,
     MASKS,
     NORMS,
     POSITIONS,
@@ -56,8 +60,8 @@ def model(number: int) -> Decoder:
     """A local block with rotary positions, scaled; then one with the model's own positions and whatever comes next."""
     norm, activation = pick(NORMS, number)(), pick(ACTIVATIONS, number)()
     init = pick(INITS, number)()
-    ffn = pick(FEEDFORWARDS, number)(hidden=10, activation=activation, init=init)
-    attention = Attention(2, 1, 4, mask=pick(MASKS, number)(), kernel=pick(KERNELS, number)(), norm=norm, soft_cap=9.0)
+    ffn = pick(FEEDFORWARDS | MIXTURES, number)(hidden=10, activation=activation, init=init)
+    attention = Attention(2, 1, 4, mask=pick(MASKS, number)(), kernel=pick(WHOLE, number)(), norm=norm, soft_cap=9.0)
     placement = pick(PLACEMENTS, number)()
     scaled = Rope(scaling=pick(SCALINGS, number)(factor=2.0))
     blocks = (

@@ -10,8 +10,18 @@ import llm_jax
 from llm_jax import experiment as experiments
 from llm_jax.data.sources import Download, KingJames, MakemoreNames, TextFiles, TinyShakespeare
 from llm_jax.experiment import Experiment
+from llm_jax.interop.imports import make_run
+from llm_jax.layers.attention import Attention
+from llm_jax.layers.block import Block
+from llm_jax.layers.embedding import Embed
+from llm_jax.layers.feedforward import SwiGLU
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.inherited import Inherited
+from llm_jax.models.stack import Stack
+from llm_jax.text.recipes import Bytes
 from llm_jax.text.tokenizer import load_tokenizer
 from llm_jax.training import metrics
+from llm_jax.training.inherit import first_tokenizer, inherit
 from llm_jax.training.loop import fill
 from llm_jax.training.program import Program
 from llm_jax.training.report import Compression, ExactMatch, SampledConversations, Samples
@@ -25,11 +35,24 @@ REPORTS = {
     "quickstart": (Compression(), SampledConversations(count=1, turns=1, max_tokens=4)),
     "sort": (ExactMatch("validation", limit=5),),
     "reversed_addition": (ExactMatch("train", limit=5),),
+    "finetune": (SampledConversations(count=1, turns=1, max_tokens=4),),
 }
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
+def base(tmp_path_factory) -> str:
+    """The folder of a tiny model that came from elsewhere, to train on from."""
+    folder = tmp_path_factory.mktemp("base") / "run"
+    block = Block(Attention(2, head=8), SwiGLU(24))
+    model = Decoder(Embed(16, 270), Stack((block,), 1), context=256)
+    experiment: Any = llm_jax.get("finetune").override({"name": "tiny", "model": model, "layout.data": 1})
+    params = Program(experiment, experiment.layout.mesh()).begin().params
+    make_run(folder, experiment, Bytes().train(["a"]), lambda: params)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, base):
     """An experiment by its name, with small data where it would download, and a small vocabulary."""
     path = tmp_path_factory.mktemp("data") / "text.txt"
     path.write_text("\n".join(f"name{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(300)) * 3)
@@ -42,6 +65,9 @@ def small(tmp_path_factory):
             changes["data.source"] = TextFiles(str(path), separator)
         elif name in ("small_gpt", "quickstart"):
             changes |= {"tokenizer.vocabulary": 400, "data.evaluation_batches": 1, "data.length": 64}
+        if isinstance(found.model, Inherited):
+            del changes["model.stack.repeats"]
+            changes |= {"init_from": base, "data.length": 64, "data.evaluation_batches": 1}
         samples = Samples(("", "a") if found.data.rendering.bos else ("a",), max_tokens=3)
         return found.override(changes | {"report": REPORTS.get(name, (samples,))})
 
@@ -79,8 +105,12 @@ def test_two_shrunken_steps(name, small, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("name", experiments.names())
-def test_shapes_at_full_size(name):
-    experiment: Any = fill(llm_jax.get(name), load_tokenizer("gpt2")).override({"layout.data": 1})
+def test_shapes_at_full_size(name, base):
+    found, tokenizer = llm_jax.get(name), load_tokenizer("gpt2")
+    if isinstance(found.model, Inherited):
+        found = inherit(found.override({"init_from": base}))
+        tokenizer = first_tokenizer(found)
+    experiment: Any = fill(found, tokenizer).override({"layout.data": 1})
     template = Program(experiment, experiment.layout.mesh()).template
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(template))
 

@@ -140,7 +140,7 @@ def theirs_alone(case: Case, ids: np.ndarray) -> np.ndarray:
 
 
 def test_scores_alone_padded_and_packed(case):
-    """Rows: one text; padding on the right; on the left; three texts in a row. Each text is as transformers has it alone."""
+    """Rows: one text; padding on the right; on the left; three texts. Each text is as transformers has it alone."""
     random = np.random.default_rng(0)
     tokens_BT = random.integers(3, VOCABULARY, (4, LENGTH))
     texts = [(0, 0, 14), (1, 0, 9), (2, 5, 14), (3, 0, 5), (3, 5, 6), (3, 6, 14)]
@@ -165,8 +165,8 @@ class Best(Sampler):
 
 
 GENERATED = (
-    "llama-3.1", "mistral-window", "qwen2-upper-windows", "qwen3", "phi3", "gemma", "gemma2", "gemma3-two-bases", "olmo2",
-    "gpt2",
+    "llama-3.1", "mistral-window", "qwen2-upper-windows", "qwen3", "phi3", "gemma", "gemma2", "gemma3-two-bases",
+    "olmo2", "gpt2",
 )  # fmt: skip  # one of each family
 
 

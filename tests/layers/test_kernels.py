@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.layers.kernels import Auto, Chunked, Dense, Scoring
-from llm_jax.layers.masks import Both, Causal, Full, Prefix, SlidingWindow
+from llm_jax.layers import kernels
+from llm_jax.layers.kernels import Auto, Chunked, Cudnn, Dense, Scoring, Splash
+from llm_jax.layers.masks import Both, Causal, Full, Mask, Prefix, SlidingWindow
 from llm_jax.layers.positions import Alibi, Buckets
 from llm_jax.layers.tokens import Tokens
 
@@ -110,13 +111,6 @@ def test_chunked_is_dense_for_every_mask(mask, at):
     compare(chunked, dense)
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"bias": "alibi"}, {"bias": "t5"}, {"soft_cap": 2.0}, {"dropout": 0.5}], ids=str
-)
-def test_chunked_is_dense_for_every_feature(settings):
-    compare(*both(draw(), tokens_of["packed"], mask=Causal(), **settings))
-
-
 @pytest.mark.parametrize("mask", [Causal(), SlidingWindow(3)], ids=str)
 def test_chunked_is_dense_where_keys_come_from_a_cache(mask):
     """More slots than queries, some of them empty, and filled in no particular order."""
@@ -179,5 +173,61 @@ def test_masks_combine_and_reach():
     assert Both().reach() is Causal().reach() is Full().reach() is Prefix(3).reach() is None
 
 
+def chosen(queries=8, dtype=jnp.bfloat16, mask: Mask = Causal(), bias=None, dropout=0.0, aligned=True):
+    """What `Auto` picks, and why."""
+    at = Tokens.of((1, queries))
+    scoring = Scoring(at, at, bias, KEY if dropout else None, mask, 1.0, dropout=dropout, aligned=aligned)
+    return Auto(few=8).choice(jnp.zeros((1, queries, 1, 1, 8), dtype), scoring)
+
+
 def test_auto_takes_dense_while_scores_are_few():
-    assert Auto(few=8).choice(8) == Dense() and isinstance(Auto(few=8).choice(9), Chunked)
+    assert chosen(queries=8) == (Dense(), "8 queries are at most 8")
+    assert chosen(queries=9) == (Chunked(), "9 queries are more than 8")
+
+
+def test_auto_takes_the_platforms_own_kernel_where_that_takes_all(monkeypatch):
+    monkeypatch.setattr(kernels, "platform", lambda: "tpu")
+    assert chosen() == (Splash(), "this is a tpu") == chosen(queries=900)
+    assert chosen(queries=1)[0] == Dense(), "a step of generation"
+    kernel, why = chosen(dropout=0.5, bias=Alibi().bias(1, 1), queries=9)
+    assert kernel == Chunked() and why == "Splash does not take dropout and a bias, and 9 queries are more than 8"
+    assert chosen(aligned=False)[1] == "Splash does not take a cache, and 8 queries are at most 8"
+    assert chosen(aligned=False, mask=Full())[0] == Splash() and chosen(mask=Prefix(2))[0] == Dense()
+
+    monkeypatch.setattr(kernels, "platform", lambda: "gpu")
+    assert chosen() == (Cudnn(), "this is a gpu") == chosen(aligned=False) and chosen(queries=1)[0] == Dense()
+    assert chosen(dtype=jnp.float32, queries=9) == (
+        Chunked(), "Cudnn computes in 16 bits, and precision.compute is float32, and 9 queries are more than 8"
+    )  # fmt: skip
+
+
+def test_auto_says_what_it_picks_where_it_is_asked():
+    def attend(x):
+        return Auto(few=4)(x, x[:, :, :, 0], x[:, :, :, 0], Scoring(at, at, None, None, Causal(), 1.0))
+
+    at = Tokens.of((1, 6))
+    with kernels.choices() as said:
+        jax.eval_shape(attend, jnp.zeros((1, 6, 1, 1, 8)))
+    assert said == ["Auto() -> Chunked(), because 6 queries are more than 4"]
+
+
+def test_platform_is_the_meshs_or_this_machines():
+    assert kernels.platform() == "cpu"
+    with jax.set_mesh(jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("data",))):
+        assert kernels.platform() == "cpu"
+    tpu = jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=tpu)):
+        assert kernels.platform() == "tpu"
+
+
+def test_masks_that_are_bands():
+    """What a band says is what the rule says."""
+    at = tokens_of["alone"]
+    distance = np.arange(T)[:, None] - np.arange(T)
+    for mask in [*MASKS, SlidingWindow(9) & SlidingWindow(4) & Full()]:
+        band = mask.band()
+        assert (band is None) == isinstance(mask, Prefix)
+        if band is not None:
+            wanted = (distance <= band[0]) & (-distance <= band[1])
+            assert np.array_equal(mask.between(at, at)[0], wanted), mask
+    assert (Causal() & Prefix(2)).band() is None

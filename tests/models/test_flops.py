@@ -10,6 +10,7 @@ from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed, Untied
 from llm_jax.layers.feedforward import FeedForward, Gelu, SwiGLU
+from llm_jax.layers.moe import MoE
 from llm_jax.layers.norms import LayerNorm
 from llm_jax.layers.positions import Learned
 from llm_jax.models import flops
@@ -26,6 +27,16 @@ def test_gpt2_has_124439808_parameters():
     matrices = 12 * 12 * 768 * 768
     assert flops.matrix_weights(boxed) == matrices
     assert model.flops_per_token(boxed, 1024) == 6 * (matrices + 50257 * 768) + 12 * 12 * 768 * 1024
+
+
+def test_of_the_experts_only_the_chosen_count():
+    block = Block(Attention(key_heads=2, head=8), MoE(40, experts=6, top_k=2))
+    model = Decoder(Embed(16, 100), Stack((block,), 5))
+    boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+    expert, rest = 3 * 16 * 40, 4 * 16 * 16 + 6 * 16
+    assert flops.matrix_weights(boxed) == 5 * (2 * expert + rest)
+    assert flops.active(boxed) == flops.count(boxed) - 5 * 4 * expert
+    assert model.flops_per_token(boxed, 7) == 6 * (5 * (2 * expert + rest) + 1600) + 12 * 5 * 16 * 7
 
 
 @pytest.mark.parametrize("head", [None, Untied()], ids=str)

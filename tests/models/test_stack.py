@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.core.aside import ASIDE, heard
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed
 from llm_jax.layers.feedforward import SwiGLU
 from llm_jax.layers.masks import SlidingWindow
+from llm_jax.layers.moe import Capacity, MoE
 from llm_jax.layers.norms import LayerNorm
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.stack import Stack, unstack
@@ -31,6 +33,32 @@ def make(run: Any = "auto", remat: Any = "none", repeats: int = 3) -> Decoder:
     attention = Attention(key_heads=2, head=4, dropout=0.2, norm=LayerNorm())
     blocks = (Block(attention, ffn, dropout=0.1), Block(attention.clone(mask=SlidingWindow(2)), ffn, dropout=0.1))
     return Decoder(Embed(width=8, vocabulary=11, dropout=0.1), Stack(blocks, repeats, run, remat))
+
+
+def test_what_routers_say_is_the_same_however_a_stack_is_run():
+    """And their losses' gradients."""
+    blocks = (Block(Attention(1, head=4), MoE(6, experts=4, dispatch=Capacity(0.5))),)
+    params = begin(Decoder(Embed(8, 11), Stack(blocks, 2)))
+    found = {}
+    ways: Any = (("loop", "none"), ("scan", "full"))
+    for run, remat in ways:
+        model = Decoder(Embed(8, 11), Stack(blocks, 2, run, remat))
+
+        @jit
+        def both(params, model=model):
+            def loss(params):
+                _, said = model.apply({"params": params}, IDS, mutable=[ASIDE])
+                return heard(said)["auxiliary"].sum(), heard(said)
+
+            return jax.value_and_grad(loss, has_aux=True)(params)
+
+        found[run, remat] = both(params)
+    (value, said), gradients = found["loop", "none"]
+    assert float(said["routers"][0]) == 2 and value > 0 and said["dropped"].shape == (1,)
+    router = gradients["stack"]["layers"]["block_0"]["ffn"]["router"]["kernel"]
+    assert (np.abs(np.asarray(router)).max((1, 2)) > 0).all()
+    for a, b in zip(jax.tree.leaves(found["scan", "full"]), jax.tree.leaves(found["loop", "none"]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 def begin(model: Decoder):

@@ -16,6 +16,7 @@ from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed, Untied
 from llm_jax.layers.feedforward import FeedForward, SwiGLU
 from llm_jax.layers.kernels import Chunked
+from llm_jax.layers.moe import Capacity, MoE
 from llm_jax.layers.norms import LayerNorm
 from llm_jax.layers.positions import Alibi, Learned, Rope
 from llm_jax.models.decoder import Decoder
@@ -56,6 +57,13 @@ CASES = {
     "odd vocabulary tied, scanned, chunked, ALiBi, Lion": {
         "model.embed": Embed(16, 67, dropout=0.1), "model.positions": Alibi(), "optimizer": Lion(schedule=Constant()),
         "model.stack": Stack((Block(Attention(2, 2, 8, kernel=Chunked(4, 4)), SwiGLU(24)),), 2, "scan", "full"),
+    },
+    "experts with little room, untied, microbatches": {
+        "model.head": Untied(), "microbatches": 2,
+        "model.stack": Stack((Block(Attention(2, 2, 8), MoE(24, experts=4, dispatch=Capacity(0.75))),), 2),
+    },
+    "experts without drops, scanned": {
+        "model.stack": Stack((Block(Attention(2, 2, 8), MoE(24, experts=4)),), 2, "scan", "dots"),
     },
 }  # fmt: skip
 

@@ -7,9 +7,13 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from llm_jax.core.tables import InputError
+from llm_jax.layers.attention import Attention
+from llm_jax.layers.block import Block
+from llm_jax.layers.moe import Capacity, MoE
 from llm_jax.layers.tokens import Tokens
 from llm_jax.objectives.next_token import NextToken
 from llm_jax.training import metrics, speed
@@ -75,6 +79,31 @@ def test_the_average_decays(trained):
 
 def test_the_step_compiles_once(trained):
     assert trained[0].program.update._cache_size() == 1
+
+
+def test_training_lowers_what_is_auxiliary_and_logs_it_apart(tiny, stepper, batches):
+    """A mixture's losses are in the gradient, but the loss is the cross-entropy; by microbatches as all at once."""
+    mixture = MoE(8, experts=4, dispatch=Capacity(0.5), balance=2.0, z=0.5)
+    blocks = (Block(Attention(1, 1, 8), mixture),)
+    run = stepper(tiny.override({"model.stack.pattern": blocks, "microbatches": 2, "log_every": 5}))
+    model, params = run.program.experiment.model, run.kept().params
+
+    @jax.jit
+    def wanted(params):
+        def total(params):
+            sums = NextToken()(model, params, None, batches[0], jax.random.key(0))
+            return (sums["loss"] + sums["auxiliary"]) / sums["weight"], sums
+
+        gradients, sums = jax.grad(total, has_aux=True)(params)
+        return optax.tree.norm(gradients), sums
+
+    norm, sums = wanted(params)
+    told, found = run(batches[0]), run.kept().sums
+    np.testing.assert_allclose(told["gradient_norm"], norm, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, sums)
+    logged = means(found)
+    np.testing.assert_allclose(logged["auxiliary"], 2 * logged["load_balance"] + 0.5 * logged["router_z"], rtol=1e-5)
+    assert 0 < logged["dropped"] < 1 and logged["loss"] == float(found["loss"]) / float(found["weight"])
 
 
 def test_sums_are_those_since_the_last_log(trained, batches):

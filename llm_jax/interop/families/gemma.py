@@ -37,9 +37,7 @@ def _attention(config: Config, mask: Mask, scalar: float | None = None, **more: 
 
 def _decoder(config: Config, blocks: list[Block], positions: Rope, soft_cap: float | None = None) -> Decoder:
     scale, norm = need(config, "hidden_size") ** 0.5, _norm(config)
-    return decoders.decoder(
-        config, blocks, positions, norm, tied=True, scale=scale, soft_cap=float(soft_cap or 0.0)
-    )
+    return decoders.decoder(config, blocks, positions, norm, tied=True, scale=scale, soft_cap=float(soft_cap or 0.0))
 
 
 def _ffn(config: Config, act: Activation) -> FeedForward:

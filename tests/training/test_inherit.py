@@ -1,0 +1,118 @@
+"""Training on from another run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from llm_jax.core.tables import InputError
+from llm_jax.data.documents import Rendering
+from llm_jax.data.sources import TextFiles
+from llm_jax.experiment import Experiment
+from llm_jax.layers.masks import SlidingWindow
+from llm_jax.models.inherited import Inherited
+from llm_jax.text.kept import Kept
+from llm_jax.text.recipes import Bpe
+from llm_jax.training.inherit import begin, inherit
+from llm_jax.training.loop import fill, train
+from llm_jax.training.program import Program
+from llm_jax.training.restore import restore
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny, tmp_path_factory) -> Experiment:
+    """With a source that a manifest may name."""
+    path = tmp_path_factory.mktemp("data") / "text.txt"
+    path.write_text("\n".join(f"{i} and {i + 1} make {2 * i + 1}" for i in range(100)))
+    return tiny.override({"data.source": TextFiles(str(path), "\n")})
+
+
+@pytest.fixture(scope="module")
+def base(tiny, tmp_path_factory) -> Path:
+    """A run of two steps that keeps an average, whose texts do not begin with `bos`."""
+    folder = tmp_path_factory.mktemp("base") / "run"
+    train(tiny.override({"steps": 2, "ema": 0.9, "data.rendering": Rendering(bos=False)}), folder)
+    return folder
+
+
+def on(tiny: Experiment, base: Path, **changes: Any) -> Experiment:
+    start = {"name": "on", "model": Inherited(), "tokenizer": Kept(), "init_from": str(base)}
+    return tiny.override(start | changes)
+
+
+def program_of(experiment: Experiment, vocabulary: Any) -> Program:
+    filled = fill(inherit(experiment), vocabulary)
+    return Program(filled, filled.layout.mesh())  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_it_begins_with_the_average_of_the_newest_checkpoint(tiny, base):
+    _, tokenizer, average = restore(base)
+    program = program_of(on(tiny, base, ema=0.5), tokenizer)
+    state = begin(program)
+    for found in (state.params, state.average):
+        jax.tree.map(np.testing.assert_array_equal, found, average)
+    assert int(state.step) == 0
+    drawn = program.begin().params
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (drawn, average)), strict=True))
+    template = jax.tree.map(lambda leaf: leaf.sharding, program.template.params)
+    assert jax.tree.map(lambda leaf: leaf.sharding, state.params) == template
+
+
+def test_what_surrounds_a_text_comes_along_and_what_is_learnt_does_not(tiny, base):
+    learn = dataclasses.replace(tiny.data.rendering, learn="answers")
+    found: Any = inherit(on(tiny, base, **{"data.rendering": learn}))
+    assert found.data.rendering == Rendering(bos=False, learn="answers")
+    assert found.model == tiny.model and found.tokenizer == Kept()
+
+
+def test_it_resumes_to_the_bit_even_when_the_other_run_is_gone(tiny, base, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    experiment = on(tiny, other)
+    straight = train(experiment, tmp_path / "straight")
+    train(experiment.override({"steps": 3}), tmp_path / "halves")
+    shutil.rmtree(other)
+    halves = train(experiment, tmp_path / "halves")
+    assert int(halves.step) == 6
+    same = lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b))  # noqa: E731
+    jax.tree.map(same, straight.params, halves.params)
+    jax.tree.map(same, straight.optimizer, halves.optimizer)
+    manifest = json.loads((tmp_path / "halves" / "manifest.json").read_text())
+    assert manifest["init_from"] == str(other) and manifest["model"]["part"].endswith(":Decoder")
+    lm_params = restore(tmp_path / "halves")[2]
+    jax.tree.map(same, straight.params, lm_params)
+    with pytest.raises(InputError, match=f"no folder {other}"):
+        train(experiment, tmp_path / "anew")
+
+
+def test_a_model_of_its_own_must_have_the_same_parameters(tiny, base):
+    _, tokenizer, average = restore(base)
+    windowed = tiny.override({"model.stack.pattern.0.attention.mask": SlidingWindow(4)}).model
+    state = begin(program_of(on(tiny, base, model=windowed), tokenizer))
+    jax.tree.map(np.testing.assert_array_equal, state.params, average)
+    for path, value, message in (
+        ("model.embed.width", 8, r"embed.table is \(272, 16\) in .*, and \(272, 8\) in this experiment"),
+        ("model.stack.pattern.0.attention.bias", True, r"key.bias is absent in .*, and \(1, 2, 8\)"),
+        ("model.norm.scale", False, r"norm.scale is \(16,\) in .*, and absent in this experiment"),
+    ):
+        other = tiny.override({path: value}).model
+        with pytest.raises(InputError, match=message):
+            begin(program_of(on(tiny, base, model=other), tokenizer))
+
+
+def test_what_is_missing_is_told(tiny, base, tmp_path):
+    with pytest.raises(InputError, match=r"init_from brings its tokenizer along: set tokenizer=Kept\(\), not Bpe"):
+        train(on(tiny, base, tokenizer=Bpe()), tmp_path)
+    with pytest.raises(InputError, match="is not the folder of a run"):
+        train(on(tiny, tmp_path), tmp_path / "a")
+    with pytest.raises(InputError, match=r"tokenizer=Kept\(\) stands for one that comes with a model: set init_from"):
+        train(tiny.override({"tokenizer": Kept()}), tmp_path / "b")
+    with pytest.raises(InputError, match=r"model=Inherited\(\) stands for the model of a run: set init_from"):
+        train(tiny.override({"model": Inherited()}), tmp_path / "c")
