@@ -1,6 +1,7 @@
 """GGUF files, written here with the `gguf` package: settings, names and layout undone; quantisation; tokenizers."""
 
 import json
+from typing import Any
 
 import gguf
 import numpy as np
@@ -17,12 +18,12 @@ from llm_jax.interop.tokenizer import import_tokenizer
 from llm_jax.text import Message
 from llm_jax.text.tokenizer import SPACE
 
-SIZES = dict(
+SIZES: dict[str, Any] = dict(
     vocab_size=48, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, max_position_embeddings=128, rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2,
 )  # fmt: skip
-GEMMA = SIZES | dict(head_dim=32, tie_word_embeddings=True)
-CONFIGS = dict(
+GEMMA: dict[str, Any] = SIZES | dict(head_dim=32, tie_word_embeddings=True)
+CONFIGS: dict[str, Any] = dict(
     llama=transformers.LlamaConfig(**SIZES, attention_bias=True, rope_theta=5e5),
     qwen2=transformers.Qwen2Config(**SIZES, tie_word_embeddings=True),
     qwen3=transformers.Qwen3Config(**SIZES, head_dim=32),

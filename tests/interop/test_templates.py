@@ -12,7 +12,7 @@ from llm_jax.core import spelling
 from llm_jax.core.tables import InputError
 from llm_jax.interop.export_tokenizer import export_tokenizer
 from llm_jax.interop.tokenizer import import_tokenizer
-from llm_jax.text import Alpaca, Bpe, ChatTemplate, Jinja, Message
+from llm_jax.text import Alpaca, Bpe, ChatML, ChatTemplate, Jinja, Llama3, Message
 from llm_jax.text.special import ROLES
 
 SMOLLM = """\
@@ -240,6 +240,19 @@ def test_a_template_survives_the_manifest_and_export(chats, kind, tmp_path):
     assert same.render(again, messages) == template.render(ours, messages)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert theirs_of(theirs, messages, True) == template.render(ours, messages, reply=True)[0]
+
+
+@pytest.mark.parametrize(("kind", "template"), [("smollm", ChatML()), ("llama3", Llama3())])
+def test_named_templates(chats, kind, template, tmp_path):
+    ours = chats[kind][0]
+    export_tokenizer(ours, template, tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    messages = [Message(role, f" the {role}\n") for role in ROLES[:3]]
+    for reply in (False, True):
+        ids, learn = template.render(ours, messages, reply)
+        assert theirs_of(theirs, messages, reply) == ids
+        learnt = [i for i, yes in zip(ids, learn, strict=True) if yes]
+        assert ours.decode(learnt).strip() == "the assistant" and learnt[-1] == ours.special[END[kind]]
 
 
 @pytest.mark.parametrize("template", [ChatTemplate(), Alpaca()], ids=["ours", "alpaca"])
