@@ -164,13 +164,14 @@ def _tokenise(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Re
     for batch in _progress([documents[i : i + BATCH] for i in range(0, len(documents), BATCH)]):
         encoded = Encoded(tokenizer, batch)
         for document in batch:
+            encoded.said.clear()
             ids, learns = document.tokens(encoded, rendering)  # pyright: ignore[reportArgumentType]
             if ids:
                 tokens.append(np.asarray(ids, dtype))
                 learnt.append(np.asarray([False, *learns[1:]], bool))
                 lengths.append(len(ids))
                 if not tokenizer.lossless:
-                    counts.append(_bytes_of(document, ids, tokenizer))
+                    counts.append(_bytes_of(encoded, ids))
     parts = (np.cumsum(lengths, dtype=np.int64), *map(np.concatenate, (counts, tokens, learnt)))
     body = b"".join(part.tobytes() for part in parts)
     header = dict(
@@ -184,11 +185,11 @@ def _tokenise(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Re
     return json.dumps(header).encode().ljust(HEADER - 1) + b"\n" + body
 
 
-def _bytes_of(document: Document, ids: list[int], tokenizer: Tokenizer) -> np.ndarray:
-    """The bytes of the document's text that each of its tokens stands for; special tokens stand for none."""
-    beside = [i for name, i in tokenizer.special.items() if name != "unk"]
+def _bytes_of(encoded: Encoded, ids: list[int]) -> np.ndarray:
+    """The bytes of what was encoded that each of a document's tokens stands for; special tokens stand for none."""
+    tokenizer = encoded.tokenizer
     bytes_N = np.zeros(len(ids), np.int32)
-    bytes_N[~np.isin(ids, beside)] = [n for string in document.strings() for n in tokenizer.count_bytes(string)]
+    bytes_N[~np.isin(ids, [*tokenizer.beside])] = [n for said in encoded.said for n in tokenizer.count_bytes(*said)]
     return bytes_N
 
 

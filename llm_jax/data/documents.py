@@ -11,6 +11,7 @@ import numpy as np
 
 from llm_jax.core.parts import Part
 from llm_jax.text.chat import ChatTemplate, Message
+from llm_jax.text.special import frame
 from llm_jax.text.tokenizer import Tokenizer
 
 Ids = tuple[list[int], list[bool]]  # token ids of a document, and which of them are learnt
@@ -30,8 +31,8 @@ class Rendering(Part):
     template: ChatTemplate = ChatTemplate()
 
     def enclose(self, tokenizer: Tokenizer, ids: list[int], learnt: list[bool]) -> Ids:
-        before = [tokenizer.special["bos"]] if self.bos else []
-        after = [tokenizer.special["eos"]] if self.eos else []
+        before = frame(tokenizer.special, "bos", self.bos)
+        after = frame(tokenizer.special, "eos", self.eos)
         learns_end = learnt[-1] if learnt else False
         return before + ids + after, [False] * len(before) + learnt + [learns_end] * len(after)
 
@@ -116,16 +117,26 @@ Document = Text | Conversation | Example | Picture
 
 
 class Encoded:
-    """A tokenizer that has met the strings of `documents` already: what it renders is encoded in one parallel batch."""
+    """A tokenizer that has met the strings of `documents` already: what it renders is encoded in one parallel batch.
+
+    Attributes:
+      said: the strings that were encoded, in order, with whether each was the first of its text.
+    """
 
     def __init__(self, tokenizer: Tokenizer, documents: Sequence[Document]):
-        self.tokenizer, self.special = tokenizer, tokenizer.special
+        self.tokenizer, self.special, self.marks = tokenizer, tokenizer.special, tokenizer.marks
         strings = list(dict.fromkeys(string for document in documents for string in document.strings()))
         self.known = dict(zip(strings, tokenizer.encode_batch(strings), strict=True))
+        self.said: list[tuple[str, bool]] = []
 
     def encode(self, text: str) -> list[int]:
+        self.said.append((text, True))
         known = self.known.get(text)
         return self.tokenizer.encode(text) if known is None else known
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]
+
+    def spans(self, text: str, first: bool = True) -> tuple[list[int], list[int]]:
+        self.said.append((text, first))
+        return self.tokenizer.spans(text, first)

@@ -126,7 +126,7 @@ class Data(Part):
             raise InputError(f"process {process} is not one of 0 to {processes - 1}")
 
     def _filler(self, rows: list[Rows], tokenizer: Tokenizer) -> Filler:
-        return Filler(rows, self.length, np.asarray(tokenizer.bytes_V, np.int32), tokenizer.special["pad"])
+        return Filler(rows, self.length, np.asarray(tokenizer.bytes_V, np.int32), tokenizer.padding)
 
     def _corpora(self, tokenizer: Tokenizer, split: SplitName) -> list[Corpus | None]:
         """Per component, its tokens; None where there is no document of two tokens or more."""

@@ -12,18 +12,17 @@ import numpy as np
 from absl import logging
 
 from llm_jax.core.parts import conform
-from llm_jax.core.tables import InputError, lookup
+from llm_jax.core.tables import InputError
 from llm_jax.inference.embed import embed
 from llm_jax.inference.generate import CHUNK, Generation, Writer, prepare, row_keys
 from llm_jax.inference.sampling import Sampling
 from llm_jax.models.encoder import Encoder
 from llm_jax.models.model import Generator, Model
 from llm_jax.text.chat import ChatTemplate, Message
-from llm_jax.text.special import SPECIAL
+from llm_jax.text.special import frame
 from llm_jax.text.tokenizer import StreamDecoder, Tokenizer
 
 PIECE = 0.05  # seconds of text in a piece that is streamed, about: faster than the eye minds
-ENDS = ("bos", "eos", "end_of_turn")  # what ends a text; no other token that structures texts is ever drawn
 
 
 class LanguageModel:
@@ -174,8 +173,7 @@ class LanguageModel:
         )
 
     def _plain(self, prompt: str) -> list[int]:
-        before = [lookup(self.tokenizer.special, "bos", "special token of this tokenizer")] if self.bos else []
-        return [*before, *self.tokenizer.encode(prompt)]
+        return [*frame(self.tokenizer.special, "bos", self.bos), *self.tokenizer.encode(prompt)]
 
     def _stream_after(self, prompt: Sequence[int]) -> StreamDecoder:
         """A decoder that goes on from the prompt: a word after it keeps its space."""
@@ -189,11 +187,11 @@ class LanguageModel:
         beside: Mapping[str, Any] | None = None,
     ) -> Generation:  # fmt: skip
         model = conform(self.model, Generator, "model")
-        special = {name: self.tokenizer.special[name] for name in SPECIAL if name in self.tokenizer.special}
-        stops = {special[name] for name in ENDS if name in special}
+        stops = self.tokenizer.ends
+        never = self.tokenizer.beside - stops - {*self.tokenizer.marks.values()}
         return Generation(
             model, self._prepared, ids, max_tokens=max_tokens, sampler=sampling,
-            key_B=row_keys(seed, range(len(ids))), stops=stops, never=set(special.values()) - stops,
+            key_B=row_keys(seed, range(len(ids))), stops=stops, never=never,
             vocabulary=self.tokenizer.vocabulary, dtype=self.dtype, beside=beside,
         )  # fmt: skip
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from llm_jax.core.parts import Part
 from llm_jax.core.tables import InputError, lookup, nearest
+from llm_jax.text import jinja
+from llm_jax.text.guard import ROLE_NAMES, Guard
 from llm_jax.text.special import ROLES
 from llm_jax.text.tokenizer import Tokenizer
 
@@ -57,3 +59,114 @@ class ChatTemplate(Part):
         if reply:
             ids, learn = [*ids, special("assistant")], [*learn, False]
         return ids, learn
+
+
+@dataclasses.dataclass(frozen=True)
+class Jinja(ChatTemplate):
+    """A template in the language of Hugging Face's `chat_template`, with the same tokens as `transformers` makes of it.
+
+    Special tokens that the template writes become their ids; in a content they are text like any other (but for the
+    tokenizer's `marks` in what the assistant says, which a model wrote). Tokens of the
+    text between two special tokens may span a content and what the template writes beside it, as in `transformers`;
+    one is the assistant's if its last character is. So is the special token after a content, where only white space
+    lies between. White space at the beginning of a content is not learnt, nor is a content of white space alone.
+
+    Attributes:
+      source: the template.
+      needs: special tokens that it writes, which a tokenizer must have.
+      lstrip, rstrip: those of them that swallow the white space before, or after, them.
+    """
+
+    source: str
+    needs: tuple[str, ...] = ()
+    lstrip: tuple[str, ...] = ()
+    rstrip: tuple[str, ...] = ()
+
+    def render(
+        self, tokenizer: Tokenizer, messages: Sequence[Message], reply: bool = False
+    ) -> tuple[list[int], list[bool]]:
+        """As `ChatTemplate.render`.
+
+        Raises:
+          InputError: the tokenizer lacks a special token, the template refuses the conversation, or (but for a `reply`)
+            it rewrites what the assistant says, so that what is to be learnt cannot be told.
+        """
+        special = {name: i for name, i in tokenizer.special.items() if name not in ROLE_NAMES}
+        for name in self.needs:
+            lookup(special | tokenizer.marks, name, "special token of this tokenizer")
+        guard = Guard(special, tokenizer.marks)
+        said = [dict(role=m.role, content=guard.content(m.content, m.role == "assistant")) for m in messages]
+        variables = {
+            f"{name}_token": guard.token(tokenizer.special[name])
+            for name in ("bos", "eos", "pad", "unk", "mask")
+            if name in tokenizer.special
+        }
+        ids: list[int] = []
+        learn: list[bool] = []
+        run = _Run()
+        saying = ended = False  # within what the assistant says; after it, with only white space since
+        for piece in guard.pieces(jinja.write(self.source, said, reply, variables)):
+            match piece.kind:
+                case "text":
+                    ended = ended and piece.text.isspace()
+                    run.add(piece.text, saying or ended)
+                case "begin":
+                    saying = True
+                case "end":
+                    if not (saying or reply):
+                        raise InputError("the chat template rewrites what the assistant says: it cannot be learnt")
+                    saying, ended = False, True
+                case "token":
+                    run.close(tokenizer, ids, learn, rstrip=piece.text in self.lstrip)
+                    ids.append(piece.token)
+                    learn.append(saying or ended)
+                    run, ended = _Run(lstrip=piece.text in self.rstrip), False
+        run.close(tokenizer, ids, learn)
+        return ids, learn
+
+
+class _Run:
+    """Text between two special tokens, and which of its characters are learnt."""
+
+    def __init__(self, lstrip: bool = False):
+        self._lstrip, self._text = lstrip, ""
+        self._learnt: list[bool] = []
+
+    def add(self, text: str, learnt: bool) -> None:
+        self._text += text
+        self._learnt += [learnt] * len(text)
+
+    def close(self, tokenizer: Tokenizer, ids: list[int], learn: list[bool], rstrip: bool = False) -> None:
+        """Adds the tokens."""
+        text = self._text.rstrip() if rstrip else self._text
+        start = len(text) - len(text.lstrip()) if self._lstrip else 0
+        if text[start:]:
+            new, ends = tokenizer.spans(text[start:], first=not ids)
+            ids += new
+            learn += [end > 0 and self._learnt[start + end - 1] for end in ends]
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatML(Jinja):
+    """`<|im_start|>` and the role, the content, `<|im_end|>`."""
+
+    source: str = jinja.CHATML
+    needs: tuple[str, ...] = ("<|im_start|>", "<|im_end|>")
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3(Jinja):
+    """Meta's: the role between `<|start_header_id|>` and `<|end_header_id|>`, the content trimmed, `<|eot_id|>`."""
+
+    source: str = jinja.LLAMA3
+    needs: tuple[str, ...] = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+
+
+@dataclasses.dataclass(frozen=True)
+class Alpaca(Jinja):
+    """Headings in plain text, `### Instruction:` and `### Response:`, for tokenizers without tokens for turns."""
+
+    source: str = jinja.ALPACA
+
+
+TEMPLATES = dict(ChatTemplate=ChatTemplate, Jinja=Jinja, ChatML=ChatML, Llama3=Llama3, Alpaca=Alpaca)

@@ -1,9 +1,27 @@
 """Special tokens: ids that no text is encoded to. They structure documents and conversations."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from llm_jax.core.tables import InputError
+
 ROLES = ("system", "user", "assistant", "tool")
 SPECIAL = ("bos", "eos", "pad", "mask", *ROLES, "end_of_turn")
+ENDS = ("bos", "eos", "end_of_turn")  # what ends a text; no other token that structures texts is ever drawn
 
 
 def specials_from(first: int) -> dict[str, int]:
     """An id for every special token, from `first` on: after the vocabulary that text is encoded with."""
     return {name: first + i for i, name in enumerate(SPECIAL)}
+
+
+def frame(special: Mapping[str, int], name: str, wanted: bool) -> list[int]:
+    """The special token `name`, which is `bos` or `eos`, to put at that end of a text where it is `wanted`.
+
+    Raises:
+      InputError: the tokenizer has none.
+    """
+    if wanted and name not in special:
+        raise InputError(f"this tokenizer has no special token {name!r} for texts: set rendering.{name}=False")
+    return [special[name]] if wanted else []

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
 
 from llm_jax.core.files import digest, write_atomically
 from llm_jax.core.tables import InputError, lookup
-from llm_jax.text.byte_level import GPT2_END_OF_TEXT, gpt2, letters_to_bytes
-from llm_jax.text.special import specials_from
+from llm_jax.text.byte_level import GPT2_END_OF_TEXT, LETTERS, gpt2, letters_to_bytes
+from llm_jax.text.special import ENDS, specials_from
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}".encode()  # how [UNK] reads
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
 
 
 class Tokenizer:
@@ -28,7 +31,11 @@ class Tokenizer:
 
     Attributes:
       vocabulary: ids are 0 to `vocabulary - 1`, special tokens included.
-      special: the id of each special token by name (`llm_jax.text.special`).
+      special: the id of each special token by name (`llm_jax.text.special`). Those of a published tokenizer are here
+        under their own names too ("<|im_start|>").
+      marks: as `special`, but a model may write them and `decode` shows their names ("<think>").
+      beside: the ids of both; no text is encoded to them.
+      ends: the ids that end a text or a turn.
       lossless: `decode(encode(text)) == text` for every text.
       bytes_V: int32 [V], the bytes of text that each token stands for, as `decode` spells it; special tokens have 0.
         Exact where the tokenizer is lossless: the sum over `encode(text)` is `len(text.encode())`. Where it is not
@@ -36,26 +43,41 @@ class Tokenizer:
       identity: a hash of everything that determines `encode`.
     """
 
-    def __init__(self, rust: tokenizers.Tokenizer, special: Mapping[str, int], spelling: str):
-        """`spelling` names how tokens are spelt as bytes: an entry of `SPELLINGS`.
+    def __init__(
+        self, rust: tokenizers.Tokenizer, special: Mapping[str, int], spelling: str, *,
+        marks: Mapping[str, int] | None = None, ends: Iterable[int] | None = None,
+    ):  # fmt: skip
+        """`spelling` names how tokens are spelt as bytes: an entry of `SPELLINGS`. `ends` None: those of `ENDS`.
 
         Raises:
-          InputError: there is no such spelling, or `rust` has added tokens, which a text could forge.
+          InputError: there is no such spelling, or `rust` has added tokens, which a text could forge (runs of white
+            space forge nothing).
         """
-        if added := rust.get_added_tokens_decoder():
-            forgeable = next(iter(added.values())).content
-            raise InputError(f"{forgeable!r} in a text would be read as that token: keep special tokens beside `rust`")
-        spell = lookup(SPELLINGS, spelling, "spelling of tokens")
-        self.special = dict(special)
+        added = [token.content for token in rust.get_added_tokens_decoder().values()]
+        if forgeable := [token for token in added if not token.isspace()]:
+            raise InputError(
+                f"{forgeable[0]!r} in a text would be read as that token: keep special tokens beside `rust`"
+            )
+        spells = lookup(SPELLINGS, spelling, "spelling of tokens")
+        self.special, self.marks = dict(special), dict(marks or {})
+        ended = [self.special[name] for name in ENDS if name in self.special] if ends is None else ends
+        self.ends = frozenset(ended)
         self._rust, self._spelling = rust, spelling
         tokens = {i: token for token, i in rust.get_vocab().items()}
-        self.vocabulary = 1 + max(*tokens, *self.special.values())
-        text_ids = tokens.keys() - set(self.special.values())
-        self._bytes = [spell(tokens[i]) if i in text_ids else b"" for i in range(self.vocabulary)]
+        own = {*self.special.values(), *self.marks.values()}
+        self.beside = frozenset(own - {self.special.get("unk")})
+        self.vocabulary = 1 + max(*tokens, *own)
+        text_ids = tokens.keys() - own
+        self._bytes = [spells.bytes(tokens[i]) if i in text_ids else b"" for i in range(self.vocabulary)]
         self.bytes_V = np.array([len(b) for b in self._bytes], np.int32)
         if "unk" in self.special:
             self._bytes[self.special["unk"]] = UNKNOWN
-        self.lossless = spelling != "words" and "unk" not in self.special and rust.normalizer is None
+        for name, i in self.marks.items():
+            self._bytes[i] = name.encode()
+        self.lossless = (
+            spells.lossless and "unk" not in self.special and rust.normalizer is None
+            and set(tokens.values()).issuperset(spells.alphabet)
+        )  # fmt: skip
 
     @functools.cached_property
     def identity(self) -> str:
@@ -69,9 +91,27 @@ class Tokenizer:
         """
         return self._encoding(text).ids
 
-    def _encoding(self, text: str) -> tokenizers.Encoding:
+    def spans(self, text: str, first: bool = True) -> tuple[list[int], list[int]]:
+        """The ids of `text`, and the character of it at which each token ends.
+
+        Not `first`: the text follows a special token. (Some vocabularies write a space before a text's first word.)
+
+        Raises:
+          InputError: as `encode`.
+        """
+        encoding = self._encoding(text, first)
+        return encoding.ids, [end for _, end in encoding.offsets]
+
+    @functools.cached_property
+    def _later(self) -> tokenizers.Tokenizer:
+        """What encodes a text that is not the first."""
+        rust = self._rust.to_str()
+        never = rust.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
+        return self._rust if never == rust else tokenizers.Tokenizer.from_str(never)
+
+    def _encoding(self, text: str, first: bool = True) -> tokenizers.Encoding:
         try:
-            return self._rust.encode(text, add_special_tokens=False)
+            return (self._rust if first else self._later).encode(text, add_special_tokens=False)
         except TypeError:
             check_text(text, "the text")
             raise
@@ -85,13 +125,13 @@ class Tokenizer:
                 check_text(text, f"text {i}")
             raise
 
-    def count_bytes(self, text: str) -> list[int]:
+    def count_bytes(self, text: str, first: bool = True) -> list[int]:
         """The bytes of `text` that each token of `encode(text)` stands for; their sum is the whole text's, exactly.
 
         What the algorithm drops counts with the token after it, and at the end of the text with the last one. (A text
         that has no token, such as white space to WordPiece, has no counts.)
         """
-        encoding = self._encoding(text)
+        encoding = self._encoding(text, first)
         if self.lossless or not encoding.ids:
             return self.bytes_V[np.array(encoding.ids, int)].tolist()
         byte_at = np.cumsum([0, *(len(character.encode()) for character in text)])
@@ -121,12 +161,26 @@ class Tokenizer:
         return self._bytes[token]
 
     @property
+    def spelling(self) -> str:
+        return self._spelling
+
+    def rust(self) -> dict[str, Any]:
+        """What encodes text, as the `tokenizers` package writes it to a file."""
+        return json.loads(self._rust.to_str())
+
+    @property
     def spaces_words(self) -> bool:
         """Whether every word is spelt with a space before it, which the first of a text did not have."""
-        return self._spelling == "words"
+        return SPELLINGS[self._spelling].spaces
+
+    @property
+    def padding(self) -> int:
+        """An id for places without a token, which no model sees: `pad`, or where there is none `eos`, or 0."""
+        return self.special.get("pad", self.special.get("eos", 0))
 
     def _beside(self) -> str:
-        return json.dumps({"spelling": self._spelling, "special": self.special}, indent=1)
+        beside = dict(spelling=self._spelling, special=self.special, marks=self.marks, ends=sorted(self.ends))
+        return json.dumps(beside, indent=1)
 
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.json` (what the `tokenizers` package reads) and `special.json` beside it."""
@@ -186,6 +240,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     try:
         beside = json.loads((folder / "special.json").read_text(encoding="utf-8"))
         special, spelling = beside["special"], beside["spelling"]
+        marks, ends = beside.get("marks"), beside.get("ends")  # older folders have neither
         rust = (folder / "tokenizer.json").read_text(encoding="utf-8")
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "special.json is damaged"
@@ -196,10 +251,15 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         trained = tokenizers.Tokenizer.from_str(rust)
     except Exception as error:  # what the Rust package raises has no narrower type
         raise InputError(f"{folder / 'tokenizer.json'} is damaged: {error}") from None
-    return Tokenizer(trained, special, spelling)
+    return Tokenizer(trained, special, spelling, marks=marks, ends=ends)
 
 
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
+
+
+def _letters_to_bytes(token: str) -> bytes:
+    """A run of white space that was added to the vocabulary is written as it is, and not in the byte-level alphabet."""
+    return token.encode() if token.isspace() else letters_to_bytes(token)
 
 
 def _piece_to_bytes(token: str) -> bytes:
@@ -207,13 +267,35 @@ def _piece_to_bytes(token: str) -> bytes:
     return bytes.fromhex(byte[1]) if byte else token.encode()
 
 
+def _metaspace_to_bytes(token: str) -> bytes:
+    return _piece_to_bytes(token.replace(SPACE, " "))
+
+
 def _word_to_bytes(token: str) -> bytes:
     return token[2:].encode() if token.startswith("##") else b" " + token.encode()
 
 
-# How tokens are spelt as bytes.
-SPELLINGS: dict[str, Callable[[str], bytes]] = dict(
-    letters=letters_to_bytes,  # in the byte-level alphabet
-    pieces=_piece_to_bytes,  # as they are, with <0x0A> for a byte
-    words=_word_to_bytes,  # as they are, with ## where a word goes on
+@dataclasses.dataclass(frozen=True)
+class Spelling:
+    """How tokens are spelt as bytes.
+
+    Attributes:
+      bytes: of one token.
+      spaces: the first word of a text is spelt with a space before it, which the text did not have.
+      lossless: whether all of a text can be spelt, given tokens for the whole `alphabet`.
+    """
+
+    bytes: Callable[[str], bytes]
+    spaces: bool = False
+    lossless: bool = True
+    alphabet: Sequence[str] = ()
+
+
+_BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+SPELLINGS = dict(
+    letters=Spelling(_letters_to_bytes, alphabet=LETTERS),  # in the byte-level alphabet
+    pieces=Spelling(_piece_to_bytes, alphabet=_BYTES),  # as they are, with <0x0A> for a byte
+    metaspace=Spelling(_metaspace_to_bytes, lossless=False),  # as pieces, with SPACE for a space
+    prefixed=Spelling(_metaspace_to_bytes, spaces=True, lossless=False),  # the same, with one before the text
+    words=Spelling(_word_to_bytes, spaces=True, lossless=False),  # as they are, with ## where a word goes on
 )

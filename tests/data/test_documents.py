@@ -1,7 +1,12 @@
 import pytest
 
+from llm_jax.core.tables import InputError
+from llm_jax.data.cache import corpus
 from llm_jax.data.documents import Conversation, Encoded, Example, Rendering, Text
-from llm_jax.text.chat import ChatTemplate, Message
+from llm_jax.text.byte_level import byte_level, bytes_first
+from llm_jax.text.chat import ChatTemplate, Jinja, Message
+from llm_jax.text.recipes import WordPiece
+from llm_jax.text.tokenizer import Tokenizer
 
 DOCUMENTS = [
     Text("plain text"),
@@ -37,3 +42,23 @@ def test_what_was_encoded_in_a_batch_renders_the_same(tokenizer):
 def test_the_strings_make_up_the_text():
     for document in DOCUMENTS:
         assert all(string in document.text() for string in document.strings())
+
+
+def test_a_tokenizer_without_bos_is_refused_unless_none_is_asked_for():
+    bare = Tokenizer(byte_level(bytes_first((), ())), {"eos": 256}, "letters")
+    with pytest.raises(InputError, match=r"no special token 'bos' for texts: set rendering.bos=False"):
+        Text("a").tokens(bare, Rendering())
+    assert Text("a").tokens(bare, Rendering(bos=False))[0] == [97, 256]
+    assert bare.padding == 256
+
+
+def test_a_template_s_own_words_count_as_text_too():
+    """Where the tokenizer is lossy, bytes are counted text by text as they were encoded."""
+    words = WordPiece(80).train(["ab cd ab cd abcd user"] * 9)
+    template = Jinja("{% for m in messages %}{{ m.role + ': ' + m.content + ' ' + eos_token }}{% endfor %}")
+    said = Conversation((Message("user", "ab  cd"), Message("assistant", "abcd")))
+    made = corpus([said, Text("ab é")], words, Rendering(template=template))
+    eos = words.special["eos"]
+    counts = {at: made.bytes[a:b].sum() for at, (a, b) in enumerate(zip(made.offsets, made.offsets[1:], strict=False))}
+    assert counts == {0: len("user: ab  cd assistant: abcd "), 1: len("ab é".encode())}
+    assert not made.bytes[made.tokens == eos].any()

