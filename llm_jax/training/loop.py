@@ -170,8 +170,9 @@ def prepare_tokenizer(experiment: Experiment, run: Run) -> Tokenizer:
 
 def fill(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
     """The experiment with what its model leaves to the data filled in."""
-    model, data = conform(experiment.model, Model, "model"), experiment.data
-    return experiment.override({"model": model.filled(tokenizer.vocabulary, getattr(data, "length", 0))})
+    model, data = conform(experiment.model, Model, "model"), cast(Any, experiment.data)
+    source, start = data.presentation.source(), tokenizer.special["bos"]
+    return experiment.override({"model": model.filled(tokenizer.vocabulary, data.length, source, start)})
 
 
 def language_model(experiment: Experiment, tokenizer: Tokenizer, params: Any) -> LanguageModel:
