@@ -23,7 +23,7 @@ from llm_jax.core.parts import Part
 LEGEND = dict(
     B="batch", T="query time", S="key time", D="model width", K="key heads", G="queries per key head", H="head width",
     F="hidden", E="experts", C="expert capacity", V="vocabulary", L="layers", P="positions", N="new tokens",
-    R="rows of a stream",
+    R="rows of a stream", J="gates of a recurrent cell",
 )  # fmt: skip
 
 RULES = dict(
