@@ -2,7 +2,7 @@
 
     python -m llm_jax train translate_gru --workdir=runs/translate_gru
 
-Verses of the King James Bible into modern English; `translate_gru_attention` and `translate_transformer` differ in the
+Verses of the King James Bible, of up to 30 words, into modern English; `translate_gru_attention` and `translate_transformer` differ in the
 model alone, and have as many parameters within 5%. From English into Japanese:
 
     ... --set="data.source=EnglishJapanese()" --set="report.0.tokenize=none"
@@ -29,24 +29,26 @@ from llm_jax.training.report import Bleu
 
 def experiment() -> Experiment:
     return Experiment(
-        model=RecurrentEncoderDecoder(Embed(width=208, scale=208**0.5), GRU(), layers=2, alignment=FixedContext(), dropout=0.1),
+        model=RecurrentEncoderDecoder(
+            Embed(width=208, scale=208**0.5), GRU(), layers=2, alignment=FixedContext(), dropout=0.1
+        ),
         tokenizer=Bpe(vocabulary=2048),
         data=Data(
-            Verses(),
-            length=160,
-            batch=12,
+            Verses(longest=30),
+            length=96,
+            batch=20,
             packing=BestFit("refuse"),
             split=ByHash(0.02),
             rendering=Rendering(learn="answers"),
-            presentation=SourceAndTarget(160),
+            presentation=SourceAndTarget(96),
         ),
         objective=NextToken(),
         optimizer=AdamW(learning_rate=2e-3, schedule=Cosine(warmup=100)),
         layout=Layout(),
         precision=Precision(),
-        steps=1200,
+        steps=600,
         log_every=50,
         eval_every=300,
         save_every=300,
-        report=(Bleu(),),
+        report=(Bleu(limit=300),),
     )

