@@ -2,8 +2,8 @@
 
     python -m llm_jax train translate_gru --workdir=runs/translate_gru
 
-Verses of the King James Bible, of up to 30 words, into modern English; `translate_gru_attention` and `translate_transformer` differ in the
-model alone, and have as many parameters within 5%. From English into Japanese:
+Verses of the King James Bible, of up to 30 words, into modern English; `translate_gru_attention` and
+`translate_transformer` differ in the model alone, and have as many parameters within 5%. From English into Japanese:
 
     ... --set="data.source=EnglishJapanese()" --set="report.0.tokenize=none"
 """

@@ -63,6 +63,7 @@ def show(name: str) -> None:
 
 def train(name: str) -> None:
     from llm_jax.data.documents import Conversation
+    from llm_jax.models.model import Generator
     from llm_jax.training.loop import train as run
 
     experiment = _experiment(name)
@@ -72,13 +73,15 @@ def train(name: str) -> None:
     state = run(experiment, workdir)
     if int(state.step) == experiment.steps:
         talks = any(isinstance(document, Conversation) for document in experiment.data.documents("train")[:1])
-        again = [_command("chat")] * talks + [f"{_command('sample')} --prompt='...'", f"{_python()} -m llm_jax list"]
+        writes = isinstance(experiment.model, Generator)
+        again = [_command("chat")] * talks + [f"{_command('sample')} --prompt='...'"] * writes
+        again.append(f"{_python()} -m llm_jax list")
         print("\n  ".join(["\nwhat next:", *again]))
 
 
 def evaluate() -> None:
     from llm_jax.training.evaluation import evaluate as measure
-    from llm_jax.training.loop import language_model
+    from llm_jax.training.loop import finished
     from llm_jax.training.report import findings
     from llm_jax.training.restore import restore
 
@@ -86,7 +89,7 @@ def evaluate() -> None:
     experiment: Any = program.experiment
     for metric, value in measure(program, params, experiment.data.evaluation(tokenizer)).items():
         print(f"{metric:16} {value:.6f}")
-    for finding in findings(experiment, language_model(experiment, tokenizer, params)):
+    for finding in findings(finished(experiment, tokenizer, params)):
         print("\n".join(finding.lines))
 
 

@@ -108,6 +108,19 @@ class EnglishJapanese(Source):
             yield Example(english, japanese)
 
 
+@dataclasses.dataclass(frozen=True)
+class GoogleAnalogies(Source):
+    """19,544 questions of the kind "Athens Greece Oslo Norway", a document each (Mikolov et al. 2013a)."""
+
+    def documents(self) -> Iterator[Document]:
+        url = f"{WORD2VEC}/questions-words.txt"
+        sha256 = "8c29b3332afc46f3fb8be04cb5297bf96f39aa7131272dff57869b4485b22a36"
+        for text in Download(url, sha256, "questions-words.txt", separator="\n").documents():
+            if not text.text().startswith(":"):  # the name of a kind of question
+                yield text
+
+
+WORD2VEC = "https://raw.githubusercontent.com/tmikolov/word2vec/20c129af10659f7c50e86e3be406df663beff438"
 ENJA = "https://raw.githubusercontent.com/odashi/small_parallel_enja/312408a11c5fbcbc09443bebb18121f7efdcd61e"
 ENJA_SHA256 = {
     "train.en": "148b05dcd28638fe20ee84f2b1127001c80982be352007dda241fb759adadc76",
@@ -120,4 +133,5 @@ ENJA_SHA256 = {
 
 DOWNLOADS = dict(
     Download=Download, TinyShakespeare=TinyShakespeare, MakemoreNames=MakemoreNames, EnglishJapanese=EnglishJapanese,
+    GoogleAnalogies=GoogleAnalogies,
 )  # fmt: skip

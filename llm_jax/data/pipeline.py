@@ -122,6 +122,14 @@ class Data(Part):
         rows = [Rows(c, packing, self.length, None, self.presentation) for c in corpora if c is not None]
         return Evaluation(self._filler(rows, tokenizer, 0), self.batch, process, processes, self.evaluation_batches)
 
+    def counts(self, tokenizer: Tokenizer) -> np.ndarray:
+        """int64 [V]: how often each token occurs in the training documents."""
+        corpora = [c for c in self._corpora(tokenizer, "train") if c is not None]
+        return sum(
+            (np.bincount(c.tokens, minlength=tokenizer.vocabulary) for c in corpora),
+            np.zeros(tokenizer.vocabulary, np.int64),
+        )
+
     def blank(self, rows: int) -> Batch:
         """A batch of padding: what a batch of so many rows consists of."""
         filled = blank(rows, self.presentation.row(self.length))

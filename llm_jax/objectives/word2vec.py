@@ -1,7 +1,7 @@
 """Predicting words from those near them (Mikolov et al. 2013a, "Efficient Estimation"; 2013b, "Distributed ...").
 
-To predict a word is a handful of binary decisions, each a logistic regression on the vector of the input: whether a word
-is the true one or drawn from noise (negative sampling), or which way to turn in a tree (hierarchical softmax).
+To predict a word is a handful of binary decisions, each a logistic regression on the vector of the input: whether a
+word is the true one or drawn from noise (negative sampling), or which way to turn in a tree (hierarchical softmax).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.alphabet import contract
-from llm_jax.core.parts import Count, Part, Size, conform
+from llm_jax.core.parts import Part, Size, conform
 from llm_jax.layers.tokens import PADDING
 from llm_jax.models.word2vec import Word2Vec
 from llm_jax.objectives.next_token import Objective
@@ -40,7 +40,8 @@ class Decisions(Part):
 class NegativeSampling(Decisions):
     """A word is told from `negatives` that are drawn by their counts to the `power`.
 
-    They are drawn once for a word in its place, and serve all of its neighbours. One that is the word itself is left out.
+    They are drawn once for a word in its place, and serve all of its neighbours. One that is the word itself is left
+    out.
     """
 
     negatives: Size = 5
@@ -118,7 +119,7 @@ class _Windowed(Objective):
         keep_V = np.where(count_V > 0, keep_V, 0)
         return dict(keep_V=keep_V.astype(np.float32)) | self.decisions.prepare(count_V)
 
-    def _read(self, model: Word2Vec, params: Any, frozen: Frozen, batch: dict[str, jax.Array], key: Any):
+    def _read(self, model: Word2Vec, frozen: Frozen, batch: dict[str, jax.Array], key: Any):
         """The words that are kept, together at the left: ids and segments, the reach of each, and a key."""
         conform(model, Word2Vec, "model")
         thin, reach, rest = jax.random.split(jax.random.key(0) if key is None else key, 3)
@@ -156,7 +157,7 @@ class SkipGram(_Windowed):
     """Each word predicts every word near it."""
 
     def __call__(self, model, params, frozen, batch, key):
-        word_BT, segment_BT, reach_BT, key = self._read(model, params, frozen, batch, key)
+        word_BT, segment_BT, reach_BT, key = self._read(model, frozen, batch, key)
         input_BTD = model.apply({"params": params}, word_BT)
         outputs = self._outputs(model, params, frozen, word_BT, key)
         loss = weight = jnp.float32(0)
@@ -172,7 +173,7 @@ class Cbow(_Windowed):
     """The mean of the words near it predicts each word: a continuous bag of words."""
 
     def __call__(self, model, params, frozen, batch, key):
-        word_BT, segment_BT, reach_BT, key = self._read(model, params, frozen, batch, key)
+        word_BT, segment_BT, reach_BT, key = self._read(model, frozen, batch, key)
         word_BTD = model.apply({"params": params}, word_BT).astype(jnp.float32)
         total_BTD, count_BT = jnp.zeros_like(word_BTD), jnp.zeros(word_BT.shape, jnp.float32)
         for distance, near_BT in self._offsets(segment_BT):

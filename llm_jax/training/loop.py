@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from llm_jax.core.process import keep_memory
 from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
-from llm_jax.models.model import Model
+from llm_jax.models.model import Generator, Model
 from llm_jax.parallel.layout import place
 from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
 from llm_jax.training.check import check_families
@@ -27,7 +28,7 @@ from llm_jax.training.evaluation import evaluate, means
 from llm_jax.training.interrupt import Interrupt
 from llm_jax.training.metrics import MetricsLog, read
 from llm_jax.training.program import Program, TrainState
-from llm_jax.training.report import findings
+from llm_jax.training.report import Finished, findings
 from llm_jax.training.run import Run
 from llm_jax.training.speed import Speed
 
@@ -49,7 +50,7 @@ def train(experiment: Experiment, workdir: str | Path) -> TrainState:
         print("reading the data ...", flush=True)
         tokenizer = prepare_tokenizer(experiment, run)
         experiment = fill(experiment, tokenizer)
-        program = Program(experiment, _mesh(experiment))
+        program = Program(experiment, _mesh(experiment), tokenizer)
         kept = Checkpoints(
             run.checkpoints, experiment.manifest(), keep_last=experiment.keep_last, keep_best=experiment.keep_best
         )
@@ -92,7 +93,7 @@ class Training:
     def _report(self, state: TrainState) -> None:
         """Shown as often as a finished run is asked for, written down once."""
         written = [set(line) for line in read(self.run.metrics) if line["split"] == "report"]
-        for finding in findings(self.experiment, language_model(self.experiment, self.tokenizer, state.best)):
+        for finding in findings(finished(self.experiment, self.tokenizer, state.best)):
             self.display.note("\n".join(finding.lines))
             if finding.metrics and not any(finding.metrics.keys() <= names for names in written):
                 self.metrics.write(int(state.step), "report", finding.metrics)
@@ -175,8 +176,18 @@ def fill(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
     return experiment.override({"model": model.filled(tokenizer.vocabulary, data.length, source, start)})
 
 
+def finished(experiment: Experiment, tokenizer: Tokenizer, params: Any) -> Finished:
+    """A filled-in experiment that was trained, for its `report`."""
+    return Finished(experiment, tokenizer, params, functools.partial(language_model, experiment, tokenizer, params))
+
+
 def language_model(experiment: Experiment, tokenizer: Tokenizer, params: Any) -> LanguageModel:
-    """What a filled-in experiment trained, ready to generate, in the precision that it computes with."""
+    """What a filled-in experiment trained, ready to generate, in the precision that it computes with.
+
+    Raises:
+      InputError: its model is none that generates.
+    """
+    conform(experiment.model, Generator, "model")
     model, data, precision = (cast(Any, part) for part in (experiment.model, experiment.data, experiment.precision))
     return LanguageModel(
         model, params, tokenizer, template=data.rendering.template, dtype=precision.dtype, bos=data.rendering.bos

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import lzma
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from llm_jax.core.parts import Part
@@ -15,14 +16,21 @@ from llm_jax.data.pipeline import SplitName
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.text.chat import Message
+from llm_jax.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """A trained model, and what it was trained on."""
+    """A trained model, and what it was trained on. `lm` is it as a language model, where it is one."""
 
     experiment: Experiment
-    lm: LanguageModel
+    tokenizer: Tokenizer
+    params: Any
+    generator: Callable[[], LanguageModel]
+
+    @functools.cached_property
+    def lm(self) -> LanguageModel:
+        return self.generator()
 
     def documents(self, split: SplitName) -> list[Any]:
         data: Any = self.experiment.data
@@ -179,10 +187,9 @@ class Samples(Report):
         return Finding([line for p, t in zip(self.prompts, texts, strict=True) for line in ("", p + t)])
 
 
-def findings(experiment: Experiment, lm: LanguageModel) -> Iterator[Finding]:
+def findings(finished: Finished) -> Iterator[Finding]:
     """Of each part of the experiment's report in turn."""
-    finished = Finished(experiment, lm)
-    for report in experiment.report:
+    for report in finished.experiment.report:
         assert isinstance(report, Report)
         yield report(finished)
 
