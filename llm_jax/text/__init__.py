@@ -1,7 +1,7 @@
 """Text as tokens: tokenizers, special tokens, the chat template."""
 
 from llm_jax.text.chat import ChatTemplate, Message
-from llm_jax.text.recipes import RECIPES, Bpe, Bytes, Characters, Gpt2, TokenizerRecipe, Unigram, WordPiece
+from llm_jax.text.recipes import RECIPES, Bpe, Bytes, Characters, Gpt2, TokenizerRecipe, Unigram, WordPiece, Words
 from llm_jax.text.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "TokenizerRecipe",
     "Unigram",
     "WordPiece",
+    "Words",
     "load_tokenizer",
 ]
