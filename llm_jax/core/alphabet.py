@@ -24,6 +24,7 @@ LEGEND = dict(
     B="batch", T="query time", S="key time", D="model width", K="key heads", G="queries per key head", H="head width",
     F="hidden", E="experts", C="expert capacity", V="vocabulary", L="layers", P="positions", N="new tokens",
     R="rows of a stream", Y="pixel rows", X="pixel columns", A="channels of a pixel", O="classes",
+    J="gates of a recurrent cell", M="decisions that predict a word",
 )  # fmt: skip
 
 RULES = dict(

@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grain
@@ -23,8 +23,8 @@ from absl import flags
 from llm_jax.core.tables import InputError
 from llm_jax.data.cache import Corpus
 from llm_jax.data.packing import Packing, Plan, WindowPlan, ramps
+from llm_jax.data.presentation import AsIs, Batch, Presentation, blank
 
-Batch = dict[str, np.ndarray]
 PERIOD = 10_000  # rows after which the pattern of a mixture repeats: weights are exact to a part in so many
 
 
@@ -36,6 +36,7 @@ class Rows:
     packing: Packing
     length: int
     seed: tuple[int, ...] | None
+    presentation: Presentation = AsIs()
 
     def __post_init__(self) -> None:
         self._plans: dict[int, Plan | WindowPlan] = {}
@@ -47,7 +48,7 @@ class Rows:
     def _plan(self, epoch: int) -> Plan | WindowPlan:
         if epoch not in self._plans:
             rng = None if self.seed is None else np.random.default_rng((*self.seed, epoch))
-            plan = self.packing.plan(self.corpus.offsets, self.length, rng)
+            plan = self.presentation.plan(self.packing, self.corpus, self.length, rng)
             # a batch may straddle two epochs: keep the one before
             self._plans = {e: p for e, p in self._plans.items() if e == epoch - 1} | {epoch: plan}
         return self._plans[epoch]
@@ -112,42 +113,35 @@ class Mixed:
         return component, period * self.counts[component] + self.number[place]
 
 
-def blank(rows: int, length: int, pad: int = 0) -> Batch:
-    """A batch of nothing but padding."""
-    shape = rows, length
-    return dict(
-        tokens_BT=np.full(shape, pad, np.int32),
-        targets_BT=np.full(shape, pad, np.int32),
-        weight_BT=np.zeros(shape, np.float32),
-        segment_BT=np.full(shape, -1, np.int32),
-        position_BT=np.zeros(shape, np.int32),
-        bytes_BT=np.zeros(shape, np.int32),
-    )
-
-
 @dataclasses.dataclass
 class Filler:
-    """Fills batches with rows of several corpora."""
+    """Fills batches with rows of several corpora, and presents them."""
 
     components: list[Rows]
     length: int
     bytes_V: np.ndarray
-    pad: int
+    special: Mapping[str, int]
+    seed: int
+    presentation: Presentation
+
+    def __post_init__(self) -> None:
+        self.row = self.presentation.row(self.length)
 
     def __call__(self, component_B: np.ndarray, number_B: np.ndarray) -> Batch:
         """The batch of these rows; a row of component -1 is padding."""
-        batch = blank(len(component_B), self.length, self.pad)
+        batch = blank(len(component_B), self.row, self.special["pad"])
         for c, rows in enumerate(self.components):
             if len(here := np.flatnonzero(component_B == c)):
                 for start, size, which in rows.pieces(number_B[here]):
                     self._fill(batch, rows.corpus, start, size, here[which])
-        return batch
+        seed_B = [(self.seed, *row) for row in zip((component_B + 1).tolist(), number_B.tolist(), strict=True)]
+        return self.presentation(batch, self.length, self.special, seed_B)
 
     def _fill(self, batch: Batch, corpus: Corpus, start: np.ndarray, size: np.ndarray, row: np.ndarray) -> None:
         """Puts pieces into rows of the batch; `row` is ascending."""
         before = np.cumsum(size) - size
         opening = np.searchsorted(row, row)  # the first piece of the same row
-        place = np.repeat(row * self.length - before[opening], size) + np.arange(size.sum())
+        place = np.repeat(row * self.row - before[opening], size) + np.arange(size.sum())
         position = ramps(size)
         source = np.repeat(start, size) + position
         targets = corpus.tokens[source + 1]

@@ -15,11 +15,13 @@ from llm_jax.core.spelling import to_json
 from llm_jax.core.tables import InputError, lookup
 from llm_jax.data.cache import Corpus, corpus, trained
 from llm_jax.data.documents import Document, Rendering
-from llm_jax.data.loader import Batch, DataIterator, Evaluation, Filler, Mixed, Rows, TrainingBatches, blank
+from llm_jax.data.loader import DataIterator, Evaluation, Filler, Mixed, Rows, TrainingBatches
 from llm_jax.data.packing import ConcatThenSplit, Packing
+from llm_jax.data.presentation import AsIs, Batch, Presentation, blank
 from llm_jax.data.sources import Source
 from llm_jax.data.split import ByHash, Split
 from llm_jax.text.recipes import TokenizerRecipe
+from llm_jax.text.special import SPECIAL
 from llm_jax.text.tokenizer import Tokenizer
 
 SplitName = Literal["train", "validation"]
@@ -31,7 +33,8 @@ class Data(Part):
 
     A batch is a dict of arrays [batch, length]: `tokens_BT` and `targets_BT` (int32 ids), `weight_BT` (float32, 0 where
     nothing is learnt), `segment_BT` (int32, number of the document within its row, -1 in padding), `position_BT`
-    (int32, within the segment), `bytes_BT` (int32, bytes of text that the target stands for).
+    (int32, within the segment), `bytes_BT` (int32, bytes of text that the target stands for). A `presentation` may make
+    others of them.
 
     `evaluation_batches` limits evaluation to the first so many batches; None evaluates the whole split.
     `workers` are processes that prefetch; most corpora are served faster than that from the training process itself.
@@ -46,6 +49,7 @@ class Data(Part):
     shuffle: bool = True
     workers: int = 0
     evaluation_batches: Size | None = None
+    presentation: Presentation = AsIs()
 
     def __post_init__(self) -> None:
         for name, least in (("length", 1), ("batch", 1), ("workers", 0)):
@@ -83,23 +87,25 @@ class Data(Part):
         """Endless batches, of each of which this process gets batch / processes rows.
 
         Raises:
-          InputError: there is nothing to train on or nothing learnt, or the batch cannot be divided.
+          InputError: there is nothing to train on or nothing learnt, the batch cannot be divided, or the documents
+            cannot be presented.
         """
         self._check(process, processes)
         corpora = self._corpora(tokenizer, "train")
         if empty := [s for (s, _), c in zip(self.source.components(), corpora, strict=True) if c is None]:
             raise InputError(f"{empty[0]} has no training documents of two tokens or more")
         rows = [
-            Rows(c, self.packing, self.length, (seed, i) if self.shuffle else None)
+            Rows(c, self.packing, self.length, (seed, i) if self.shuffle else None, self.presentation)
             for i, c in enumerate(corpora)
             if c is not None
         ]
         weights = [weight for _, weight in self.source.components()]
+        shown = [] if self.presentation == AsIs() else [to_json(self.presentation)]
         stream = digest(
-            json.dumps([to_json(self.packing), self.batch, self.length, self.shuffle, seed, weights]),
+            json.dumps([to_json(self.packing), self.batch, self.length, self.shuffle, seed, weights, *shown]),
             *(part.corpus.path.name for part in rows),
         )
-        batches = TrainingBatches(self._filler(rows, tokenizer), Mixed(weights), self.batch, process, processes)
+        batches = TrainingBatches(self._filler(rows, tokenizer, seed), Mixed(weights), self.batch, process, processes)
         return DataIterator(batches, self.workers, stream)
 
     def evaluation(
@@ -112,26 +118,41 @@ class Data(Part):
         """
         self._check(process, processes)
         packing = self.packing.once(self.length)
-        rows = [Rows(c, packing, self.length, None) for c in self._corpora(tokenizer, split) if c is not None]
-        return Evaluation(self._filler(rows, tokenizer), self.batch, process, processes, self.evaluation_batches)
+        corpora = self._corpora(tokenizer, split)
+        rows = [Rows(c, packing, self.length, None, self.presentation) for c in corpora if c is not None]
+        return Evaluation(self._filler(rows, tokenizer, 0), self.batch, process, processes, self.evaluation_batches)
+
+    def counts(self, tokenizer: Tokenizer) -> np.ndarray:
+        """int64 [V]: how often each token occurs in the training documents."""
+        corpora = [c for c in self._corpora(tokenizer, "train") if c is not None]
+        return sum(
+            (np.bincount(c.tokens, minlength=tokenizer.vocabulary) for c in corpora),
+            np.zeros(tokenizer.vocabulary, np.int64),
+        )
 
     def blank(self, rows: int) -> Batch:
         """A batch of padding: what a batch of so many rows consists of."""
-        return blank(rows, self.length)
+        filled = blank(rows, self.presentation.row(self.length))
+        return self.presentation(filled, self.length, dict.fromkeys(SPECIAL, 0), [(0, row) for row in range(rows)])
 
     def _check(self, process: int, processes: int) -> None:
         if self.batch % processes:
             raise InputError(f"data.batch={self.batch} cannot be divided among {processes} processes")
         if not 0 <= process < processes:
             raise InputError(f"process {process} is not one of 0 to {processes - 1}")
+        self.presentation.check(self.rendering, self.packing)
 
-    def _filler(self, rows: list[Rows], tokenizer: Tokenizer) -> Filler:
-        return Filler(rows, self.length, np.asarray(tokenizer.bytes_V, np.int32), tokenizer.padding)
+    def _filler(self, rows: list[Rows], tokenizer: Tokenizer, seed: int) -> Filler:
+        bytes_V = np.asarray(tokenizer.bytes_V, np.int32)
+        special = tokenizer.special | {"pad": tokenizer.padding}
+        return Filler(rows, self.length, bytes_V, special, seed, self.presentation)
 
     def _corpora(self, tokenizer: Tokenizer, split: SplitName) -> list[Corpus | None]:
         """Per component, its tokens; None where there is no document of two tokens or more."""
         self.documents(split)
         parts = [part[split] for part in self._split_documents]
+        for documents in parts:
+            self.presentation.check_documents(documents)
         made = [corpus(documents, tokenizer, self.rendering) if documents else None for documents in parts]
         usable = [c if c is not None and len(c.tokens) > len(c.offsets) - 1 else None for c in made]
         if not any(c is not None and np.any(c.learnt) for c in usable):

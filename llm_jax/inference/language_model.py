@@ -76,7 +76,7 @@ class LanguageModel:
         if isinstance(texts, str):
             raise InputError("texts must be a list of texts, not one text: write [text]")
         model = conform(self.model, Encoder, "model")
-        after = [lookup(self.tokenizer.special, "eos", "special token of this tokenizer")] if self.eos else []
+        after = frame(self.tokenizer.special, "eos", self.eos)
         return embed(model, self._prepared, [[*self._plain(text), *after] for text in texts])
 
     def generate(

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from llm_jax.core.parts import Count, replace
-from llm_jax.core.tables import InputError
 from llm_jax.layers.attention import Source
 from llm_jax.layers.embedding import Embed, Head, Tied
 from llm_jax.layers.tokens import Tokens
 from llm_jax.models.flops import attention_flops, matrix_weights
-from llm_jax.models.model import Generator, Model
+from llm_jax.models.model import Model, Translator
 from llm_jax.models.transformer import Side, check_length, fit_vocabulary
 
 
-class EncoderDecoder(Generator):
+class EncoderDecoder(Translator):
     """Source ids [B, S] and target ids [B, T] -> a score for each next target token [B, T, V] in float32.
 
     Both sides share `embed`. The decoder's blocks need `cross`. Generation begins a target with the token `start`.
-    `context` is the target's; `source_context` the source's, 0 for as long as the data's rows.
+    `context` is the target's and `source_context` the source's. 0, and None for `start`, stand for what the data has,
+    filled in when a run begins.
     """
 
     embed: Embed
@@ -31,7 +30,7 @@ class EncoderDecoder(Generator):
     head: Head = Tied()
     context: Count = 0
     source_context: Count = 0
-    start: Count = 0
+    start: Count | None = None
 
     def __call__(
         self, tokens_BT: jax.Array, at: Tokens | None = None, *, caches: Any = None, start: int | jax.Array = 0,
@@ -63,24 +62,13 @@ class EncoderDecoder(Generator):
     def vectors(self, tokens_BT, at=None, types_BT=None, *, dropout_key=None):
         return Model.vectors(self, tokens_BT)  # refused: there are two texts
 
-    def predict(self, batch: Mapping[str, jax.Array], dropout_key: jax.Array | None) -> jax.Array:
-        if "source_BS" not in batch:
-            raise InputError("an EncoderDecoder needs sources: set data.presentation=SourceAndTarget()")
-        first, second = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        source = self.encode(batch["source_BS"], Tokens(batch["source_position_BS"], batch["source_segment_BS"]), first)
-        at = Tokens(batch["position_BT"], batch["segment_BT"])
-        return self(batch["tokens_BT"], at, dropout_key=second, source=source)[0]
-
     def read(self, tokens_BT, at, slots, dtype):
         batch, length = tokens_BT.shape
         source = self.encode(tokens_BT, at)
         caches = self.decoder.stack.empty_cache(batch, slots, dtype, length)
-        begun_B1 = jnp.full((batch, 1), self.start, jnp.int32)
+        begun_B1 = jnp.full((batch, 1), self.opening(), jnp.int32)
         x_BTD, caches = self.hidden(begun_B1, None, caches=caches, start=jnp.int32(0), source=source)
         return self.score(x_BTD)[:, -1], caches
-
-    def opening(self):
-        return self.start
 
     def empty_cache(self, batch, length, dtype):
         return self.decoder.stack.empty_cache(batch, length, dtype, self.source_context or length)
@@ -92,12 +80,12 @@ class EncoderDecoder(Generator):
         sides = {name: side(getattr(self, name), params[name]) for name in ("encoder", "decoder")}
         return {**params, **sides}
 
-    def filled(self, vocabulary, context):
+    def filled(self, vocabulary, context, source=0, start=0):
         check_length(self.decoder.positions, max(context, self.context), "model.decoder.positions")
-        check_length(self.encoder.positions, max(context, self.source_context), "model.encoder.positions")
+        check_length(self.encoder.positions, max(source, self.source_context), "model.encoder.positions")
         return replace(
             self, embed=fit_vocabulary(self.embed, vocabulary), context=self.context or context,
-            source_context=self.source_context or context,
+            source_context=self.source_context or source, start=start if self.start is None else self.start,
         )  # fmt: skip
 
     def limit(self):

@@ -27,8 +27,14 @@ class Model(nn.Module):
         """The parameters before the first step, each with its letters."""
         return self.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
-    def filled(self, vocabulary: int, context: int) -> Model:
-        """The model with what its settings leave to the data filled in: the tokenizer's vocabulary, the rows' length.
+    def filled(self, vocabulary: int, context: int, source: int = 0, start: int = 0) -> Model:
+        """The model with what its settings leave to the data filled in.
+
+        Args:
+          vocabulary: the tokenizer's.
+          context: the length of the data's rows; of targets, where sources are apart from them.
+          source: the length of the sources; 0 where there are none.
+          start: the token that a target begins with.
 
         Raises:
           InputError: they do not fit what is set.
@@ -153,3 +159,33 @@ class Generator(Model):
           InputError: any token may be, so that the model cannot predict one from those before it.
         """
         return 0
+
+    def words(self) -> int:
+        """The size of the vocabulary."""
+        raise NotImplementedError
+
+
+class Translator(Generator):
+    """A generator that reads a source apart from the target that it writes.
+
+    Its field `start` is the token that a target begins with; None until it is filled in.
+    """
+
+    def encode(self, source_BS: jax.Array, at: Tokens | None = None, dropout_key: jax.Array | None = None) -> Any:
+        """What the model makes of source ids [B, S], for `__call__`'s `source`."""
+        raise NotImplementedError
+
+    def predict(self, batch, dropout_key):
+        if "source_BS" not in batch:
+            raise InputError(f"a {type(self).__name__} needs sources: set data.presentation=SourceAndTarget()")
+        first, second = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+        source = self.encode(batch["source_BS"], Tokens(batch["source_position_BS"], batch["source_segment_BS"]), first)
+        at = Tokens(batch["position_BT"], batch["segment_BT"])
+        call: Any = self
+        return call(batch["tokens_BT"], at, dropout_key=second, source=source)[0]
+
+    def opening(self):
+        start = vars(self)["start"]
+        if start is None:
+            raise InputError("model.start is not filled in: set it, or let a run take it from its tokenizer")
+        return start

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 
 from llm_jax.core.aside import ASIDE, heard
 from llm_jax.core.parts import Part, conform
+from llm_jax.data.pipeline import Data
 from llm_jax.layers.moe import routing
 from llm_jax.layers.tokens import Tokens
 from llm_jax.models.model import Generator
+from llm_jax.text.tokenizer import Tokenizer
 
 Sums = dict[str, jax.Array]
 
@@ -25,6 +27,10 @@ class Objective(Part):
     loss that is logged, but training lowers it with the loss. `frozen` holds weights that are not trained (a reference
     model's), or None. `key` is for dropout; None means evaluation.
     """
+
+    def prepare(self, data: Data, tokenizer: Tokenizer) -> Any:
+        """What `frozen` is at the beginning of a run, as NumPy arrays: the same for the same data and tokenizer."""
+        return None
 
     def __call__(self, model: nn.Module, params: Any, frozen: Any, batch: dict[str, jax.Array], key: Any) -> Sums:
         raise NotImplementedError

@@ -2,7 +2,7 @@
 
 from llm_jax.text.chat import TEMPLATES, Alpaca, ChatML, ChatTemplate, Jinja, Llama3, Message
 from llm_jax.text.kept import Kept
-from llm_jax.text.recipes import RECIPES, Bpe, Bytes, Characters, Gpt2, TokenizerRecipe, Unigram, WordPiece
+from llm_jax.text.recipes import RECIPES, Bpe, Bytes, Characters, Gpt2, TokenizerRecipe, Unigram, WordPiece, Words
 from llm_jax.text.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "TokenizerRecipe",
     "Unigram",
     "WordPiece",
+    "Words",
     "load_tokenizer",
 ]

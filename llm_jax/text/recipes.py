@@ -143,6 +143,35 @@ class Characters(TokenizerRecipe):
 
 
 @dataclasses.dataclass(frozen=True)
+class Words(TokenizerRecipe):
+    """The most frequent words and marks of punctuation, id 1 the most frequent; id 0 is [UNK], for all others.
+
+    Lossy, as `WordPiece`; with `lowercase` the case of letters is lost too.
+    """
+
+    vocabulary: int = 10_000
+    lowercase: bool = False
+
+    def train(self, texts: Iterable[str]) -> Tokenizer:
+        room = _room(self, self.vocabulary, fixed=1, least=1)
+        counts: Counter[str] = Counter()
+        split = self._rust(models.WordLevel(vocab={UNK: 0}, unk_token=UNK))
+        assert split.normalizer is not None and split.pre_tokenizer is not None
+        for text in _checked(texts):
+            counts.update(w for w, _ in split.pre_tokenizer.pre_tokenize_str(split.normalizer.normalize_str(text)))
+        by_frequency = sorted(counts, key=lambda word: (-counts[word], word))[:room]
+        vocab = {word: i for i, word in enumerate([UNK, *by_frequency])}
+        special = {"unk": 0} | specials_from(len(vocab))
+        return Tokenizer(self._rust(models.WordLevel(vocab=vocab, unk_token=UNK)), special, "words")
+
+    def _rust(self, model: models.WordLevel) -> tokenizers.Tokenizer:
+        rust = tokenizers.Tokenizer(model)
+        rust.normalizer = normalizers.BertNormalizer(lowercase=self.lowercase, strip_accents=False)
+        rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # as for WordPiece: no forging of [UNK]
+        return rust
+
+
+@dataclasses.dataclass(frozen=True)
 class Bytes(TokenizerRecipe):
     """The 256 bytes; learns nothing. Lossless."""
 
@@ -194,4 +223,6 @@ def _without_noise(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
     return sorted(((piece, round(score, 4)) for piece, score in scores.items()), key=lambda p: (-p[1], p[0]))
 
 
-RECIPES = dict(Bpe=Bpe, WordPiece=WordPiece, Unigram=Unigram, Gpt2=Gpt2, Characters=Characters, Bytes=Bytes)
+RECIPES = dict(
+    Bpe=Bpe, WordPiece=WordPiece, Unigram=Unigram, Gpt2=Gpt2, Characters=Characters, Words=Words, Bytes=Bytes,
+)  # fmt: skip

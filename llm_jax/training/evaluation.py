@@ -20,10 +20,13 @@ def evaluate(
 ) -> dict[str, float]:
     """Loss (nats a target), perplexity, bits per byte and accuracy over all `batches`.
 
+    `frozen` None stands for what a run begins with.
+
     Raises:
       InputError: nothing in them has a weight.
     """
     totals: dict[str, float] = {}
+    frozen = program.frozen if frozen is None else frozen
     with jax.set_mesh(program.mesh):
         for batch in batches:
             sums = program.measure(params, frozen, place(dict(batch), program.mesh))

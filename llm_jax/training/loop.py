@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 from pathlib import Path
@@ -29,7 +30,7 @@ from llm_jax.training.inherit import begin, first_tokenizer, inherit
 from llm_jax.training.interrupt import Interrupt
 from llm_jax.training.metrics import MetricsLog, read
 from llm_jax.training.program import Program, TrainState
-from llm_jax.training.report import findings
+from llm_jax.training.report import Finished, findings
 from llm_jax.training.run import Run
 from llm_jax.training.speed import Speed
 
@@ -54,7 +55,7 @@ def train(experiment: Experiment, workdir: str | Path) -> TrainState:
         print("reading the data ...", flush=True)
         tokenizer = prepare_tokenizer(experiment, run)
         experiment = fill(experiment, tokenizer)
-        program = Program(experiment, _mesh(experiment))
+        program = Program(experiment, _mesh(experiment), tokenizer)
         kept = Checkpoints(
             run.checkpoints, experiment.manifest(), keep_last=experiment.keep_last, keep_best=experiment.keep_best
         )
@@ -99,7 +100,7 @@ class Training:
         if not self.experiment.report:
             return
         written = [set(line) for line in read(self.run.metrics) if line["split"] == "report"]
-        for finding in findings(self.experiment, language_model(self.experiment, self.tokenizer, state.best)):
+        for finding in findings(finished(self.experiment, self.tokenizer, state.best)):
             self.display.note("\n".join(finding.lines))
             if finding.metrics and not any(finding.metrics.keys() <= names for names in written):
                 self.metrics.write(int(state.step), "report", finding.metrics)
@@ -183,8 +184,14 @@ def keep_tokenizer(tokenizer: Tokenizer, run: Run) -> None:
 
 def fill(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
     """The experiment with what its model leaves to the data filled in."""
-    model, data = conform(experiment.model, Model, "model"), experiment.data
-    return experiment.override({"model": model.filled(tokenizer.vocabulary, getattr(data, "length", 0))})
+    model, data = conform(experiment.model, Model, "model"), cast(Any, experiment.data)
+    source, start = data.presentation.source(), tokenizer.special["bos"]
+    return experiment.override({"model": model.filled(tokenizer.vocabulary, data.length, source, start)})
+
+
+def finished(experiment: Experiment, tokenizer: Tokenizer, params: Any) -> Finished:
+    """A filled-in experiment that was trained, for its `report`."""
+    return Finished(experiment, tokenizer, params, functools.partial(language_model, experiment, tokenizer, params))
 
 
 def language_model(experiment: Experiment, tokenizer: Tokenizer, params: Any) -> LanguageModel:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment
 from llm_jax.parallel.layout import batch_sharding, shardings
+from llm_jax.text.tokenizer import Tokenizer
 
 Batch = Mapping[str, Any]
 
@@ -46,12 +47,20 @@ class Program:
     """An experiment whose model is filled in, on a mesh.
 
     Attributes:
+      tokenizer: the run's; only an objective that prepares something from the data asks for it.
       boxed: the parameters' shapes with their letters.
       template: the state as shapes with shardings; what checkpoints are restored to.
     """
 
     experiment: Experiment
     mesh: Mesh
+    tokenizer: Tokenizer | None = None
+
+    @functools.cached_property
+    def frozen(self) -> Any:
+        """What the objective reads and nobody trains, at the beginning."""
+        objective: Any = self.experiment.objective
+        return objective.prepare(self.experiment.data, self.tokenizer)
 
     @functools.cached_property
     def boxed(self) -> Any:
@@ -64,7 +73,7 @@ class Program:
 
     @functools.cached_property
     def template(self) -> TrainState:
-        shapes = jax.eval_shape(self._begin, jax.random.key(0))
+        shapes = jax.eval_shape(self._begin, jax.random.key(0), self.frozen)
         whole = NamedSharding(self.mesh, PartitionSpec())
         params = shardings(self.boxed, self.mesh)
         known = {
@@ -85,7 +94,7 @@ class Program:
         """The state before the first step: drawn from the seed, each device drawing its own share."""
         with jax.set_mesh(self.mesh):
             key = jax.random.key(self.experiment.seed)
-            return jax.jit(self._begin, out_shardings=self._shardings())(key)
+            return jax.jit(self._begin, out_shardings=self._shardings())(key, self.frozen)
 
     def _shardings(self) -> Any:
         return jax.tree.map(lambda leaf: leaf.sharding, self.template)
@@ -94,19 +103,23 @@ class Program:
         model: Any = self.experiment.model
         return model.begin(key)
 
-    def _begin(self, key: jax.Array) -> TrainState:
+    def _begin(self, key: jax.Array, frozen: Any) -> TrainState:
         # a weak type, as of jnp.full(shape, 1.0), is lost in the first step: the second would compile again
         params = jax.tree.map(lambda x: x.astype(x.dtype), nn.meta.unbox(self._draw(key)))
         none = jnp.zeros((), jnp.int32)
         average = jax.tree.map(jnp.copy, params) if self.experiment.ema else None
-        sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.sums(params))
-        return TrainState(none, params, self.optimizer.init(params), average, sums, none, none, none)
+        sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.sums(params, frozen))
+        return TrainState(none, params, self.optimizer.init(params), average, sums, none, none, none, frozen)
 
-    def sums(self, params: Any) -> Any:
-        """The shapes of the objective's sums, in training; `params` may be shapes too."""
+    def sums(self, params: Any, frozen: Any) -> Any:
+        """The shapes of the objective's sums, in training; `params` and `frozen` may be shapes too."""
         data, precision = (cast(Any, part) for part in (self.experiment.data, self.experiment.precision))
         key = jax.eval_shape(lambda: jax.random.key(0))
-        return jax.eval_shape(lambda p, b, k: self._objective(precision.cast(p), b, k), params, data.blank(1), key)
+
+        def sums(params: Any, frozen: Any, batch: Batch, key: jax.Array) -> Any:
+            return self._objective(precision.cast(params), batch, key, frozen)
+
+        return jax.eval_shape(sums, params, frozen, data.blank(1), key)
 
     def _objective(self, params: Any, batch: Batch, key: jax.Array | None, frozen: Any = None) -> dict[str, jax.Array]:
         objective: Any = self.experiment.objective

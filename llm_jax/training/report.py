@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib.util
 import lzma
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 from llm_jax.core.parts import Part
 from llm_jax.core.tables import InputError
@@ -14,14 +16,21 @@ from llm_jax.data.pipeline import SplitName
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.text.chat import Message
+from llm_jax.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """A trained model, and what it was trained on."""
+    """A trained model, and what it was trained on. `lm` is it as a language model, where it is one."""
 
     experiment: Experiment
-    lm: LanguageModel
+    tokenizer: Tokenizer
+    params: Any
+    generator: Callable[[], LanguageModel]
+
+    @functools.cached_property
+    def lm(self) -> LanguageModel:
+        return self.generator()
 
     def documents(self, split: SplitName) -> list[Any]:
         data: Any = self.experiment.data
@@ -53,19 +62,62 @@ class ExactMatch(Report):
     batch: int = 500
 
     def __call__(self, finished):
-        examples = [d for d in finished.documents(self.split) if isinstance(d, Example)]
-        examples = examples[: self.limit or None]
-        if not examples:
-            raise InputError(f"ExactMatch needs examples with answers, and the {self.split} documents have none")
-        tokenizer = finished.lm.tokenizer
-        longest = max(map(len, tokenizer.encode_batch([e.answer for e in examples]))) + 1
-        right = 0
-        for i in range(0, len(examples), self.batch):
-            some = examples[i : i + self.batch]
-            given = finished.lm.generate([e.prompt for e in some], max_tokens=longest, temperature=0.0)
-            right += sum(answer == e.answer for answer, e in zip(given, some, strict=True))
+        examples = _examples(finished, self.split, self.limit)
+        answers = _answers(finished.lm, examples, self.batch)
+        right = sum(answer == e.answer for answer, e in zip(answers, examples, strict=True))
         share = right / len(examples)
         return Finding([f"{self.split}: {right}/{len(examples)} answers exact"], {f"{self.split}_exact_match": share})
+
+
+@dataclasses.dataclass(frozen=True)
+class Bleu(Report):
+    """BLEU (Papineni et al. 2002) and chrF (Popovic 2015) of examples answered greedily; the first `limit` (0: all).
+
+    Both are sacrebleu's, whose signature is shown: it says what a figure may be compared with. `tokenize` is how BLEU
+    splits words ("none" where they are split already). The first `show` examples are shown.
+
+    Raises:
+      InputError: there are no examples, or sacrebleu is not installed.
+    """
+
+    split: SplitName = "validation"
+    limit: int = 0
+    batch: int = 100
+    tokenize: Literal["13a", "intl", "char", "zh", "none"] = "13a"
+    show: int = 2
+
+    def __call__(self, finished):
+        if importlib.util.find_spec("sacrebleu") is None:
+            raise InputError("Bleu needs sacrebleu: pip install 'llm-jax[metrics]', or leave it out of report")
+        import sacrebleu
+
+        examples = _examples(finished, self.split, self.limit)
+        given = _answers(finished.lm, examples, self.batch)
+        bleu, chrf = sacrebleu.BLEU(tokenize=self.tokenize), sacrebleu.CHRF()
+        wanted = [[e.answer for e in examples]]
+        found = {name: metric.corpus_score(given, wanted).score for name, metric in (("bleu", bleu), ("chrf", chrf))}
+        lines = [f"{self.split}: BLEU {found['bleu']:.2f}, chrF {found['chrf']:.2f} of {len(examples)} answers"]
+        lines += [f"  BLEU {bleu.get_signature()}", f"  chrF {chrf.get_signature()}"]
+        for e, answer in list(zip(examples, given, strict=True))[: self.show]:
+            lines += ["", f"  source  {e.prompt}", f"  model   {answer}", f"  wanted  {e.answer}"]
+        return Finding(lines, {f"{self.split}_{name}": score for name, score in found.items()})
+
+
+def _examples(finished: Finished, split: SplitName, limit: int) -> list[Example]:
+    examples = [d for d in finished.documents(split) if isinstance(d, Example)][: limit or None]
+    if not examples:
+        raise InputError(f"answers can be judged of examples only, and the {split} documents have none")
+    return examples
+
+
+def _answers(lm: LanguageModel, examples: Sequence[Example], batch: int) -> list[str]:
+    """What the model answers greedily: no longer than the longest answer wanted, and a token to end it."""
+    longest = max(map(len, lm.tokenizer.encode_batch([e.answer for e in examples]))) + 1
+    answers = []
+    for i in range(0, len(examples), batch):
+        prompts = [e.prompt for e in examples[i : i + batch]]
+        answers += lm.generate(prompts, max_tokens=longest, temperature=0.0)
+    return answers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,14 +188,14 @@ class Samples(Report):
         return Finding([line for p, t in zip(self.prompts, texts, strict=True) for line in ("", p + t)])
 
 
-def findings(experiment: Experiment, lm: LanguageModel) -> Iterator[Finding]:
+def findings(finished: Finished) -> Iterator[Finding]:
     """Of each part of the experiment's report in turn."""
-    finished = Finished(experiment, lm)
-    for report in experiment.report:
+    for report in finished.experiment.report:
         assert isinstance(report, Report)
         yield report(finished)
 
 
 REPORTS = dict(
-    ExactMatch=ExactMatch, Compression=Compression, SampledConversations=SampledConversations, Samples=Samples,
+    ExactMatch=ExactMatch, Bleu=Bleu, Compression=Compression, SampledConversations=SampledConversations,
+    Samples=Samples,
 )  # fmt: skip

@@ -40,7 +40,7 @@ def restore(
     tokenizer = load_tokenizer(run.tokenizer)
     experiment = fill(experiment, tokenizer)
     layout: Any = experiment.layout
-    program = Program(experiment, layout.mesh())
+    program = Program(experiment, layout.mesh(), tokenizer)
     name = "average" if experiment.ema else "params"
     with Checkpoints(run.checkpoints, run.manifest) as checkpoints, jax.set_mesh(program.mesh):
         params = checkpoints.restore_params(getattr(program.template, name), name, checkpoint).state

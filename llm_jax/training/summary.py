@@ -41,13 +41,14 @@ def summary(experiment: Experiment) -> str:
     """
     data, layout = _any(experiment.data), _any(experiment.layout)
     experiment = inherit(experiment)
-    experiment = fill(experiment, first_tokenizer(experiment))
-    program = Program(experiment, layout.mesh())
+    tokenizer = first_tokenizer(experiment)
+    experiment = fill(experiment, tokenizer)
+    program = Program(experiment, layout.mesh(), tokenizer)
     model = _any(experiment.model)
     lines = [f"{path} = {value}" for path, value in settings(experiment)]
     lines += ["", *cost(model, program.boxed, data.length)]
     with jax.set_mesh(program.mesh), choices() as picked:
-        program.sums(nn.meta.unbox(program.boxed))
+        program.sums(nn.meta.unbox(program.boxed), program.frozen)
     lines += [f"attention kernel: {pick}" for pick in dict.fromkeys(picked)]
     if flops := model.flops_per_token(program.boxed, data.length):
         tokens = data.batch * data.length * experiment.steps

@@ -73,7 +73,19 @@ def test_there_are_tables():
         "SCALINGS",
         "INITS",
     } <= names
-    assert {"MODELS", "OBJECTIVES", "RECIPES", "SOURCES", "PACKINGS", "SPLITS", "OPTIMIZERS", "SCHEDULES"} <= names
+    assert {
+        "MODELS",
+        "OBJECTIVES",
+        "RECIPES",
+        "FILES",
+        "PACKAGED",
+        "DOWNLOADS",
+        "MIXTURES",
+        "PACKINGS",
+        "SPLITS",
+        "OPTIMIZERS",
+        "SCHEDULES",
+    } <= names
 
 
 @pytest.mark.parametrize(("module", "table", "entries"), TABLES, ids=[name for _, name, _ in TABLES])

@@ -12,18 +12,19 @@ import pytest
 from llm_jax.core.spelling import build, from_json, to_json
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Conversation, Example, Text
+from llm_jax.data.packaged import E_MAIL, _turns
 from llm_jax.data.sources import (
-    E_MAIL,
     SOURCES,
     ArrayRecord,
     Conversations,
     Download,
+    EnglishJapanese,
     JsonLines,
     KingJames,
     Mixture,
     PythonHelp,
     TextFiles,
-    _turns,
+    Verses,
 )
 from llm_jax.text.chat import Message
 
@@ -59,8 +60,10 @@ def test_every_source_yields_the_same_each_time_and_can_be_written_down(name, av
     monkeypatch.setenv("LLM_JAX_DATA", str(tmp_path))
     source = available[name]
     assert from_json(to_json(source)) == source and hash(source) == hash(source)
-    if name in ("TinyShakespeare", "MakemoreNames"):
-        (tmp_path / {"TinyShakespeare": "tinyshakespeare.txt"}.get(name, "names.txt")).write_text("something else")
+    fetched = dict(TinyShakespeare="tinyshakespeare.txt", MakemoreNames="names.txt", EnglishJapanese="enja/train.en")
+    if name in fetched:
+        (tmp_path / "enja").mkdir()
+        (tmp_path / fetched[name]).write_text("something else")
         with pytest.raises(InputError, match="is not the file expected"):
             listed(source)
         return
@@ -159,6 +162,28 @@ def test_the_bible_has_1189_chapters():
     documents = listed(KingJames())
     assert len(documents) == 1189
     assert documents[0].text().startswith("Genesis 1\nIn the beginning God created the heaven and the earth.\n")
+
+
+def test_verses_old_and_new():
+    documents = listed(Verses())
+    assert len(documents) == 31_099 and all(isinstance(d, Example) and d.prompt and d.answer for d in documents)
+    said = {d.prompt: d.answer for d in documents if isinstance(d, Example)}
+    assert said["And God said, Let there be light: and there was light."].startswith('God said, "Let there be light,"')
+    assert said["Jesus wept."] == "Jesus wept." and not any("[" in prompt for prompt in said)
+
+
+def test_english_and_japanese_from_the_data_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_JAX_DATA", str(tmp_path))
+    (tmp_path / "enja").mkdir()
+    sha256 = {}
+    for name, text in {"train.en": "a\nb\n", "train.ja": "あ\nい\n", "dev.en": "c\n", "dev.ja": "う\n"}.items():
+        (tmp_path / "enja" / name).write_text(text, encoding="utf-8")
+        sha256[name] = hashlib.sha256(text.encode()).hexdigest()
+    monkeypatch.setattr("llm_jax.data.downloads.ENJA_SHA256", sha256)
+    source = EnglishJapanese()
+    assert listed(source) == [Example("a", "あ"), Example("b", "い")]
+    held_out = source.validation()
+    assert held_out is not None and list(held_out) == [Example("c", "う")]
 
 
 def test_mixtures_of_mixtures_multiply_their_weights(tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llm_jax.core.spelling import from_json, to_json
 from llm_jax.core.tables import InputError
-from llm_jax.text import RECIPES, Bpe, Bytes, Characters, Gpt2, Unigram, WordPiece, load_tokenizer
+from llm_jax.text import RECIPES, Bpe, Bytes, Characters, Gpt2, Unigram, WordPiece, Words, load_tokenizer
 from llm_jax.text.special import SPECIAL
 
 CORPUS = [text for _, text in sorted(pydoc_data.topics.topics.items())][:20]
@@ -259,3 +259,11 @@ def test_characters_are_those_of_the_text_in_order():
     assert tokenizer.vocabulary == len(set("helloworld\n")) + 1 + len(SPECIAL)
     assert tokenizer.encode("h!") == [3, tokenizer.special["unk"]]
     assert tokenizer.count_bytes("hé") == [1, 2]
+
+
+def test_words_are_numbered_by_frequency_and_the_rest_is_unknown():
+    words = Words(20, lowercase=True).train(["The cat, the dog", "the Dog. []"])
+    assert words.encode("THE") == [1] and words.encode("dog") == [2]
+    assert words.encode("cats [UNK]") == [0, words.encode("[")[0], 0, words.encode("]")[0]]
+    assert words.decode(words.encode("The dog, the cat")) == "the dog , the cat"
+    assert Words(12).train(["b a b c"]).encode("b a c") == [1, 2, 0]

@@ -1,10 +1,14 @@
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+import sacrebleu
+
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Conversation
+from llm_jax.data.documents import Conversation, Example, Text
 from llm_jax.text.chat import Message
-from llm_jax.training.report import SampledConversations
+from llm_jax.text.recipes import Bytes
+from llm_jax.training.report import Bleu, SampledConversations
 
 
 def test_a_question_that_leaves_no_room_for_a_reply_is_told_and_the_others_go_on():
@@ -18,3 +22,35 @@ def test_a_question_that_leaves_no_room_for_a_reply_is_told_and_the_others_go_on
     lines = SampledConversations(turns=1)(finished).lines
     assert "  (no reply: the latest message alone leaves no room)" in lines
     assert lines[-2:] == ["  person  how are you?", "  model   fine, thanks"]
+
+
+def test_bleu_is_sacrebleus_of_greedy_answers(monkeypatch):
+    wanted = ["the cat sat on the mat", "a dog ran over the hill", "birds fly south in the cold winter"]
+    said = ["the cat sat on a mat", "a dog ran over the hill", "in winter birds fly to the south"]
+    asked = []
+
+    def generate(prompts, max_tokens, temperature):
+        assert temperature == 0.0 and max_tokens == max(map(len, wanted)) + 1
+        asked.append(len(prompts))
+        return [said[int(prompt)] for prompt in prompts]
+
+    documents = [Example(str(i), answer) for i, answer in enumerate(wanted)]
+    lm = SimpleNamespace(generate=generate, tokenizer=Bytes().train([]))
+    finished: Any = SimpleNamespace(lm=lm, documents=lambda split: documents)
+    found = Bleu(batch=2, show=1)(finished)
+    assert asked == [2, 1] and f"  model   {said[0]}" in found.lines and f"  model   {said[1]}" not in found.lines
+    assert found.metrics == {
+        "validation_bleu": sacrebleu.corpus_bleu(said, [wanted]).score,
+        "validation_chrf": sacrebleu.corpus_chrf(said, [wanted]).score,
+    }
+    assert 20 < found.metrics["validation_bleu"] < 90
+    limited = Bleu(limit=1, tokenize="char")
+    lm.generate = lambda prompts, max_tokens, temperature: said[: len(prompts)]
+    one = sacrebleu.corpus_bleu(said[:1], [wanted[:1]], tokenize="char").score
+    assert limited(finished).metrics["validation_bleu"] == one
+    documents[:] = [Text("no answer")]  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="the validation documents have none"):
+        limited(finished)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'llm-jax\[metrics\]'"):
+        limited(finished)

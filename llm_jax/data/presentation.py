@@ -1,0 +1,190 @@
+"""What a model is shown of a row of documents: the row as it is, or its sources and its targets apart."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from llm_jax.core.parts import Part, Size, show
+from llm_jax.core.tables import InputError
+from llm_jax.data.cache import Corpus
+from llm_jax.data.documents import Document, Example, Rendering
+from llm_jax.data.packing import Packing, Plan, WindowPlan, ramps
+
+Batch = dict[str, np.ndarray]
+
+
+def blank(rows: int, length: int, pad: int = 0) -> Batch:
+    """A batch of nothing but padding."""
+    shape = rows, length
+    return dict(
+        tokens_BT=np.full(shape, pad, np.int32),
+        targets_BT=np.full(shape, pad, np.int32),
+        weight_BT=np.zeros(shape, np.float32),
+        segment_BT=np.full(shape, -1, np.int32),
+        position_BT=np.zeros(shape, np.int32),
+        bytes_BT=np.zeros(shape, np.int32),
+    )
+
+
+class Presentation(Part):
+    """Makes the batch that a model gets of filled rows; by default the rows are that batch."""
+
+    def __call__(
+        self, batch: Batch, length: int, special: Mapping[str, int], seed_B: Sequence[tuple[int, ...]]
+    ) -> Batch:
+        """A pure function of the rows. What it draws for one, it draws from that row's seed.
+
+        Args:
+          batch: rows of `row(length)` tokens, as `blank` has them.
+          length: `data.length`.
+          special: the tokenizer's special tokens.
+          seed_B: for each row, what `np.random.default_rng` takes: the seed of the data and the row's number.
+        """
+        return batch
+
+    def row(self, length: int) -> int:
+        """How many tokens the rows are filled with."""
+        return length
+
+    def source(self) -> int:
+        """How many tokens a source may have, where there are sources; else 0."""
+        return 0
+
+    def plan(self, packing: Packing, corpus: Corpus, length: int, rng: np.random.Generator | None) -> Plan | WindowPlan:
+        """The rows of an epoch."""
+        return packing.plan(corpus.offsets, length, rng)
+
+    def check(self, rendering: Rendering, packing: Packing) -> None:
+        """Nothing, if documents so rendered and packed can be presented.
+
+        Raises:
+          InputError: they cannot; the message names the setting to change.
+        """
+
+    def check_documents(self, documents: Sequence[Document]) -> None:
+        """Nothing, if these can be presented.
+
+        Raises:
+          InputError: one cannot.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class AsIs(Presentation):
+    """The row itself: each token is to predict the one after it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceAndTarget(Presentation):
+    """Examples as pairs of a source to read and a target to write, of at most `sources` and `data.length` tokens.
+
+    The batch has `source_BS`, `source_segment_BS` and `source_position_BS` beside the usual arrays, which hold the
+    targets: each begins with `bos` and is to end with `eos`. A pair has one segment number on both sides. With
+    `data.packing=BestFit("refuse")` several share a row, with `One()` none do; where `too_long` is "truncate", a source
+    keeps its last tokens and a target its first.
+    """
+
+    sources: Size = 64
+
+    def __call__(self, batch, length, special, seed_B):
+        segment_BT, learnt_BT = batch["segment_BT"], batch["weight_BT"] > 0
+        real_BT = segment_BT >= 0
+        opens_BT = learnt_BT & ~np.pad(learnt_BT, ((0, 0), (1, 0)))[:, :-1]  # where the target of a pair begins
+        opens_BT |= learnt_BT & (batch["position_BT"] == 0)
+        reads_BT = real_BT & (~learnt_BT | opens_BT)  # the last token of a source predicts the first of its target
+        given = dict(tokens=batch["tokens_BT"], segment=segment_BT)
+        source = _gathered(given, reads_BT, self.sources, special["pad"])
+        shifted_BT = np.where(opens_BT, special["bos"], batch["tokens_BT"])
+        given = dict(
+            tokens=shifted_BT, targets=batch["targets_BT"], weight=batch["weight_BT"], segment=segment_BT,
+            bytes=batch["bytes_BT"],
+        )  # fmt: skip
+        target = _gathered(given, learnt_BT, length, special["pad"])
+        return dict(
+            source_BS=source["tokens"],
+            source_segment_BS=source["segment"],
+            source_position_BS=_positions(source["segment"]),
+            tokens_BT=target["tokens"],
+            targets_BT=target["targets"],
+            weight_BT=target["weight"],
+            segment_BT=target["segment"],
+            position_BT=_positions(target["segment"]),
+            bytes_BT=target["bytes"],
+        )
+
+    def row(self, length):
+        return self.sources + length  # one more than a pair needs: the tokens of both sides, less one, have targets
+
+    def source(self):
+        return self.sources
+
+    def plan(self, packing, corpus, length, rng):
+        """Documents are packed by the side that fills more of its room, so that both sides of a row fit."""
+        offsets = corpus.offsets
+        begin, end, learnt = offsets[:-1], offsets[1:], np.flatnonzero(corpus.learnt)
+        first = np.searchsorted(learnt, begin)
+        has_target = first < np.searchsorted(learnt, end)
+        cut = np.where(has_target, np.append(learnt, 0)[first], begin)  # where the target begins
+        source, target = cut - begin, np.where(has_target, end - cut, 0)
+        if packing.too_long == "refuse":
+            self._refuse_long(source, target, length)
+        fill = np.maximum(-(-source * length // self.sources), target) * has_target
+        plan = packing.plan(np.append(0, np.cumsum(fill + 1)), length, rng)
+        document = np.searchsorted(np.cumsum(fill + 1), plan.start, side="right")
+        start = np.maximum(begin, cut - self.sources)[document]
+        stop = np.minimum(end, cut + length)[document]
+        return Plan(start, stop - 1 - start, plan.first)
+
+    def _refuse_long(self, source: np.ndarray, target: np.ndarray, length: int) -> None:
+        long = (source > self.sources) | (target > length)
+        if long.any():
+            raise InputError(
+                f"{long.sum()} of {len(long)} pairs are too long (the longest source has {source.max()} tokens, the "
+                f"longest target {target.max()}): raise data.presentation.sources={self.sources} and "
+                f"data.length={length}, or set data.packing.too_long to 'truncate'"
+            )
+
+    def check(self, rendering, packing):
+        if rendering.learn != "answers" or not (rendering.bos and rendering.eos):
+            raise InputError(
+                "SourceAndTarget tells sources from targets by what is learnt: set data.rendering=Rendering("
+                "learn='answers'), with bos and eos"
+            )
+        if getattr(packing, "too_long", None) not in ("refuse", "truncate"):
+            raise InputError(
+                f"SourceAndTarget keeps pairs whole, which data.packing={show(packing, whole=True)} does not: use "
+                "BestFit(too_long='refuse') or One()"
+            )
+
+    def check_documents(self, documents):
+        for document in documents:
+            if not isinstance(document, Example):
+                raise InputError(
+                    f"SourceAndTarget needs examples with a prompt and an answer, not a {type(document).__name__}"
+                )
+
+
+def _gathered(arrays: dict[str, np.ndarray], chosen_BT: np.ndarray, length: int, pad: int) -> dict[str, np.ndarray]:
+    """Of each row, the chosen places moved together to the left of rows of `length`."""
+    row, _ = np.nonzero(chosen_BT)
+    place = ramps(chosen_BT.sum(1))
+    empty = dict(tokens=pad, targets=pad, segment=-1)
+    moved = {}
+    for name, array in arrays.items():
+        moved[name] = np.full((len(chosen_BT), length), empty.get(name, 0), array.dtype)
+        moved[name][row, place] = array[chosen_BT]
+    return moved
+
+
+def _positions(segment_BT: np.ndarray) -> np.ndarray:
+    """Each token's position within its segment; 0 in padding."""
+    place_T = np.arange(segment_BT.shape[1], dtype=np.int32)[None]
+    begins_BT = np.diff(segment_BT, axis=1, prepend=-2) != 0
+    position_BT = place_T - np.maximum.accumulate(np.where(begins_BT, place_T, 0), axis=1)
+    return np.where(segment_BT >= 0, position_BT, 0).astype(np.int32)
+
+
+PRESENTATIONS = dict(AsIs=AsIs, SourceAndTarget=SourceAndTarget)

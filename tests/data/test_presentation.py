@@ -1,0 +1,135 @@
+"""Sources and targets apart: what each side of a row holds, that none is lost, and that resuming is exact."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from llm_jax.core.tables import InputError
+from llm_jax.data.documents import Document, Example, Rendering, Text
+from llm_jax.data.packing import BestFit, ConcatThenSplit, One, Windows
+from llm_jax.data.pipeline import Data
+from llm_jax.data.presentation import AsIs, SourceAndTarget
+from llm_jax.data.sources import Mixture, Source
+from llm_jax.data.split import ByHash
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs(Source):
+    """Sources of 1 to 9 letters, targets of 1 to 12."""
+
+    count: int = 90
+    seed: int = 0
+
+    def documents(self) -> Iterator[Document]:
+        rng = np.random.default_rng(self.seed)
+        for _ in range(self.count):
+            source, target = (rng.integers(97, 123, rng.integers(1, most)).astype(np.uint8) for most in (10, 13))
+            yield Example(source.tobytes().decode(), target.tobytes().decode())
+
+
+def data(packing=BestFit("refuse"), **settings) -> Data:
+    given = Data(
+        Pairs(), length=32, batch=8, packing=packing, rendering=Rendering(learn="answers"),
+        presentation=SourceAndTarget(24), split=ByHash(0.2),
+    )  # fmt: skip
+    return dataclasses.replace(given, **settings)
+
+
+def pairs(batch, tokenizer):
+    """What a model is shown, pair by pair; every array is looked at."""
+    bos, eos, pad = (tokenizer.special[name] for name in ("bos", "eos", "pad"))
+    names = ("source_BS", "source_segment_BS", "source_position_BS", "tokens_BT", "targets_BT", "weight_BT")
+    names += ("segment_BT", "position_BT", "bytes_BT")
+    assert set(batch) == set(names)
+    for source, reads, at, tokens, targets, weight, writes, to, size in zip(*map(batch.get, names), strict=True):
+        assert np.all(source[reads < 0] == pad) and np.all(tokens[writes < 0] == pad)
+        np.testing.assert_array_equal(weight, writes >= 0)
+        np.testing.assert_array_equal(size, np.where(writes >= 0, tokenizer.bytes_V[targets], 0))
+        assert set(reads[reads >= 0]) == set(writes[writes >= 0])
+        for segment in range(writes.max() + 1):
+            here, there = reads == segment, writes == segment
+            for where, position in ((here, at), (there, to)):
+                assert np.all(np.diff(np.flatnonzero(where)) == 1)
+                np.testing.assert_array_equal(position[where], np.arange(where.sum()))
+            assert source[here][0] == bos == tokens[there][0] and targets[there][-1] == eos
+            np.testing.assert_array_equal(tokens[there][1:], targets[there][:-1])
+            yield tokenizer.decode(source[here]), tokenizer.decode(targets[there])
+
+
+@pytest.mark.parametrize("packing", [BestFit("refuse"), One(), BestFit("truncate")], ids=str)
+def test_every_pair_is_shown_once_and_whole(packing, tokenizer):
+    made = data(packing)
+    want = sorted((d.prompt, d.answer) for d in made.documents("validation"))
+    evaluation = made.evaluation(tokenizer)
+    assert sorted(p for batch in evaluation for p in pairs(batch, tokenizer)) == want
+    train = sorted((d.prompt, d.answer) for d in made.documents("train"))
+    stream, rows = made.train(tokenizer, seed=0), 0
+    seen: list[tuple[str, str]] = []
+    while len(seen) < len(train):
+        batch = next(stream)
+        for row in range(8):  # an epoch may end within a batch
+            if len(seen) < len(train):
+                seen += pairs({name: array[row : row + 1] for name, array in batch.items()}, tokenizer)
+                rows += 1
+    assert sorted(seen) == train
+    assert rows == len(train) if packing == One() else rows < len(train) / 1.5
+
+
+def test_a_restored_iterator_goes_on_exactly_with_workers_and_a_mixture(tokenizer):
+    mixture = Mixture((Pairs(40, 1), Pairs(70, 2)), (0.3, 0.7))
+    want = list(itertools.islice(data(source=mixture).train(tokenizer, seed=3), 12))
+    first = data(source=mixture).train(tokenizer, seed=3)
+    for _ in range(5):
+        next(first)
+    again = data(source=mixture, workers=1).train(tokenizer, seed=3)
+    again.restore(first.save())
+    try:
+        for batch, found in zip(want[5:], again, strict=False):
+            for name in batch:
+                np.testing.assert_array_equal(batch[name], found[name])
+    finally:
+        again.close()
+    with pytest.raises(InputError, match="another stream"):
+        data(source=mixture, presentation=SourceAndTarget(25)).train(tokenizer, seed=3).restore(first.save())
+
+
+def test_blank_is_a_batch_of_padding(tokenizer):
+    blank, batch = data().blank(8), next(data().train(tokenizer, seed=0))
+    assert {n: (a.shape, a.dtype) for n, a in blank.items()} == {n: (a.shape, a.dtype) for n, a in batch.items()}
+    assert not blank["weight_BT"].any() and np.all(blank["source_segment_BS"] == -1)
+
+
+def test_pairs_that_are_too_long(tokenizer):
+    with pytest.raises(InputError, match=r"\d+ of \d+ pairs are too long .* data.presentation.sources=5"):
+        next(data(presentation=SourceAndTarget(5)).train(tokenizer, seed=0))
+    with pytest.raises(InputError, match=r"and data.length=6, or set data.packing.too_long"):
+        next(data(One(), length=6).train(tokenizer, seed=0))
+    cut = data(One("truncate"), length=6, presentation=SourceAndTarget(5))
+    documents = {(d.prompt[-5:], d.answer[:6]) for d in cut.documents("validation")}
+    seen = set()
+    for batch in cut.evaluation(tokenizer):
+        for source, target in zip(batch["source_BS"], batch["targets_BT"], strict=True):
+            seen.add((tokenizer.decode(source), tokenizer.decode(target)))
+    assert seen - {("", "")} == documents
+
+
+def test_what_cannot_be_presented_is_refused(tokenizer):
+    @dataclasses.dataclass(frozen=True)
+    class Plain(Source):
+        def documents(self):
+            yield Text("a text")
+
+    for changes, message in [
+        (dict(rendering=Rendering()), r"set data.rendering=Rendering\(learn='answers'\)"),
+        (dict(rendering=Rendering(learn="answers", bos=False)), "with bos and eos"),
+        (dict(packing=ConcatThenSplit()), r"keeps pairs whole, which data.packing=ConcatThenSplit\(\) does not"),
+        (dict(packing=Windows()), "keeps pairs whole"),
+        (dict(packing=BestFit("split")), "keeps pairs whole"),
+        (dict(source=Plain(), split=ByHash(0.0)), "needs examples with a prompt and an answer, not a Text"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            data(**changes).train(tokenizer, seed=0)
+    assert AsIs().source() == 0 and SourceAndTarget(9).source() == 9
