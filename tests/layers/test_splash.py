@@ -47,9 +47,9 @@ def test_several_blocks(mask):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize("key_heads", [2, 1], ids=["heads divided", "one key head, copied"])
-def test_rows_and_heads_over_devices(key_heads):
-    arrays = draw(4, 20, key_heads, 2, 8)
+def test_rows_over_devices_and_one_key_head_for_all():
+    """Heads that devices share are in tests/parallel/test_layout.py."""
+    arrays = draw(4, 20, 1, 2, 8)
     wanted = jit(functools.partial(run, Dense(), Causal()))(*arrays)
     with jax.set_mesh(Layout(2, 2, 2).mesh()):
         found = jit(functools.partial(run, Splash(128, True), Causal()))(*arrays)

@@ -16,7 +16,7 @@ from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed, Untied
 from llm_jax.layers.feedforward import FeedForward, SwiGLU
-from llm_jax.layers.kernels import Chunked
+from llm_jax.layers.kernels import Chunked, Splash
 from llm_jax.layers.masks import Full
 from llm_jax.layers.moe import Capacity, MoE
 from llm_jax.layers.norms import LayerNorm
@@ -68,6 +68,9 @@ CASES = {
     "experts with little room, untied, microbatches": {
         "model.head": Untied(), "microbatches": 2,
         "model.stack": Stack((Block(Attention(2, 2, 8), MoE(24, experts=4, dispatch=Capacity(0.75))),), 2),
+    },
+    "splash, scanned": {
+        "model.stack": Stack((Block(Attention(2, 2, 8, kernel=Splash(128, True)), SwiGLU(24)),), 1, "scan", "full"),
     },
     "experts without drops, scanned": {
         "model.stack": Stack((Block(Attention(2, 2, 8), MoE(24, experts=4)),), 2, "scan", "dots"),
