@@ -9,12 +9,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from llm_jax.core.parts import settings, transform
 from llm_jax.core.tables import InputError
 from llm_jax.layers.tokens import Tokens
 
 
 class Model(nn.Module):
     """A whole model: what an experiment trains. Every kind is of this one family."""
+
+    def __post_init__(self):
+        """A part that is given twice is two: linen would let both places share one set of parameters."""
+        for name in settings(self):
+            object.__setattr__(self, name, transform(getattr(self, name), _unshared))
+        super().__post_init__()
 
     def begin(self, key: jax.Array) -> Any:
         """The parameters before the first step, each with its letters."""
@@ -62,6 +69,10 @@ class Model(nn.Module):
     def flops_per_token(self, boxed: Any, length: int) -> float:
         """Of a forward and a backward pass, by the convention of `flops.py`; 0 where there is none for the model."""
         return 0.0
+
+
+def _unshared(part: Any) -> Any:
+    return part.clone(parent=None) if isinstance(part, nn.Module) and part.scope is None else part
 
 
 class Generator(Model):
