@@ -26,13 +26,13 @@ from llm_jax.training.optimizers import AdamW, Cosine
 from llm_jax.training.picture_report import Captions
 from llm_jax.training.precision import Precision
 
-PATCHES = 16  # of 2 x 2 pixels
+PATCHES = 4  # of 4 x 4 pixels
 
 
 def image() -> ImageEncoder:
     attention = Attention(key_heads=4, head=16, mask=Full(), bias=True, out_bias=True)
     block = Block(attention, FeedForward(256, bias=True), LayerNorm(), dropout=0.1)
-    patches = Patches(width=64, image=(8, 8), patch=2, channels=1, dropout=0.2)
+    patches = Patches(width=64, image=(8, 8), patch=4, channels=1, dropout=0.2)
     return ImageEncoder(patches, Stack((block,), repeats=2), Learned(PATCHES), leading=0)
 
 

@@ -87,13 +87,13 @@ class LanguageModel:
     ) -> list[str]:  # fmt: skip
         """How each prompt goes on: the new text alone, up to the end of the document or turn, or a `stop` string.
 
-        `images` [B, rows, columns, channels], one for each prompt, for a model that reads them (`Captioner`).
-
         `max_tokens` None: as long as the context has room. The settings are those of `Sampling`. What a row says
-        depends on its prompt, its number, and the seed.
+        depends on its prompt, its number, and the seed. `images` [B, rows, columns, channels], one for each prompt, are
+        for a model that reads them (`Captioner`).
 
         Raises:
-          InputError: a setting is out of range, or a prompt and its text are longer than the context.
+          InputError: a setting is out of range, a prompt and its text are longer than the context, or the images are
+            not what the model reads.
         """
         if isinstance(prompts, str):
             raise InputError("prompts must be a list of texts, not one text: write [prompt]")
@@ -102,7 +102,7 @@ class LanguageModel:
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         ids = [self._plain(prompt) for prompt in prompts]
         stop = _stop_strings(stop)
-        beside = {} if images is None else dict(image_BYXA=np.asarray(images, np.float32))
+        beside = {} if images is None else dict(image_BYXA=_pixels(images))
         generation = self._begin(ids, max_tokens, sampling, seed, beside)
         writers = [Writer(self._stream_after(prompt), stop) for prompt in ids]
         texts = [""] * len(prompts)
@@ -202,6 +202,16 @@ class LanguageModel:
 def _logits(model: Model, params: Any, ids_BT: Any) -> jax.Array:
     scores: Any = model.apply({"params": params}, ids_BT, method="all_scores")
     return scores
+
+
+def _pixels(images: Any) -> np.ndarray:
+    try:
+        image_BYXA = np.asarray(images, np.float32)
+    except ValueError:  # NumPy makes no array of images that differ in size
+        image_BYXA = np.empty(0)
+    if image_BYXA.ndim != 4:
+        raise InputError("images must be numbers [B, rows, columns, channels], all of one size")
+    return image_BYXA
 
 
 def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:

@@ -8,11 +8,15 @@ import pytest
 
 import llm_jax
 from llm_jax import experiment as experiments
+from llm_jax.core.tables import InputError
 from llm_jax.data.sources import Download, KingJames, MakemoreNames, TextFiles, TinyShakespeare
 from llm_jax.experiment import Experiment
+from llm_jax.models.model import Generator
+from llm_jax.models.vision import Captioner, ImageClassifier
 from llm_jax.text.tokenizer import load_tokenizer
 from llm_jax.training import metrics
 from llm_jax.training.loop import fill
+from llm_jax.training.picture_report import Captions
 from llm_jax.training.program import Program
 from llm_jax.training.report import Compression, ExactMatch, SampledConversations, Samples
 from llm_jax.training.summary import summary
@@ -25,6 +29,8 @@ REPORTS = {
     "quickstart": (Compression(), SampledConversations(count=1, turns=1, max_tokens=4)),
     "sort": (ExactMatch("validation", limit=5),),
     "reversed_addition": (ExactMatch("train", limit=5),),
+    "digits_captions": (Captions(limit=5, drawn=4),),
+    "digits_classifier": (),
 }
 
 
@@ -37,6 +43,8 @@ def small(tmp_path_factory):
     def make(name: str) -> Experiment:
         found: Any = llm_jax.get(name)
         changes: dict[str, Any] = dict(SMALL)
+        if isinstance(found.model, (Captioner, ImageClassifier)):
+            changes["model.image.stack.repeats"] = changes.pop("model.stack.repeats")
         if isinstance(found.data.source, (TinyShakespeare, MakemoreNames, Download)):
             separator = "\n" if isinstance(found.data.source, MakemoreNames) else ""
             changes["data.source"] = TextFiles(str(path), separator)
@@ -60,12 +68,14 @@ def test_manifest_and_question(name):
 def test_two_shrunken_steps(name, small, tmp_path, capfd):
     experiment = small(name)
     said = summary(experiment)
-    assert "parameters" in said and "FLOPs a token" in said and "cache bytes" in said
+    writes = isinstance(experiment.model, Generator)
+    assert "parameters" in said and "FLOPs a token" in said and ("cache bytes" in said) == writes
     state = llm_jax.train(experiment, tmp_path)
     assert int(state.step) == 2 and int(state.skipped) == 0
     lines = [line for line in metrics.read(tmp_path / "metrics.jsonl") if line["split"] != "report"]
     assert [(line["step"], line["split"]) for line in lines] == [(1, "train"), (2, "train"), (2, "validation")]
-    assert {"loss", "perplexity", "bits_per_byte", "learning_rate", "gradient_norm", "skipped_steps"} <= lines[1].keys()
+    assert {"loss", "perplexity", "learning_rate", "gradient_norm", "skipped_steps"} <= lines[1].keys()
+    assert ("bits_per_byte" in lines[1]) == writes
     assert "accuracy" in lines[2] and lines[1]["tokens_per_second"] > 0
     said = capfd.readouterr().out
     for report in experiment.report:
@@ -74,8 +84,12 @@ def test_two_shrunken_steps(name, small, tmp_path, capfd):
             Compression: "xz -9e packs the held-out text at",
             SampledConversations: "  person  ",
             Samples: "a",
+            Captions: "/5 captions exact",
         }
         assert expected[type(report)] in said
+    if not writes:
+        with pytest.raises(InputError, match="model must be a Generator"):
+            llm_jax.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", experiments.names())

@@ -15,6 +15,7 @@ import transformers
 
 from llm_jax.core.tables import InputError
 from llm_jax.inference.generate import Generation, prepare, row_keys
+from llm_jax.inference.language_model import LanguageModel
 from llm_jax.inference.sampling import Sampling
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
@@ -29,6 +30,7 @@ from llm_jax.layers.tokens import PADDING, Tokens
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.stack import Stack
 from llm_jax.models.vision import Captioner, ImageClassifier, ImageEncoder, Patches
+from llm_jax.text.recipes import Bytes
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 Y, X, A, PATCH = 12, 8, 3, 4
@@ -40,10 +42,10 @@ def images(rows: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((rows, Y, X, A)).astype(np.float32)
 
 
-def encoder(leading: int = 1, width: int = 16, repeats: int = 2, dropout: float = 0.0) -> ImageEncoder:
+def encoder(leading: int = 1, width: int = 16, repeats: int = 2) -> ImageEncoder:
     attention = Attention(2, 1, width // 2, mask=Full(), bias=True, out_bias=True)
     block = Block(attention, FeedForward(3 * width, bias=True), LayerNorm(1e-12))
-    patches = Patches(width, (Y, X), PATCH, A, dropout=dropout)
+    patches = Patches(width, (Y, X), PATCH, A)
     return ImageEncoder(patches, Stack((block,), repeats), Learned(COUNT + leading), leading=leading)
 
 
@@ -61,7 +63,7 @@ def test_patches_are_a_convolution():
     patches, image_BYXA = Patches(width=7, image=(Y, X), patch=PATCH, channels=A), images(2)
     boxed = nn.init(lambda m, image: m(image), patches)(jax.random.key(0), image_BYXA)["params"]
     params = jax.tree.map(lambda p: p + 0.1, nn.meta.unbox(boxed))
-    ours_BTD = patches.apply({"params": params}, image_BYXA)
+    ours_BTD: Any = patches.apply({"params": params}, image_BYXA)
     weight = torch.tensor(np.asarray(params["kernel"]).transpose(3, 2, 0, 1))
     pixels, bias = torch.tensor(image_BYXA.transpose(0, 3, 1, 2)), torch.tensor(np.asarray(params["bias"]))
     theirs = torch.nn.functional.conv2d(pixels, weight, bias, stride=PATCH)
@@ -166,11 +168,11 @@ def test_flops_are_those_of_an_image():
 
 def captioner(
     mask: Mask = Prefix(COUNT + 1), positions: Positions = Rope(), run: Literal["loop", "scan"] = "loop",
-    kernel: Any = Dense(), dropout: float = 0.0,
+    kernel: Any = Dense(), vocabulary: int = V,
 ) -> Captioner:  # fmt: skip
     block = Block(Attention(2, 1, 8, mask=mask, kernel=kernel), FeedForward(24))
-    text = Decoder(Embed(12, V, dropout=dropout), Stack((block,), 2, run), positions)
-    return Captioner(encoder(repeats=1), text).filled(V, 20)
+    text = Decoder(Embed(12, vocabulary), Stack((block,), 2, run), positions)
+    return Captioner(encoder(repeats=1), text).filled(vocabulary, 20)
 
 
 def scores(model: Captioner, params: Any, ids_BT: Any, image_BYXA: Any, at: Tokens | None = None) -> np.ndarray:
@@ -185,7 +187,8 @@ IDS = np.random.default_rng(1).integers(0, V, (2, 6)).astype(np.int32)
 
 def test_the_text_sees_the_image_and_what_came_before():
     model = captioner()
-    assert model.ahead() == 0 and model.limit() == 20 and model.text.context == COUNT + 1 + 20
+    assert model.ahead() == 0 and captioner(Prefix(COUNT + 4)).ahead() == 3
+    assert model.limit() == 20 and model.text.context == COUNT + 1 + 20
     params, image_BYXA = drawn(model), images(2)
     before = scores(model, params, IDS, image_BYXA)
     assert before.shape == (2, 6, V) and before.dtype == np.float32
@@ -209,7 +212,8 @@ def test_the_image_s_vectors_see_each_other_under_a_prefix():
 
         def first(image_BTD):
             at = Tokens.of(image_BTD.shape[:2])
-            return model.apply({"params": params}, image_BTD, at, method=lambda m, x, at: m.text.follow(x, at)[0])[:, 0]
+            after: Any = model.apply({"params": params}, image_BTD, at, method=lambda m, x, at: m.text.follow(x, at)[0])
+            return after[:, 0]
 
         x_BTD = jnp.asarray(np.random.default_rng(0).standard_normal((2, COUNT + 1, 12)), jnp.float32)
         return bool((jit(first)(x_BTD) != jit(first)(x_BTD.at[:, -1].add(1.0))).any())
@@ -258,6 +262,21 @@ def test_cached_is_uncached_token_for_token(model):
             ids_BT[row, len(prompt) + step] = best_BT[row, len(prompt) + step - 1]
     assert texts == [ids_BT[row, len(p) : len(p) + 6].tolist() for row, p in enumerate(prompts)]
     assert len(set(map(tuple, texts))) == 3
+
+
+def test_a_language_model_says_of_each_image_what_it_shows():
+    tokenizer = Bytes().train([])
+    model = captioner(vocabulary=tokenizer.vocabulary)
+    lm = LanguageModel(model, drawn(model), tokenizer)
+    image_BYXA = images(2)
+    said = lm.generate(["a", "a"], max_tokens=4, temperature=0.0, images=image_BYXA)
+    assert said[0] != said[1]
+    assert lm.generate(["a", "a"], max_tokens=4, temperature=0.0, images=list(image_BYXA[::-1])) == said[::-1]
+    for wrong in (image_BYXA[0], [image_BYXA[0], image_BYXA[1, 1:]], [["a"]]):
+        with pytest.raises(InputError, match=r"images must be numbers \[B, rows, columns, channels\], all of one size"):
+            lm.generate(["a", "a"], images=wrong)
+    with pytest.raises(InputError, match="Captioner reads image_BYXA beside each prompt"):
+        lm.generate(["a"])
 
 
 def test_what_a_captioner_refuses():
