@@ -5,6 +5,7 @@ import itertools
 import json
 import pickle
 import sys
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def same(a, b):
 
 def test_the_digits_are_scikit_learns():
     known = "sklearn" in sys.modules
-    found = list(Digits("it is {}").documents())
+    found: list[Any] = list(Digits("it is {}").documents())
     assert ("sklearn" in sys.modules) == known, "it is read, not imported"
     wanted = pytest.importorskip("sklearn.datasets").load_digits()
     np.testing.assert_array_equal(np.stack([d.image_YXA[..., 0] for d in found]) * 16, wanted.images)
@@ -119,16 +120,16 @@ def test_resuming_is_exact_and_processes_share_a_batch(tokenizer):
 
 
 def test_what_a_worker_is_sent(tokenizer):
-    batches = Images(Squares(12), length=10, batch=4, split=ByHash(0.0)).train(tokenizer, seed=1)._batches
+    batches: Any = Images(Squares(12), length=10, batch=4, split=ByHash(0.0)).train(tokenizer, seed=1)._batches
     same(pickle.loads(pickle.dumps(batches))[7], batches[7])
 
 
 def test_pictures_are_parted_by_their_pixels():
-    pictures = list(Squares(400).documents())
-    train, validation = ByHash(0.2)(pictures)
+    pictures: list[Any] = list(Squares(400).documents())
+    train, validation = (cast(list[Any], part) for part in ByHash(0.2)(pictures))
     assert len(train) + len(validation) == 400 and 50 < len(validation) < 110
     assert {d.caption for d in validation} == {d.caption for d in train} == {"even", "odd one"}
-    reordered = ByHash(0.2)(list(Squares(400, captions=("other", "names")).documents())[::-1])[1]
+    reordered: Any = ByHash(0.2)(list(Squares(400, captions=("other", "names")).documents())[::-1])[1]
     assert {d.identity() for d in reordered} == {d.identity() for d in validation}
 
 

@@ -156,6 +156,18 @@ def test_pooling_takes_what_it_says_and_no_padding(pooling):
     np.testing.assert_allclose(pooled, wanted[type(pooling).__name__], atol=1e-6)
 
 
+def test_a_part_given_twice_is_two():
+    norm, positions = LayerNorm(), Learned(length=20)
+    block = Block(Attention(2, 1, 4), FeedForward(20), norm)
+    side = Side(Stack((block,), 1), positions, norm, norm)
+    model = EncoderDecoder(Embed(8, V), side, side.clone(stack=Stack((block.clone(cross=CrossAttention(2, 1, 4)),), 1)))
+    params = jax.eval_shape(model.begin, jax.random.key(0))
+    assert params["encoder"].keys() == params["decoder"].keys() == {"stack", "positions", "norm", "embed_norm"}
+    model = make(norm=norm, embed_norm=norm)
+    assert jax.eval_shape(model.begin, jax.random.key(0)).keys() >= {"norm", "embed_norm"}
+    assert model == make(norm=LayerNorm(), embed_norm=LayerNorm())
+
+
 def decoder() -> Decoder:
     return Decoder(Embed(12, V), Stack((Block(Attention(2, 1, 4), FeedForward(20)),), 2), Rope(), RMSNorm())
 

@@ -63,7 +63,7 @@ def test_patches_are_a_convolution():
     patches, image_BYXA = Patches(width=7, image=(Y, X), patch=PATCH, channels=A), images(2)
     boxed = nn.init(lambda m, image: m(image), patches)(jax.random.key(0), image_BYXA)["params"]
     params = jax.tree.map(lambda p: p + 0.1, nn.meta.unbox(boxed))
-    ours_BTD = patches.apply({"params": params}, image_BYXA)
+    ours_BTD: Any = patches.apply({"params": params}, image_BYXA)
     weight = torch.tensor(np.asarray(params["kernel"]).transpose(3, 2, 0, 1))
     pixels, bias = torch.tensor(image_BYXA.transpose(0, 3, 1, 2)), torch.tensor(np.asarray(params["bias"]))
     theirs = torch.nn.functional.conv2d(pixels, weight, bias, stride=PATCH)
@@ -212,7 +212,8 @@ def test_the_image_s_vectors_see_each_other_under_a_prefix():
 
         def first(image_BTD):
             at = Tokens.of(image_BTD.shape[:2])
-            return model.apply({"params": params}, image_BTD, at, method=lambda m, x, at: m.text.follow(x, at)[0])[:, 0]
+            after: Any = model.apply({"params": params}, image_BTD, at, method=lambda m, x, at: m.text.follow(x, at)[0])
+            return after[:, 0]
 
         x_BTD = jnp.asarray(np.random.default_rng(0).standard_normal((2, COUNT + 1, 12)), jnp.float32)
         return bool((jit(first)(x_BTD) != jit(first)(x_BTD.at[:, -1].add(1.0))).any())
