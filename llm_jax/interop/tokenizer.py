@@ -188,7 +188,8 @@ def _without(
         for piece, i in kept.items():
             vocab[i] = [piece, vocab[i][1]]
         return dict(model, vocab=vocab)
-    vocab = {piece: i for piece, i in model["vocab"].items() if piece not in beside or piece == unknown} | kept
+    vocab = {piece: i for piece, i in model["vocab"].items() if piece not in beside or piece == unknown}
+    vocab |= kept
     if _kind(model) == "WordPiece":
         return dict(model, vocab=vocab)
     pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
