@@ -66,7 +66,7 @@ def export_model(
     with space_for(f"the model is not in {folder}"), Progress("writing") as progress:
         note = progress.of(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
         write(model, params, saving, special_ids(tokenizer), likely=program.experiment.name, note=note)
-        export_tokenizer(tokenizer, data.rendering.template, saving)
+        export_tokenizer(tokenizer, data.rendering.template, saving, bos=data.rendering.bos)
     os.replace(saving, folder)
 
 

@@ -86,7 +86,7 @@ def huggingface_name(architecture: Architecture, name: str) -> str | None:
     if name in _ROPE:
         return None
     found = _TENSOR.fullmatch(name)
-    stem = found and ("blk.{}." if found[1] else "") + found[2]
+    stem = ("blk.{}." if found[1] else "") + found[2] if found else name
     if found is None or stem not in architecture.names:
         raise InputError(
             f"the GGUF file has a tensor {name}, which is not covered: {nearest(name, architecture.names)}"

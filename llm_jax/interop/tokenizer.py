@@ -17,16 +17,15 @@ from absl import logging
 
 from llm_jax.core.files import reading
 from llm_jax.core.tables import InputError
+from llm_jax.interop.checkpoint import read_json
 from llm_jax.text.byte_level import LETTERS
 from llm_jax.text.chat import ChatTemplate, Jinja, Message
 from llm_jax.text.guard import ROLE_NAMES
 from llm_jax.text.tokenizer import SPACE, Tokenizer
 
-# What special tokens do, and the settings of `transformers` that say which token does it: the first that is set.
-ROLES = dict(
-    bos=("bos_token", "cls_token"), eos=("eos_token", "sep_token"), pad=("pad_token",), unk=("unk_token",),
-    mask=("mask_token",),
-)  # fmt: skip
+# What special tokens do, and the settings of `transformers` that say which does it: the first that is set. (What stands
+# for the unknown follows from the algorithm.)
+ROLES = dict(bos=("bos_token", "cls_token"), eos=("eos_token", "sep_token"), pad=("pad_token",), mask=("mask_token",))
 BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 
@@ -78,56 +77,51 @@ def assemble(
       InputError: it is of a kind that is not covered.
     """
     spelling = _spelling(rust)
-    named = {key: token for keys in ROLES.values() for key in keys if (token := _content(settings.get(key)))}
+    keys = [*(key for keys in ROLES.values() for key in keys), "unk_token"]
+    named = {key: token for key in keys if (token := _content(settings.get(key)))}
     vocabulary = _vocabulary(rust["model"])
-    added = _added(rust, settings, vocabulary, named)
     ended = {ends} if isinstance(ends, int) else set(ends or ())
-    beside = {token.content: token for token in added if token.forges}
-    unknown = _unknown(rust["model"], spelling)
+    beside = {t.content: t for t in _added(rust, settings, vocabulary, named) if t.forges}
     special = {t.content: t.id for t in beside.values() if t.special or t.id in ended or t.content in named.values()}
     if clash := special.keys() & ROLE_NAMES:
         raise InputError(f"the tokenizer has a special token {clash.pop()!r}, which is a name of ours")
-    roles = {role: named[next(k for k in keys if k in named)] for role, keys in ROLES.items() if named.keys() & {*keys}}
-    special |= {role: special[token] for role, token in roles.items() if role != "unk" and token in special}
-    if unknown is not None:
-        special["unk"] = vocabulary[unknown]
     marks = {t.content: t.id for t in beside.values() if t.content not in special}
-    kept = [t for t in rust.get("added_tokens", ()) if t["content"].isspace()]
-    model = _without(rust["model"], beside.keys(), unknown, {t["content"]: t["id"] for t in kept})
-    bare = dict(rust, model=model, added_tokens=kept, post_processor=None, truncation=None, padding=None)
-    try:
-        encoder = tokenizers.Tokenizer.from_str(json.dumps(bare))
-    except Exception as error:  # what the Rust package raises has no narrower type
-        raise InputError(f"tokenizer.json is damaged: {error}") from None
-    if "eos" in special:
-        ended.add(special["eos"])
-
-    def tokenizer() -> Tokenizer:
-        return Tokenizer(encoder, special, spelling, marks=marks, ends=ended)
-
-    if not settings.get("chat_template"):
-        return tokenizer(), ChatTemplate()
-    source = settings["chat_template"]
+    unknown = _unknown(rust["model"], spelling)
+    special |= _roles(named, special) | ({} if unknown is None else {"unk": vocabulary[unknown]})
+    ended |= {special["eos"]} if "eos" in special else set()
+    encoder = _encoder(rust, beside.keys(), unknown)
+    tokenizer = Tokenizer(encoder, special, spelling, marks=marks, ends=ended)
+    if not (source := settings.get("chat_template")):
+        return tokenizer, ChatTemplate()
     lstrip, rstrip = (tuple(n for n, t in beside.items() if getattr(t, side)) for side in ("lstrip", "rstrip"))
     template = Jinja(source, tuple(name for name in beside if name in source), lstrip, rstrip)
-    if (end := _end_of_turn(tokenizer(), template)) is not None:
-        special["end_of_turn"] = end
-        ended.add(end)
-    return tokenizer(), template
+    if (end := _end_of_turn(tokenizer, template)) is None:
+        return tokenizer, template
+    special["end_of_turn"] = end
+    return Tokenizer(encoder, special, spelling, marks=marks, ends={*ended, end}), template
+
+
+def _roles(named: Mapping[str, str], special: Mapping[str, int]) -> dict[str, int]:
+    """The ids of `bos`, `eos` and so on: of the first setting for each that is there."""
+    tokens = {role: [named[key] for key in keys if key in named][:1] for role, keys in ROLES.items()}
+    return {role: special[token] for role, found in tokens.items() for token in found if token in special}
+
+
+def _encoder(rust: Mapping[str, Any], beside: Set[str], unknown: str | None) -> tokenizers.Tokenizer:
+    """What encodes text, without the tokens that are kept `beside` it."""
+    kept = [t for t in rust.get("added_tokens", ()) if t["content"].isspace()]
+    model = _without(rust["model"], beside, unknown, {t["content"]: t["id"] for t in kept})
+    bare = dict(rust, model=model, added_tokens=kept, post_processor=None, truncation=None, padding=None)
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(bare))
+    except Exception as error:  # what the Rust package raises has no narrower type
+        raise InputError(f"tokenizer.json is damaged: {error}") from None
 
 
 def _json(path: Path) -> dict[str, Any] | None:
     with reading(path):
-        if not path.exists():
-            return None
-        text = path.read_bytes()
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise InputError(f"{path} is damaged: it is no JSON object")
-    return found
+        there = path.exists()
+    return read_json(path) if there else None
 
 
 def _template(folder: Path, setting: Any) -> str | None:
@@ -188,7 +182,8 @@ def _without(
         for piece, i in kept.items():
             vocab[i] = [piece, vocab[i][1]]
         return dict(model, vocab=vocab)
-    vocab = {piece: i for piece, i in model["vocab"].items() if piece not in beside or piece == unknown} | kept
+    vocab = {piece: i for piece, i in model["vocab"].items() if piece not in beside or piece == unknown}
+    vocab |= kept
     if _kind(model) == "WordPiece":
         return dict(model, vocab=vocab)
     pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]

@@ -58,6 +58,7 @@ def test_a_template_s_own_words_count_as_text_too():
     template = Jinja("{% for m in messages %}{{ m.role + ': ' + m.content + ' ' + eos_token }}{% endfor %}")
     said = Conversation((Message("user", "ab  cd"), Message("assistant", "abcd")))
     made = corpus([said, Text("ab é")], words, Rendering(template=template))
+    assert made.bytes is not None
     eos = words.special["eos"]
     counts = {at: made.bytes[a:b].sum() for at, (a, b) in enumerate(zip(made.offsets, made.offsets[1:], strict=False))}
     assert counts == {0: len("user: ab  cd assistant: abcd "), 1: len("ab é".encode())}

@@ -22,9 +22,10 @@ SIZES: dict[str, Any] = dict(
     vocab_size=48, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, max_position_embeddings=128, rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2,
 )  # fmt: skip
+LLAMA: dict[str, Any] = dict(attention_bias=True, rope_theta=5e5)
 GEMMA: dict[str, Any] = SIZES | dict(head_dim=32, tie_word_embeddings=True)
 CONFIGS: dict[str, Any] = dict(
-    llama=transformers.LlamaConfig(**SIZES, attention_bias=True, rope_theta=5e5),
+    llama=transformers.LlamaConfig(**(SIZES | LLAMA)),
     qwen2=transformers.Qwen2Config(**SIZES, tie_word_embeddings=True),
     qwen3=transformers.Qwen3Config(**SIZES, head_dim=32),
     phi3=transformers.Phi3Config(**SIZES, sliding_window=32, pad_token_id=0),
@@ -182,7 +183,8 @@ def q6_k(block: np.ndarray) -> np.ndarray:
     ("kind", "size", "reference", "halves"), [("Q4_K", 144, q4_k, (0, 2)), ("Q6_K", 210, q6_k, (208,))]
 )
 def test_blocks_of_256_are_read(kind, size, reference, halves, tmp_path):
-    config = transformers.Qwen2Config(**SIZES | dict(hidden_size=256))
+    wide: dict[str, Any] = SIZES | dict(hidden_size=256)
+    config = transformers.Qwen2Config(**wide)
     blocks = np.random.default_rng(1).integers(0, 256, (48, size), np.uint8)
     for at in halves:
         blocks[:, at : at + 2] = np.full((48, 1), 0.01, np.float16).view(np.uint8)
@@ -206,9 +208,8 @@ def rope(tmp_path, add) -> dict:
 def test_scaled_rotary_positions_are_recognised(tmp_path):
     published = dict(rope_type="llama3", factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0)
     published |= dict(original_max_position_embeddings=8192)
-    config = transformers.LlamaConfig(
-        **SIZES | dict(max_position_embeddings=9000), rope_theta=5e5, rope_scaling=dict(published)
-    )
+    asked: dict[str, Any] = dict(max_position_embeddings=9000, rope_theta=5e5, rope_scaling=dict(published))
+    config = transformers.LlamaConfig(**(SIZES | asked))
     scaled = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config).inv_freq.numpy()
     factors = (5e5 ** (-np.arange(0, 16, 2) / 16) / scaled).astype(np.float32)
     assert rope(tmp_path, lambda w: w.add_tensor("rope_freqs.weight", factors))["rope_scaling"] == published
