@@ -23,6 +23,6 @@ def experiment() -> Experiment:
     norm, ffn = LayerNorm(), FeedForward(hidden=128)
     reads = Block(Attention(4, head=48, mask=Full()), ffn, norm, dropout=0.1)
     writes = Block(Attention(4, head=48), ffn, norm, dropout=0.1, cross=CrossAttention(4, head=48))
-    sides = [Side(Stack((block,), repeats=2), Sinusoidal(), norm, NoNorm()) for block in (reads, writes)]
-    model = EncoderDecoder(Embed(width=192, scale=192**0.5), *sides)
+    encoder, decoder = (Side(Stack((b,), repeats=2), Sinusoidal(), norm, NoNorm()) for b in (reads, writes))
+    model = EncoderDecoder(Embed(width=192, scale=192**0.5), encoder, decoder)
     return translate_gru.experiment().override({"model": model})

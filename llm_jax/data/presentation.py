@@ -129,10 +129,11 @@ class SourceAndTarget(Presentation):
         has_target = first < np.searchsorted(learnt, end)
         cut = np.where(has_target, np.append(learnt, 0)[first], begin)  # where the target begins
         source, target = cut - begin, np.where(has_target, end - cut, 0)
-        if packing.too_long == "refuse":
+        if getattr(packing, "too_long", None) == "refuse":
             self._refuse_long(source, target, length)
         fill = np.maximum(-(-source * length // self.sources), target) * has_target
         plan = packing.plan(np.append(0, np.cumsum(fill + 1)), length, rng)
+        assert isinstance(plan, Plan), "a packing with too_long lists its pieces"
         document = np.searchsorted(np.cumsum(fill + 1), plan.start, side="right")
         start = np.maximum(begin, cut - self.sources)[document]
         stop = np.minimum(end, cut + length)[document]

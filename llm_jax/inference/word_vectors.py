@@ -70,7 +70,7 @@ class WordVectors:
             raise InputError(f"only {len(known)} of {len(found)} pairs of words are in the vocabulary: too few to rank")
         cosine = [float(self.unit_VD[a] @ self.unit_VD[b]) for a, b, _ in known]
         ranks = [_ranks(np.array(values)) for values in (cosine, [score for *_, score in known])]
-        return float(np.corrcoef(*ranks)[0, 1]), len(known)
+        return float(np.corrcoef(ranks)[0, 1]), len(known)
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

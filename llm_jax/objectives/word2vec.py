@@ -119,7 +119,7 @@ class _Windowed(Objective):
         keep_V = np.where(count_V > 0, keep_V, 0)
         return dict(keep_V=keep_V.astype(np.float32)) | self.decisions.prepare(count_V)
 
-    def _read(self, model: Word2Vec, frozen: Frozen, batch: dict[str, jax.Array], key: Any):
+    def _read(self, model: Any, frozen: Frozen, batch: dict[str, jax.Array], key: Any):
         """The words that are kept, together at the left: ids and segments, the reach of each, and a key."""
         conform(model, Word2Vec, "model")
         thin, reach, rest = jax.random.split(jax.random.key(0) if key is None else key, 3)
@@ -137,10 +137,10 @@ class _Windowed(Objective):
         for distance in (d for d in range(-self.window, self.window + 1) if d and abs(d) < length):
             there_BT = jnp.roll(segment_BT, distance, axis=1)
             place_T = np.arange(length) - distance
-            inside_T = (place_T >= 0) & (place_T < length)
+            inside_T = jnp.asarray((place_T >= 0) & (place_T < length))
             yield distance, inside_T[None] & (there_BT == segment_BT) & (segment_BT != PADDING)
 
-    def _outputs(self, model: Word2Vec, params: Any, frozen: Frozen, word_BT: jax.Array, key: jax.Array):
+    def _outputs(self, model: Any, params: Any, frozen: Frozen, word_BT: jax.Array, key: jax.Array) -> Any:
         """The vectors of the decisions that predict each word, and what they should say."""
         row_BTM, sign_BTM = self.decisions(word_BT, frozen, key)
         return model.apply({"params": params}, row_BTM, method="decide"), sign_BTM
@@ -158,7 +158,7 @@ class SkipGram(_Windowed):
 
     def __call__(self, model, params, frozen, batch, key):
         word_BT, segment_BT, reach_BT, key = self._read(model, frozen, batch, key)
-        input_BTD = model.apply({"params": params}, word_BT)
+        input_BTD: Any = model.apply({"params": params}, word_BT)
         outputs = self._outputs(model, params, frozen, word_BT, key)
         loss = weight = jnp.float32(0)
         for distance, near_BT in self._offsets(segment_BT):
@@ -174,11 +174,11 @@ class Cbow(_Windowed):
 
     def __call__(self, model, params, frozen, batch, key):
         word_BT, segment_BT, reach_BT, key = self._read(model, frozen, batch, key)
-        word_BTD = model.apply({"params": params}, word_BT).astype(jnp.float32)
-        total_BTD, count_BT = jnp.zeros_like(word_BTD), jnp.zeros(word_BT.shape, jnp.float32)
+        word_BTD: Any = model.apply({"params": params}, word_BT)
+        total_BTD, count_BT = jnp.zeros(word_BTD.shape, jnp.float32), jnp.zeros(word_BT.shape, jnp.float32)
         for distance, near_BT in self._offsets(segment_BT):
             near_BT = (near_BT & (reach_BT >= abs(distance))).astype(jnp.float32)
-            total_BTD = total_BTD + near_BT[..., None] * jnp.roll(word_BTD, distance, axis=1)
+            total_BTD = total_BTD + near_BT[..., None] * jnp.roll(word_BTD, distance, axis=1).astype(jnp.float32)
             count_BT = count_BT + near_BT
         decision_BTMD, sign_BTM = self._outputs(model, params, frozen, word_BT, key)
         mean_BTD = (total_BTD / jnp.maximum(count_BT, 1)[..., None]).astype(decision_BTMD.dtype)

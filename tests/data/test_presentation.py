@@ -3,13 +3,14 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Document, Example, Rendering, Text
-from llm_jax.data.packing import BestFit, ConcatThenSplit, One, Windows
+from llm_jax.data.packing import BestFit, ConcatThenSplit, One, Packing, Windows
 from llm_jax.data.pipeline import Data
 from llm_jax.data.presentation import AsIs, SourceAndTarget
 from llm_jax.data.sources import Mixture, Source
@@ -30,12 +31,16 @@ class Pairs(Source):
             yield Example(source.tobytes().decode(), target.tobytes().decode())
 
 
-def data(packing=BestFit("refuse"), **settings) -> Data:
+def data(packing: Packing = BestFit("refuse"), **settings) -> Data:
     given = Data(
         Pairs(), length=32, batch=8, packing=packing, rendering=Rendering(learn="answers"),
         presentation=SourceAndTarget(24), split=ByHash(0.2),
     )  # fmt: skip
     return dataclasses.replace(given, **settings)
+
+
+def examples(made: Data, split: Literal["train", "validation"]) -> list[tuple[str, str]]:
+    return [(d.prompt, d.answer) for d in made.documents(split) if isinstance(d, Example)]
 
 
 def pairs(batch, tokenizer):
@@ -62,10 +67,10 @@ def pairs(batch, tokenizer):
 @pytest.mark.parametrize("packing", [BestFit("refuse"), One(), BestFit("truncate")], ids=str)
 def test_every_pair_is_shown_once_and_whole(packing, tokenizer):
     made = data(packing)
-    want = sorted((d.prompt, d.answer) for d in made.documents("validation"))
+    want = sorted(examples(made, "validation"))
     evaluation = made.evaluation(tokenizer)
     assert sorted(p for batch in evaluation for p in pairs(batch, tokenizer)) == want
-    train = sorted((d.prompt, d.answer) for d in made.documents("train"))
+    train = sorted(examples(made, "train"))
     stream, rows = made.train(tokenizer, seed=0), 0
     seen: list[tuple[str, str]] = []
     while len(seen) < len(train):
@@ -108,7 +113,7 @@ def test_pairs_that_are_too_long(tokenizer):
     with pytest.raises(InputError, match=r"and data.length=6, or set data.packing.too_long"):
         next(data(One(), length=6).train(tokenizer, seed=0))
     cut = data(One("truncate"), length=6, presentation=SourceAndTarget(5))
-    documents = {(d.prompt[-5:], d.answer[:6]) for d in cut.documents("validation")}
+    documents = {(prompt[-5:], answer[:6]) for prompt, answer in examples(cut, "validation")}
     seen = set()
     for batch in cut.evaluation(tokenizer):
         for source, target in zip(batch["source_BS"], batch["targets_BT"], strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -47,7 +47,7 @@ def test_a_cell_is_pytorchs(name):
 
     given, state = (getattr(theirs, f"bias_{n}_l0").detach().numpy().reshape(gates, D) for n in ("ih", "hh"))
     given, state = given.copy(), state.copy()
-    params = dict(
+    params: Any = dict(
         input=dict(kernel=weight(theirs.weight_ih_l0, 5)), recurrent=dict(kernel=weight(theirs.weight_hh_l0, D))
     )
     if name == "GRU":
@@ -56,7 +56,7 @@ def test_a_cell_is_pytorchs(name):
     y, last = cell.apply({"params": params}, jnp.asarray(x.numpy()), Tokens.of((3, 8)), width=D)
     want, theirs_last = theirs(x)
     np.testing.assert_allclose(y, want.detach().numpy(), atol=1e-5)
-    for part, wanted in zip(last.parts_BD, theirs_last if name == "LSTM" else (theirs_last,), strict=True):
+    for part, wanted in zip(cast(Any, last).parts_BD, theirs_last if name == "LSTM" else (theirs_last,), strict=True):
         np.testing.assert_allclose(part, wanted[0].detach().numpy(), atol=1e-5)
 
 
@@ -142,10 +142,10 @@ def test_attention_is_what_the_papers_say():
     """In float64 NumPy, for one state; Bahdanau's is fed to the cell, Luong's joins its output."""
     model = RecurrentEncoderDecoder(Embed(D, V), alignment=Luong(), start=1)
     params = begin(model)
-    read = model.apply({"params": params}, SOURCE, method="encode")
+    read: Any = model.apply({"params": params}, SOURCE, method="encode")
     y = np.random.default_rng(3).standard_normal((2, T, D)).astype(np.float32)
     own = params["consult"]
-    found = Luong(width=D).apply({"params": own}, jnp.asarray(y), Tokens.of((2, T)), read, method="combine")
+    found: Any = Luong(width=D).apply({"params": own}, jnp.asarray(y), Tokens.of((2, T)), read, method="combine")
     x, w = np.asarray(read.x_BSD, np.float64), {n: np.asarray(own[n]["kernel"], np.float64) for n in own}
     score = np.einsum("btf,bsd,df->bts", y, x, w["key"])
     share = np.exp(score) / np.exp(score).sum(-1, keepdims=True)
@@ -154,7 +154,7 @@ def test_attention_is_what_the_papers_say():
 
     additive = RecurrentEncoderDecoder(Embed(D, V), start=1)
     params = begin(additive)
-    read, own = additive.apply({"params": params}, SOURCE, method="encode"), params["consult"]
+    read, own = cast(Any, additive.apply({"params": params}, SOURCE, method="encode")), params["consult"]
 
     def fed(module, state):
         return module.feed(read)(state, jnp.zeros(2, jnp.int32))

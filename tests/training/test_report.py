@@ -34,7 +34,7 @@ def test_bleu_is_sacrebleus_of_greedy_answers(monkeypatch):
         asked.append(len(prompts))
         return [said[int(prompt)] for prompt in prompts]
 
-    documents = [Example(str(i), answer) for i, answer in enumerate(wanted)]
+    documents: list[Any] = [Example(str(i), answer) for i, answer in enumerate(wanted)]
     lm = SimpleNamespace(generate=generate, tokenizer=Bytes().train([]))
     finished: Any = SimpleNamespace(lm=lm, documents=lambda split: documents)
     found = Bleu(batch=2, show=1)(finished)
@@ -48,7 +48,7 @@ def test_bleu_is_sacrebleus_of_greedy_answers(monkeypatch):
     lm.generate = lambda prompts, max_tokens, temperature: said[: len(prompts)]
     one = sacrebleu.corpus_bleu(said[:1], [wanted[:1]], tokenize="char").score
     assert limited(finished).metrics["validation_bleu"] == one
-    documents[:] = [Text("no answer")]  # pyright: ignore[reportArgumentType]
+    documents[:] = [Text("no answer")]
     with pytest.raises(InputError, match="the validation documents have none"):
         limited(finished)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
