@@ -1,6 +1,7 @@
 """With a cache, the same text token for token as without: for every position encoding, grouping, mask and kernel."""
 
 import itertools
+from typing import Any
 
 import jax
 import pytest
@@ -10,7 +11,7 @@ from llm_jax.layers.masks import Causal, Prefix, SlidingWindow
 from llm_jax.layers.positions import POSITIONS, LinearScaling, Rope
 
 HEADS = dict(MHA=(4, 1), GQA=(2, 2), MQA=(1, 4))
-SETTINGS = dict(Chunked=dict(queries=16, keys=16))  # two blocks of keys
+SETTINGS: dict[str, dict[str, Any]] = dict(Chunked=dict(queries=16, keys=16))  # two blocks of keys
 WINDOW = SlidingWindow(3)  # shorter than the prompts: their caches roll
 
 
