@@ -31,7 +31,6 @@ from llm_jax.models.transformer import Side
 from ..torch_tensors import InMemory, close, drawn, rows, saved
 
 V, WIDTH, HEADS, HIDDEN, LAYERS, LENGTH = 31, 12, 3, 20, 2, 16
-EAGER: dict[str, Any] = dict(attn_implementation="eager")  # no setting of a config by its declared names
 LAYER = "model.decoder.layers.{layer}"
 
 
@@ -76,9 +75,9 @@ def test_the_text_decoder_is_theirs_and_cached(tmp_path):
         decoder_attention_heads=HEADS, encoder_ffn_dim=HIDDEN, decoder_ffn_dim=HIDDEN, max_target_positions=LENGTH,
         max_source_positions=10, num_mel_bins=4, pad_token_id=0, bos_token_id=1, eos_token_id=2,
         decoder_start_token_id=1, begin_suppress_tokens=None,
-        **EAGER,
     )  # fmt: skip
     theirs = drawn(transformers.WhisperForConditionalGeneration(config), 0)
+    theirs.set_attn_implementation("eager")
     with torch.no_grad():
         theirs.model.decoder.embed_positions.weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
     _, tensors = saved(theirs, tmp_path)
