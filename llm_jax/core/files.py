@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from llm_jax.core.tables import InputError
 
@@ -24,6 +26,23 @@ def reading(path: str | Path) -> Iterator[None]:
     except OSError as error:
         shown = text if len(text := str(path)) <= 200 else f"{text[:200]}..."
         raise InputError(f"cannot read {shown}: {error.strerror or error}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds a JSON object.
+
+    Raises:
+      InputError: it is missing or damaged.
+    """
+    with reading(path):
+        text = path.read_bytes()
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is damaged: it is no JSON object")
+    return found
 
 
 def cache_folder(*below: str) -> Path:

@@ -22,6 +22,7 @@ class Rendering(Part):
     """How documents become token ids.
 
     `bos` and `eos` go around texts and examples; conversations are rendered by the `template`, which has its own.
+    With `prompt_eos` the prompt of an example, and so the source of a translation, ends with `eos` as well (BART, T5).
     `learn="answers"` puts the loss only on what the assistant says and on `Example.answer`: a plain text has no answer.
     """
 
@@ -29,6 +30,7 @@ class Rendering(Part):
     eos: bool = True
     learn: Literal["everything", "answers"] = "everything"
     template: ChatTemplate = ChatTemplate()
+    prompt_eos: bool = False
 
     def enclose(self, tokenizer: Tokenizer, ids: list[int], learnt: list[bool]) -> Ids:
         before = frame(tokenizer.special, "bos", self.bos)
@@ -83,6 +85,7 @@ class Example:
 
     def tokens(self, tokenizer: Tokenizer, rendering: Rendering) -> Ids:
         prompt, answer = tokenizer.encode(self.prompt), tokenizer.encode(self.answer)
+        prompt = [*prompt, *frame(tokenizer.special, "eos", rendering.prompt_eos)]
         learnt = [rendering.learn == "everything"] * len(prompt) + [True] * len(answer)
         return rendering.enclose(tokenizer, prompt + answer, learnt)
 

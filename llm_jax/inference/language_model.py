@@ -17,7 +17,7 @@ from llm_jax.inference.embed import embed
 from llm_jax.inference.generate import CHUNK, Generation, Writer, prepare, row_keys
 from llm_jax.inference.sampling import Sampling
 from llm_jax.models.encoder import Encoder
-from llm_jax.models.model import Generator, Model
+from llm_jax.models.model import Generator, Model, Translator
 from llm_jax.text.chat import ChatTemplate, Message
 from llm_jax.text.special import frame
 from llm_jax.text.tokenizer import StreamDecoder, Tokenizer
@@ -33,17 +33,18 @@ class LanguageModel:
       template: how conversations are written as tokens.
       dtype: what it computes in.
       bos, eos: whether plain text begins with the `bos` token, and ends with `eos`, as it did in the data.
+      prompt_eos: whether a prompt ends with `eos`, as the sources of BART and T5 do.
       context: how many tokens it can hold in view, or None: there is no bound.
       warn: what is called, once, when `reply` leaves out turns.
     """
 
     def __init__(
         self, model: Model, params: Any, tokenizer: Tokenizer, *, template: ChatTemplate | None = None,
-        dtype: Any = "float32", bos: bool = True, eos: bool = True,
+        dtype: Any = "float32", bos: bool = True, eos: bool = True, prompt_eos: bool = False,
     ):  # fmt: skip
         self.model, self.params, self.tokenizer = model, params, tokenizer
         self.template, self.dtype = template or ChatTemplate(), np.dtype(dtype)
-        self.bos, self.eos = bos, eos
+        self.bos, self.eos, self.prompt_eos = bos, eos, prompt_eos
         self.context = model.limit()
         self.warn: Callable[[str], object] = logging.warning
         self._warned = False
@@ -99,7 +100,7 @@ class LanguageModel:
         if not prompts:
             return []
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        ids = [self._plain(prompt) for prompt in prompts]
+        ids = [self._prompt(prompt) for prompt in prompts]
         stop = _stop_strings(stop)
         beside = {} if images is None else dict(image_BYXA=_pixels(images))
         generation = self._begin(ids, max_tokens, sampling, seed, beside)
@@ -123,7 +124,7 @@ class LanguageModel:
           InputError: as `generate`, at once.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        ids = self._plain(prompt)
+        ids = self._prompt(prompt)
         writer = Writer(self._stream_after(ids), _stop_strings(stop))
         return _pieces(self._begin([ids], max_tokens, sampling, seed), writer)
 
@@ -175,10 +176,13 @@ class LanguageModel:
     def _plain(self, prompt: str) -> list[int]:
         return [*frame(self.tokenizer.special, "bos", self.bos), *self.tokenizer.encode(prompt)]
 
+    def _prompt(self, prompt: str) -> list[int]:
+        return [*self._plain(prompt), *frame(self.tokenizer.special, "eos", self.prompt_eos)]
+
     def _stream_after(self, prompt: Sequence[int]) -> StreamDecoder:
-        """A decoder that goes on from the prompt: a word after it keeps its space."""
+        """A decoder that goes on from the prompt: a word after it keeps its space. A translation begins anew."""
         stream = self.tokenizer.stream()
-        for token in prompt:
+        for token in [] if isinstance(self.model, Translator) else prompt:
             stream.push(token)
         return stream
 

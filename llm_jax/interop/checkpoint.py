@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,9 +11,10 @@ import numpy as np
 import safetensors
 import tokenizers
 
-from llm_jax.core.files import reading
+from llm_jax.core.files import read_json, reading
 from llm_jax.core.tables import InputError
 from llm_jax.interop.names import Tensors
+from llm_jax.interop.tokenizer import import_tokenizer
 from llm_jax.text.chat import ChatTemplate
 from llm_jax.text.tokenizer import Tokenizer
 
@@ -28,7 +29,7 @@ class Source(Protocol):
     Attributes:
       config: what its config.json says, or what one would say.
       tensors: its tensors, by transformers' names.
-      adds_bos: whether its tokenizer begins a plain text with the `bos` token.
+      adds_bos, adds_eos: whether its tokenizer begins a plain text with the `bos` token, and ends it with `eos`.
     """
 
     @property
@@ -39,6 +40,9 @@ class Source(Protocol):
 
     @property
     def adds_bos(self) -> bool: ...
+
+    @property
+    def adds_eos(self) -> bool: ...
 
     def tokenizer(self) -> tuple[Tokenizer, ChatTemplate]: ...
 
@@ -52,7 +56,7 @@ def open_source(path: str | Path) -> Source:
     path = Path(path)
     with reading(path):
         if path.is_file() and path.suffix == ".gguf":
-            from llm_jax.interop.gguf import Gguf  # pyright: ignore[reportMissingImports]
+            from llm_jax.interop.gguf import Gguf  # the package `gguf` is an extra
 
             return Gguf(path)
         if path.is_dir():
@@ -72,16 +76,24 @@ class Folder:
 
     def tokenizer(self) -> tuple[Tokenizer, ChatTemplate]:
         """Raises InputError as `import_tokenizer`."""
-        from llm_jax.interop.tokenizer import import_tokenizer  # pyright: ignore[reportMissingImports]
-
         return import_tokenizer(self.folder)
 
     @property
     def adds_bos(self) -> bool:
+        with_special, without = self._framed
+        return with_special[:1] != without[:1]
+
+    @property
+    def adds_eos(self) -> bool:
+        with_special, without = self._framed
+        return with_special[-1:] != without[-1:]
+
+    @functools.cached_property
+    def _framed(self) -> list[list[int]]:
+        """A text's ids with the special tokens that its tokenizer puts around it, and without."""
         with reading(path := self.folder / "tokenizer.json"):
             rust = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        with_special, without = (rust.encode("a", add_special_tokens=special).ids for special in (True, False))
-        return with_special[:1] != without[:1]
+        return [rust.encode("a", add_special_tokens=special).ids for special in (True, False)]
 
 
 class SafeTensors:
@@ -131,20 +143,3 @@ def _files(folder: Path) -> list[Path]:
                 "(save_pretrained of transformers does)"
             )
     raise InputError(f"{folder} has no {SINGLE} and no {INDEX}")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file that holds a JSON object.
-
-    Raises:
-      InputError: it is missing or damaged.
-    """
-    with reading(path):
-        text = path.read_bytes()
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise InputError(f"{path} is damaged: it is no JSON object")
-    return found

@@ -20,13 +20,18 @@ from llm_jax.core.spelling import to_json
 from llm_jax.core.tables import InputError
 from llm_jax.interop import names
 from llm_jax.interop.checkpoint import CONFIG, INDEX, SINGLE
+from llm_jax.interop.export_tokenizer import export_tokenizer
 from llm_jax.interop.families import FAMILIES
 from llm_jax.interop.family import Family, blocks_of
 from llm_jax.interop.imports import model_of
 from llm_jax.interop.progress import Progress
+from llm_jax.interop.sentences import sentence_files
 from llm_jax.layers.feedforward import GEGLU, GatedFeedForward, SwiGLU
 from llm_jax.layers.kernels import Dense, Kernel
+from llm_jax.layers.pooling import Pooler
 from llm_jax.models.decoder import Decoder
+from llm_jax.models.encoder import Encoder
+from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.model import Model
 from llm_jax.models.stack import Stack
 from llm_jax.text.tokenizer import Tokenizer
@@ -52,8 +57,6 @@ def export_model(
     Raises:
       InputError: there is no such run, no published family has its parts, or `folder` is not empty.
     """
-    from llm_jax.interop.export_tokenizer import export_tokenizer  # pyright: ignore[reportMissingImports]
-
     folder = Path(folder)
     with reading(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -103,7 +106,11 @@ def write(
     about = dict(architectures=list(family.architectures[:1]), model_type=name, torch_dtype="float32")
     ids = dict(bos_token_id=None, eos_token_id=None, pad_token_id=None) | dict(special or {})
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(about | config | ids, indent=2) + "\n", encoding="utf-8")
+    beside = sentence_files(model) if isinstance(model, Encoder) and not isinstance(model.pooling, Pooler) else {}
+    for path, text in beside.items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text(text, encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(about | ids | config, indent=2) + "\n", encoding="utf-8")
     _write_tensors(folder, tensors, shard, note)
 
 
@@ -158,6 +165,8 @@ def family_for(model: Model, likely: str = "") -> tuple[str, Family, dict[str, A
         except InputError as error:
             reasons.append((len(FAMILIES), f"{name}: {error}"))
             continue
+        if isinstance(again, Encoder) and isinstance(model, Encoder) and not isinstance(model.pooling, Pooler):
+            again = again.clone(pooling=model.pooling)  # which is written beside config.json
         differing = list(differences(to_json(essence(again)), to_json(essence(model)), "model"))
         if not differing:
             return name, family, config
@@ -174,6 +183,10 @@ def essence(model: Model) -> Model:
         own = model.positions
         pattern = tuple(b.clone(positions=b.positions or own.clone()) for b in model.stack.pattern)
         model = model.clone(stack=model.stack.clone(pattern=pattern), context=0)
+    if isinstance(model, Encoder):
+        model = model.clone(context=0)
+    if isinstance(model, EncoderDecoder):
+        model = model.clone(context=0, source_context=0)
     return parts.transform(model, _plain)
 
 

@@ -28,7 +28,7 @@ class Gguf:
     Attributes:
       config: what config.json says of such a model.
       tensors: its tensors, in float32, by the names that transformers gives them.
-      adds_bos: whether a plain text begins with the `bos` token.
+      adds_bos, adds_eos: whether a plain text begins with the `bos` token, and ends with `eos`.
     """
 
     def __init__(self, path: str | Path):
@@ -49,6 +49,10 @@ class Gguf:
     @property
     def adds_bos(self) -> bool:
         return gguf_tokenizer.adds_bos(self._field)
+
+    @property
+    def adds_eos(self) -> bool:
+        return bool(self._field("tokenizer.ggml.add_eos_token"))
 
     def tokenizer(self) -> tuple[Tokenizer, ChatTemplate]:
         """Its tokenizer, and its chat template (ours, if it has none).

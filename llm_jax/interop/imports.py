@@ -20,11 +20,14 @@ from llm_jax.data.sources import Conversations
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.interop import names
-from llm_jax.interop.checkpoint import CONFIG, Source, open_source
+from llm_jax.interop.checkpoint import CONFIG, Folder, Source, open_source
 from llm_jax.interop.families import FAMILIES
 from llm_jax.interop.family import Family
 from llm_jax.interop.progress import Progress
-from llm_jax.models.model import Generator, Model
+from llm_jax.interop.sentences import sentence_encoder
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.encoder import Encoder
+from llm_jax.models.model import Generator, Model, Translator
 from llm_jax.objectives.next_token import NextToken
 from llm_jax.parallel.layout import Layout, shardings
 from llm_jax.text.chat import ChatTemplate
@@ -100,20 +103,31 @@ def load(
     tokenizer, template = found.tokenizer()
     with Progress("reading") as progress:
         model, params = read(found, progress=progress)
-    generator = parts.conform(model, Generator, "the model")
-    return LanguageModel(generator, params, tokenizer, template=template, bos=found.adds_bos)
+    model = parts.conform(model, Generator | Encoder, "the model")
+    rendering = rendering_of(found, model, template)
+    return LanguageModel(
+        model, params, tokenizer, template=template, bos=rendering.bos, eos=rendering.eos,
+        prompt_eos=rendering.prompt_eos,
+    )  # fmt: skip
 
 
 def experiment_of(source: Source, template: ChatTemplate) -> Experiment:
     """What the folder of an imported model says that it is; its name is that of the family."""
-    model = model_of(source.config)
-    context = (model.limit() if isinstance(model, Generator) else None) or ROW
-    rendering = Rendering(bos=source.adds_bos, template=template)
+    model = model_in(source)
+    context = model.limit() or ROW
+    rendering = rendering_of(source, model, template)
     return Experiment(
         name=source.config["model_type"], model=model, tokenizer=Kept(),
         data=Data(Conversations(), length=min(context, ROW), batch=8, rendering=rendering),
         objective=NextToken(), optimizer=AdamW(), layout=Layout(), precision=Precision(), steps=1,
     )  # fmt: skip
+
+
+def rendering_of(source: Source, model: Model, template: ChatTemplate) -> Rendering:
+    """How texts were written for the model, as its tokenizer tells. A generator's document ends with `eos` anyhow."""
+    apart = isinstance(model, Translator)
+    ends = source.adds_eos or isinstance(model, Decoder)
+    return Rendering(bos=source.adds_bos, eos=ends, template=template, prompt_eos=apart and source.adds_eos)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
@@ -135,6 +149,18 @@ def model_of(config: Mapping[str, Any]) -> Model:
     return parts.check(model, "model")
 
 
+def model_in(source: Source) -> Model:
+    """Our model for a checkpoint: for its config.json, and the files beside it that say how an encoder embeds texts.
+
+    Raises:
+      InputError: as `model_of`, or such a file is not covered.
+    """
+    model = model_of(source.config)
+    return (
+        sentence_encoder(model, source.folder) if isinstance(model, Encoder) and isinstance(source, Folder) else model
+    )
+
+
 def read(source: Source, layout: Layout | None = None, progress: Progress | None = None) -> tuple[Model, Any]:
     """The model of a checkpoint and its parameters in float32, read tensor by tensor into the shards of `layout`.
 
@@ -145,7 +171,7 @@ def read(source: Source, layout: Layout | None = None, progress: Progress | None
     Raises:
       InputError: as `model_of`; or tensors are missing, left over, or of another shape.
     """
-    family, model = family_of(source.config), model_of(source.config)
+    family, model = family_of(source.config), model_in(source)
     boxed = jax.eval_shape(model.begin, jax.random.key(0))
     mesh = (layout or Layout(data=1, fsdp=len(jax.devices()))).mesh()
     tensors: names.Tensors = source.tensors

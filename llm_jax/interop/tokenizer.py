@@ -15,9 +15,8 @@ from typing import Any
 import tokenizers
 from absl import logging
 
-from llm_jax.core.files import reading
+from llm_jax.core.files import read_json, reading
 from llm_jax.core.tables import InputError
-from llm_jax.interop.checkpoint import read_json
 from llm_jax.text.byte_level import LETTERS
 from llm_jax.text.chat import ChatTemplate, Jinja, Message
 from llm_jax.text.guard import ROLE_NAMES

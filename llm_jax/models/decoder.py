@@ -50,7 +50,7 @@ class Decoder(Generator):
     def score(self, x_BTD: jax.Array) -> jax.Array:
         return self.head(x_BTD, self.embed)
 
-    def filled(self, vocabulary, context, source=0, start=0):
+    def filled(self, vocabulary, context, source=0, start=None):
         check_length(self.positions, max(context, self.context))
         return replace(self, embed=fit_vocabulary(self.embed, vocabulary), context=self.context or context)
 

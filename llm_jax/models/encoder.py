@@ -94,7 +94,7 @@ class Encoder(Model):
         """[B, D]: a vector for each row's document."""
         return self.pooling(x_BTD, Tokens.of(x_BTD.shape[:2]) if at is None else at)
 
-    def filled(self, vocabulary, context, source=0, start=0):
+    def filled(self, vocabulary, context, source=0, start=None):
         check_length(self.positions, max(context, self.context))
         return replace(self, embed=fit_vocabulary(self.embed, vocabulary), context=self.context or context)
 

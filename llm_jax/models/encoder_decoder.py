@@ -80,7 +80,7 @@ class EncoderDecoder(Translator):
         sides = {name: side(getattr(self, name), params[name]) for name in ("encoder", "decoder")}
         return {**params, **sides}
 
-    def filled(self, vocabulary, context, source=0, start=0):
+    def filled(self, vocabulary, context, source=0, start=None):
         check_length(self.decoder.positions, max(context, self.context), "model.decoder.positions")
         check_length(self.encoder.positions, max(source, self.source_context), "model.encoder.positions")
         return replace(

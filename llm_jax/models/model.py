@@ -27,14 +27,14 @@ class Model(nn.Module):
         """The parameters before the first step, each with its letters."""
         return self.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
-    def filled(self, vocabulary: int, context: int, source: int = 0, start: int = 0) -> Model:
+    def filled(self, vocabulary: int, context: int, source: int = 0, start: int | None = None) -> Model:
         """The model with what its settings leave to the data filled in.
 
         Args:
           vocabulary: the tokenizer's.
           context: the length of the data's rows; of targets, where sources are apart from them.
           source: the length of the sources; 0 where there are none.
-          start: the token that a target begins with.
+          start: the token that a target begins with; None where the tokenizer has none for it.
 
         Raises:
           InputError: they do not fit what is set.

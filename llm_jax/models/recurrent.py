@@ -48,7 +48,7 @@ class RecurrentDecoder(Generator):
     def score(self, x_BTD: jax.Array) -> jax.Array:
         return self.head(x_BTD, self.embed)
 
-    def filled(self, vocabulary, context, source=0, start=0):
+    def filled(self, vocabulary, context, source=0, start=None):
         return replace(self, embed=fit_vocabulary(self.embed, vocabulary))
 
     def empty_cache(self, batch, length, dtype):
@@ -156,7 +156,7 @@ class RecurrentEncoderDecoder(Translator):
         x_BTD, caches = self.hidden(begun_B1, None, caches=Writing(states, source))
         return self.score(x_BTD)[:, -1], caches
 
-    def filled(self, vocabulary, context, source=0, start=0):
+    def filled(self, vocabulary, context, source=0, start=None):
         embed = fit_vocabulary(self.embed, vocabulary)
         return replace(self, embed=embed, start=start if self.start is None else self.start)
 

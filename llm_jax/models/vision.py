@@ -110,7 +110,7 @@ class ImageEncoder(Model):
         """How many vectors come of an image."""
         return self.leading + self.patches.count()
 
-    def filled(self, vocabulary, context, source=0, start=0):
+    def filled(self, vocabulary, context, source=0, start=None):
         check_length(self.positions, self.tokens(), "the image's positions")
         return self
 
@@ -148,7 +148,7 @@ class ImageClassifier(Model):
     def begin(self, key):
         return self.init(key, self.image.blank())["params"]
 
-    def filled(self, vocabulary, context, source=0, start=0):
+    def filled(self, vocabulary, context, source=0, start=None):
         return replace(self, image=self.image.filled(vocabulary, context))
 
     def limit(self):
@@ -231,7 +231,7 @@ class Captioner(Generator):
     def prepared(self, params):
         return {**params, "text": self.text.prepared(params["text"])}
 
-    def filled(self, vocabulary, context, source=0, start=0):
+    def filled(self, vocabulary, context, source=0, start=None):
         image, behind = self.image.filled(vocabulary, context), self.image.tokens()
         return replace(self, image=image, text=self.text.filled(vocabulary, behind + context))
 

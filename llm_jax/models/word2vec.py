@@ -27,7 +27,7 @@ class Word2Vec(Model):
         """[B, T, M, D]: the vectors of M binary decisions for each word, which may be words or nodes of a tree."""
         return lookup(self.decisions_VD, rows_BTM)
 
-    def filled(self, vocabulary, context, source=0, start=0):
+    def filled(self, vocabulary, context, source=0, start=None):
         return replace(self, embed=fit_vocabulary(self.embed, vocabulary))
 
 

@@ -185,7 +185,7 @@ def keep_tokenizer(tokenizer: Tokenizer, run: Run) -> None:
 def fill(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
     """The experiment with what its model leaves to the data filled in."""
     model, data = conform(experiment.model, Model, "model"), cast(Any, experiment.data)
-    source, start = data.presentation.source(), tokenizer.special["bos"]
+    source, start = data.presentation.source(), tokenizer.special.get("bos")
     return experiment.override({"model": model.filled(tokenizer.vocabulary, data.length, source, start)})
 
 
@@ -204,7 +204,7 @@ def language_model(experiment: Experiment, tokenizer: Tokenizer, params: Any) ->
     data, precision = cast(Any, experiment.data), cast(Any, experiment.precision)
     return LanguageModel(
         model, params, tokenizer, template=data.rendering.template, dtype=precision.dtype,
-        bos=data.rendering.bos, eos=data.rendering.eos,
+        bos=data.rendering.bos, eos=data.rendering.eos, prompt_eos=data.rendering.prompt_eos,
     )  # fmt: skip
 
 

@@ -72,6 +72,15 @@ class Program:
         return optimizer.transform(self.experiment.steps, self.boxed)
 
     @functools.cached_property
+    def parameters(self) -> Any:
+        """The parameters as shapes with shardings."""
+
+        def one(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return jax.tree.map(one, nn.meta.unbox(self.boxed), shardings(self.boxed, self.mesh))
+
+    @functools.cached_property
     def template(self) -> TrainState:
         shapes = jax.eval_shape(self._begin, jax.random.key(0), self.frozen)
         whole = NamedSharding(self.mesh, PartitionSpec())

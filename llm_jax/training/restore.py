@@ -43,7 +43,7 @@ def restore(
     program = Program(experiment, layout.mesh(), tokenizer)
     name = "average" if experiment.ema else "params"
     with Checkpoints(run.checkpoints, run.manifest) as checkpoints, jax.set_mesh(program.mesh):
-        params = checkpoints.restore_params(getattr(program.template, name), name, checkpoint).state
+        params = checkpoints.restore_params(program.parameters, name, checkpoint).state
     return program, tokenizer, params
 
 

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ import llm_jax
 from llm_jax import __main__ as command_line
 from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment
-from llm_jax.interop import checkpoint
+from llm_jax.interop import checkpoint, exports
 from llm_jax.interop.checkpoint import Folder, open_source
 from llm_jax.interop.imports import read
 from llm_jax.text import Bytes, ChatTemplate
@@ -50,7 +49,7 @@ def theirs() -> Any:
 def folder(theirs, tmp_path, monkeypatch) -> Path:
     """A Hugging Face folder, whose tokenizer is the 256 bytes."""
     monkeypatch.setattr(Folder, "tokenizer", lambda self: (Bytes().train(["a"]), ChatTemplate()))
-    monkeypatch.setattr(Folder, "adds_bos", True)
+    monkeypatch.setattr(Folder, "_framed", [[256, 97], [97]])
     theirs.save_pretrained(tmp_path / "published")
     return tmp_path / "published"
 
@@ -59,8 +58,7 @@ def folder(theirs, tmp_path, monkeypatch) -> Path:
 def tokenizer_written(monkeypatch) -> list[Any]:
     """What is asked of the export of the tokenizer."""
     asked: list[Any] = []
-    module = SimpleNamespace(export_tokenizer=lambda *args, **named: asked.append((args, named)))
-    monkeypatch.setitem(sys.modules, "llm_jax.interop.export_tokenizer", module)
+    monkeypatch.setattr(exports, "export_tokenizer", lambda *args, **named: asked.append((args, named)))
     return asked
 
 
@@ -214,7 +212,7 @@ if sys.argv[2] == "write":
     boxed = jax.eval_shape(model.begin, jax.random.key(0))
     zeros = lambda leaf: np.zeros(leaf.value.shape, np.float32)
     sys.exit(write(model, jax.tree.map(zeros, boxed, is_leaf=is_lettered), root / "published"))
-Folder.adds_bos, tokenizer, source = True, Bytes().train(["a"]), open_source(root / "published")
+Folder.adds_bos, Folder.adds_eos, tokenizer, source = True, False, Bytes().train(["a"]), open_source(root / "published")
 before = peak = size = 0
 
 def watch():

@@ -1,0 +1,99 @@
+"""Published encoders and translators as runs: their vectors and texts are those of `transformers`, also written back."""
+
+import json
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import llm_jax
+from llm_jax.core.tables import InputError
+from llm_jax.interop.exports import export_model
+from llm_jax.interop.imports import import_model
+from llm_jax.interop.sentences import sentence_files
+from llm_jax.layers.pooling import Mean, Normalized
+from llm_jax.models.encoder import Encoder
+
+TEXTS = ["the value", "why, none of them"]
+
+
+@pytest.fixture(scope="module")
+def encoder(published, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bert") / "published"
+    shutil.copytree(published["bert"], folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(0)
+    shape: dict[str, Any] = dict(
+        vocab_size=len(tokenizer), hidden_size=24, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64, initializer_range=0.3,
+    )  # fmt: skip
+    transformers.BertModel(transformers.BertConfig(**shape)).save_pretrained(folder)
+    return folder
+
+
+def their_vectors(folder, normalized: bool) -> np.ndarray:
+    read: Any = transformers.AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
+    model: Any = transformers.BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    with torch.no_grad():
+        x_BTD = model(**read).last_hidden_state
+    if not normalized:
+        return x_BTD[:, 0].numpy()
+    real_BT1 = read["attention_mask"][..., None].float()
+    return torch.nn.functional.normalize((x_BTD * real_BT1).sum(1) / real_BT1.sum(1)).numpy()
+
+
+def test_sentence_vectors_before_and_after_an_export(encoder, tmp_path):
+    pooled = llm_jax.load(encoder).model
+    assert isinstance(pooled, Encoder)
+    folder = tmp_path / "sentences"
+    shutil.copytree(encoder, folder)
+    for path, text in sentence_files(pooled.clone(pooling=Normalized(Mean()))).items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text(text)
+    import_model(folder, tmp_path / "run")
+    wanted = their_vectors(encoder, normalized=True)
+    for source in (folder, tmp_path / "run"):
+        np.testing.assert_allclose(llm_jax.load(source).embed(TEXTS), wanted, atol=1e-5)
+    export_model(tmp_path / "run", tmp_path / "out")
+    assert json.loads((tmp_path / "out/modules.json").read_text())[-1]["type"].endswith("Normalize")
+    np.testing.assert_allclose(llm_jax.load(tmp_path / "out").embed(TEXTS), wanted, atol=1e-5)
+    np.testing.assert_allclose(their_vectors(tmp_path / "out", normalized=True), wanted, atol=1e-5)
+    with pytest.raises(InputError, match="model must be a Generator"):
+        llm_jax.load(encoder).generate(["the value"], max_tokens=2)
+
+
+@pytest.fixture(scope="module")
+def translator(published, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("t5") / "published"
+    shutil.copytree(published["t5"], folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(0)
+    shape: dict[str, Any] = dict(
+        vocab_size=len(tokenizer), d_model=24, d_ff=20, d_kv=12, num_layers=2, num_decoder_layers=2, num_heads=2,
+        initializer_factor=8.0, decoder_start_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    transformers.T5ForConditionalGeneration(transformers.T5Config(**shape)).save_pretrained(folder)
+    return folder
+
+
+def their_texts(folder, forbidden: list[int]) -> list[str]:
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
+    model: Any = transformers.T5ForConditionalGeneration.from_pretrained(folder).eval()
+    read = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        made = model.generate(**read, max_new_tokens=10, do_sample=False, suppress_tokens=forbidden)
+    return tokenizer.batch_decode(made, skip_special_tokens=True)
+
+
+def test_translations_before_and_after_an_export(translator, tmp_path):
+    import_model(translator, tmp_path / "run")
+    lm = llm_jax.load(tmp_path / "run")
+    forbidden = sorted(lm.tokenizer.beside - lm.tokenizer.ends)
+    wanted = their_texts(translator, forbidden)
+    assert lm.generate(TEXTS, max_tokens=10, temperature=0.0) == wanted
+    assert all(len(text) > 3 for text in wanted) and wanted[0] != wanted[1]
+    export_model(tmp_path / "run", tmp_path / "out")
+    assert their_texts(tmp_path / "out", forbidden) == wanted
