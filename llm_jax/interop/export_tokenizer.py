@@ -32,12 +32,14 @@ OURS = """\
 
 
 def export_tokenizer(
-    tokenizer: Tokenizer, template: ChatTemplate, folder: str | Path, *, bos: bool = False, eos: bool = False
-) -> None:
+    tokenizer: Tokenizer, template: ChatTemplate, folder: str | Path, *, bos: bool = False, eos: bool = False,
+    start: int | None = None,
+) -> None:  # fmt: skip
     """Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json and generation_config.json.
 
     `transformers` encodes a text to the same ids there, unless it spells a special token: for that program the text
-    then holds the token. `bos` and `eos` say whether it puts these around a text by itself.
+    then holds the token. `bos` and `eos` say whether it puts these around a text by itself; `start` is the token that a
+    translation begins with.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +77,8 @@ def export_tokenizer(
     ids = {f"{n}_token_id": i for n, i in tokenizer.special.items() if n in ("bos", "pad")}
     _write(folder / "special_tokens_map.json", special)
     _write(folder / "tokenizer_config.json", settings)
-    _write(folder / "generation_config.json", ids | dict(eos_token_id=sorted(tokenizer.ends)))
+    begins = {} if start is None else dict(decoder_start_token_id=start)
+    _write(folder / "generation_config.json", ids | begins | dict(eos_token_id=sorted(tokenizer.ends)))
     write_atomically(folder / "tokenizer.json", whole.to_str(pretty=True))
 
 

@@ -23,6 +23,7 @@ from llm_jax.layers.masks import Full
 from llm_jax.layers.norms import NORMS
 from llm_jax.layers.pooling import POOLINGS
 from llm_jax.layers.positions import POSITIONS
+from llm_jax.layers.scoring import FEATURES
 from llm_jax.models import decoder, encoder, encoder_decoder, heads
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.encoder import Encoder
@@ -34,7 +35,8 @@ from llm_jax.models.transformer import Side
 # These programs run once: compiling them is the cost.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
-LAYERS = [PLACEMENTS, HEADS, FEEDFORWARDS, KERNELS, NORMS, POSITIONS, POOLINGS]
+WHOLE = {name: kernel for name, kernel in KERNELS.items() if kernel.takes == frozenset(FEATURES)}
+LAYERS = [PLACEMENTS, HEADS, FEEDFORWARDS, WHOLE, NORMS, POSITIONS, POOLINGS]
 T, S, VOCABULARY = 5, 4, 19
 
 
@@ -43,7 +45,7 @@ def pick(table: dict, number: int) -> Any:
 
 
 def block(number: int, **settings: Any) -> Block:
-    ways = dict(kernel=pick(KERNELS, number)(), norm=pick(NORMS, number)())
+    ways = dict(kernel=pick(WHOLE, number)(), norm=pick(NORMS, number)())
     cross = CrossAttention(2, 2, 4, **ways) if settings.pop("cross", False) else None
     ffn = pick(FEEDFORWARDS, number)(hidden=10)
     return Block(

@@ -1,4 +1,4 @@
-"""Published encoders and translators as runs: their vectors and texts are those of `transformers`, also written back."""
+"""Published encoders and translators as runs: vectors and texts are those of `transformers`, also written back."""
 
 import json
 import shutil

@@ -84,7 +84,7 @@ def test_limits():
     model = sided()
     assert (model.limit(), model.reads()) == (5, 7) and model.clone(source_context=0).reads() == 9
     assert MODELS[0].reads() == MODELS[0].limit()
-    assert Model().flops_per_token({}, 3) == 0 and Generator().opening() is None and model.opening() == 0
+    assert Model().flops_per_token({}, 3) == 0 and Generator().opening() is None and model.clone(start=0).opening() == 0
 
 
 def test_what_a_generator_sees_ahead():
@@ -133,7 +133,7 @@ def test_a_document_is_pooled_without_its_padding():
 
 def test_filled_takes_both_lengths_from_the_data():
     model: Any = sided().clone(embed=Embed(8), context=0, source_context=0)
-    filled = model.filled(30, 8)
+    filled = model.filled(30, 8, source=8)
     assert (filled.embed.vocabulary, filled.context, filled.source_context) == (30, 8, 8)
     with pytest.raises(InputError, match=r"model\.decoder\.positions has 9 positions, fewer than the 10"):
         model.filled(30, 10)
