@@ -60,8 +60,10 @@ def test_every_source_yields_the_same_each_time_and_can_be_written_down(name, av
     monkeypatch.setenv("LLM_JAX_DATA", str(tmp_path))
     source = available[name]
     assert from_json(to_json(source)) == source and hash(source) == hash(source)
-    fetched = dict(TinyShakespeare="tinyshakespeare.txt", MakemoreNames="names.txt", EnglishJapanese="enja/train.en")
-    fetched |= dict(GoogleAnalogies="questions-words.txt")
+    fetched = dict(
+        TinyShakespeare="tinyshakespeare.txt", MakemoreNames="names.txt", EnglishJapanese="enja/train.en",
+        GoogleAnalogies="questions-words.txt",
+    )  # fmt: skip
     if name in fetched:
         (tmp_path / "enja").mkdir()
         (tmp_path / fetched[name]).write_text("something else")
