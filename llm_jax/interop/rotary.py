@@ -77,8 +77,8 @@ def _linear(parameters: Config, config: Config) -> RopeScaling:
 
 
 def _llama3(parameters: Config, config: Config) -> RopeScaling:
-    names = ("factor", "low_freq_factor", "high_freq_factor")
-    return Llama3Scaling(*(float(need(parameters, name)) for name in names), _original(parameters, config))
+    factor, low, high = (float(need(parameters, n)) for n in ("factor", "low_freq_factor", "high_freq_factor"))
+    return Llama3Scaling(factor, low, high, _original(parameters, config))
 
 
 def _yarn(parameters: Config, config: Config) -> RopeScaling:
