@@ -23,8 +23,8 @@ from llm_jax.objectives.next_token import NextToken
 from llm_jax.parallel.layout import Layout
 from llm_jax.text.recipes import Characters
 from llm_jax.training.optimizers import AdamW, Cosine
-from llm_jax.training.picture_report import Captions
 from llm_jax.training.precision import Precision
+from llm_jax.training.report_pictures import Captions
 
 PATCHES = 4  # of 4 x 4 pixels
 

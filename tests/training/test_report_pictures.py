@@ -11,7 +11,7 @@ import pytest
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Picture, Text
 from llm_jax.text.recipes import Bytes
-from llm_jax.training.picture_report import Captions, grid
+from llm_jax.training.report_pictures import Captions, grid
 
 PICTURES = [Picture(np.full((4, 4, 1), i / 9, np.float32), ("light", "dark $")[i % 2], i % 2) for i in range(10)]
 
