@@ -81,6 +81,7 @@ def show(name: str) -> None:
 def train(name: str) -> None:
     from llm_jax.data.documents import Conversation
     from llm_jax.models.model import Generator
+    from llm_jax.training.inherit import inherit
     from llm_jax.training.loop import train as run
 
     experiment = _experiment(name)
@@ -90,7 +91,8 @@ def train(name: str) -> None:
     state = run(experiment, workdir)
     if int(state.step) == experiment.steps:
         talks = any(isinstance(document, Conversation) for document in experiment.data.documents("train")[:1])
-        writes = isinstance(experiment.model, Generator) and not experiment.model.beside()
+        model = inherit(experiment, workdir).model
+        writes = isinstance(model, Generator) and not model.beside()
         again = [_command("chat")] * talks + [f"{_command('sample')} --prompt='...'"] * writes
         again += [f"{_python()} -m llm_jax list"]
         print("\n  ".join(["\nwhat next:", *again]))
@@ -137,11 +139,21 @@ def chat() -> None:
 
 def import_(source: str) -> None:
     from llm_jax.interop.imports import import_model
+    from llm_jax.models.decoder import Decoder
+    from llm_jax.models.encoder import Encoder
+    from llm_jax.models.model import Generator
 
-    import_model(source, workdir := _workdir())
+    experiment = import_model(source, workdir := _workdir())
+    again = [f"{_command('export')} --to=FOLDER"]
+    if isinstance(experiment.model, Decoder):
+        train_on = f"{_python()} -m llm_jax train finetune --set=init_from={workdir} --workdir=runs/tuned"
+        again = [_command("chat"), f"{_command('sample')} --prompt='...'", train_on]
+    elif isinstance(experiment.model, Generator):
+        again.insert(0, f"{_command('sample')} --prompt='...'")
+    elif isinstance(experiment.model, Encoder):
+        again.insert(0, f"in Python: llm_jax.load({workdir!r}).embed(['...'])")
     print(f"{source} is a run now, in {workdir}\n\nwhat next:")
-    train_on = f"{_python()} -m llm_jax train finetune --set=init_from={workdir} --workdir=runs/tuned"
-    print("\n".join(f"  {line}" for line in (_command("chat"), f"{_command('sample')} --prompt='...'", train_on)))
+    print("\n".join(f"  {line}" for line in again))
 
 
 def export() -> None:

@@ -43,8 +43,8 @@ from llm_jax.training.run import Run
 ROW = 512  # tokens in a row of the data that an imported model is measured on, at most
 
 
-def import_model(source: str | Path, workdir: str | Path) -> None:
-    """Makes a run of a published checkpoint: a Hugging Face folder, or a .gguf file.
+def import_model(source: str | Path, workdir: str | Path) -> Experiment:
+    """Makes a run of a published checkpoint, a Hugging Face folder or a .gguf file, and returns what its manifest says.
 
     The run has a manifest, the tokenizer, and a checkpoint of step 0 with the parameters alone, so all that takes a
     run's folder works on it; `init_from` trains on from it. Its data, for `eval`, is the default corpus.
@@ -62,6 +62,7 @@ def import_model(source: str | Path, workdir: str | Path) -> None:
             return read(found, progress=progress)[1]
 
     make_run(workdir, experiment, tokenizer, params)
+    return experiment
 
 
 def make_run(workdir: str | Path, experiment: Experiment, tokenizer: Tokenizer, params: Callable[[], Any]) -> None:

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 import llm_jax
+from llm_jax import __main__ as command_line
 from llm_jax.core.tables import InputError
 from llm_jax.interop.exports import export_model
 from llm_jax.interop.imports import import_model
@@ -45,7 +46,7 @@ def their_vectors(folder, normalized: bool) -> np.ndarray:
     return torch.nn.functional.normalize((x_BTD * real_BT1).sum(1) / real_BT1.sum(1)).numpy()
 
 
-def test_sentence_vectors_before_and_after_an_export(encoder, tmp_path):
+def test_sentence_vectors_before_and_after_an_export(encoder, tmp_path, capsys):
     pooled = llm_jax.load(encoder).model
     assert isinstance(pooled, Encoder)
     folder = tmp_path / "sentences"
@@ -53,7 +54,9 @@ def test_sentence_vectors_before_and_after_an_export(encoder, tmp_path):
     for path, text in sentence_files(pooled.clone(pooling=Normalized(Mean()))).items():
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_text(text)
-    import_model(folder, tmp_path / "run")
+    assert command_line.main(["", "import", str(folder), f"--workdir={tmp_path / 'run'}"]) == 0
+    said = capsys.readouterr().out
+    assert "embed(" in said and "chat" not in said, "an encoder does not talk"
     wanted = their_vectors(encoder, normalized=True)
     for source in (folder, tmp_path / "run"):
         np.testing.assert_allclose(llm_jax.load(source).embed(TEXTS), wanted, atol=1e-5)
