@@ -41,7 +41,7 @@ bench: .venv/test
 # Resolves again within pyproject.toml; what is pinned stays, unless UPGRADE names it: make constraints UPGRADE="jax jaxlib"
 constraints: .venv/runtime
 	@$(bin)/pip install -qq $(UV)
-	@$(bin)/uv pip compile -q pyproject.toml --universal --python-version 3.11 --extra test --extra interop --extra corpora --extra metrics --no-annotate \
+	@$(bin)/uv pip compile -q pyproject.toml --universal --python-version 3.11 --extra test --extra interop --extra corpora --extra metrics --extra harness --no-annotate \
 		--custom-compile-command "make constraints" $(addprefix --upgrade-package ,$(UPGRADE)) -o constraints.txt
 
 .venv/bin/python:
@@ -58,7 +58,7 @@ constraints: .venv/runtime
 # pip, since torch may come from an index of its own.
 .venv/test: .venv/runtime
 	@echo "installing what the tests need ..."
-	@$(bin)/pip install -qq -c constraints.txt -e ".[test,interop,corpora,metrics]" $(addprefix --extra-index-url ,$(TORCH_INDEX))
+	@$(bin)/pip install -qq -c constraints.txt -e ".[test,interop,corpora,metrics,harness]" $(addprefix --extra-index-url ,$(TORCH_INDEX))
 	@touch $@
 
 clean:
