@@ -6,7 +6,7 @@ from llm_jax.core.parts import conform
 from llm_jax.data.pipeline import Data
 from llm_jax.experiment import Experiment
 from llm_jax.models.model import Model
-from llm_jax.objectives.next_token import Objective
+from llm_jax.objectives.objective import Objective
 from llm_jax.parallel.layout import Layout
 from llm_jax.text.recipes import TokenizerRecipe
 from llm_jax.training.optimizers import Optimizer

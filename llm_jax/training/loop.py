@@ -72,8 +72,9 @@ class Training:
         self.experiment = program.experiment
         data: Any = self.experiment.data
         self.batches = data.train(
-            tokenizer, seed=self.experiment.seed, process=jax.process_index(), processes=jax.process_count()
-        )
+            tokenizer, seed=self.experiment.seed, process=jax.process_index(), processes=jax.process_count(),
+            program=program,
+        )  # fmt: skip
         self.held_out = data.evaluation(tokenizer, process=jax.process_index(), processes=jax.process_count())
         self.evaluated: dict[str, float] = {}
 
@@ -118,7 +119,7 @@ class Training:
 
     def _step(self, step: int, state: TrainState) -> TrainState:
         experiment, last = self.experiment, step == self.experiment.steps
-        state, metrics = self.program.update(state, place(next(self.batches), self.program.mesh))
+        state, metrics = self.program.update(state, place(self.batches.next(state), self.program.mesh))
         self.speed.step(state)
         if step % experiment.log_every == 0 or last:
             self._log(step, state, metrics)
@@ -138,7 +139,7 @@ class Training:
                 f"the loss or gradient was not finite in {streak} steps in a row, up to step {step}: lower "
                 f"optimizer.learning_rate, or look at the data; {self._newest()} is kept"
             )
-        found = dict(loss=float("nan")) if streak and not float(state.sums["weight"]) else means(state.sums)
+        found = dict(loss=float("nan")) if streak and not float(state.sums["weight"]) else self._means(state)
         self._write(
             step,
             "train",
@@ -150,6 +151,10 @@ class Training:
             )
             | self.speed.since_last(),
         )
+
+    def _means(self, state: TrainState) -> dict[str, float]:
+        objective: Any = self.experiment.objective
+        return means(state.sums, objective.likelihood)
 
     def _newest(self) -> str:
         steps = self.checkpoints.steps()
