@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from llm_jax.core.files import cache_folder, reading
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Document, Example
+from llm_jax.data.documents import Document, Example, Preference
 from llm_jax.data.files import Source, bytes_of, decode, texts
+from llm_jax.text.chat import Message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +122,24 @@ class GoogleAnalogies(Source):
                 yield text
 
 
+@dataclasses.dataclass(frozen=True)
+class InstructionPreferences(Source):
+    """1,094 instructions with two replies, of which the politer is preferred (LLMs-from-scratch, Apache-2.0).
+
+    Six more, whose replies are the same, are left out.
+    """
+
+    def documents(self) -> Iterator[Document]:
+        name = "instruction-data-with-preference.json"
+        sha256 = "305315abf14f65fa42c01a0877572f832606571c2a7d49f152ac1d758b16756e"
+        path = Download(f"{LLMS_FROM_SCRATCH}/ch07/04_preference-tuning-with-dpo/{name}", sha256, name).fetch()
+        for record in json.loads(decode(bytes_of(path), path)):
+            if record["chosen"] != record["rejected"]:
+                asked = "\n\n".join(filter(None, (record["instruction"], record["input"])))
+                yield Preference((Message("user", asked),), record["chosen"], record["rejected"])
+
+
+LLMS_FROM_SCRATCH = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/2b7bd46a93311c1a77446ab1a83ff013ba3f6a70"
 WORD2VEC = "https://raw.githubusercontent.com/tmikolov/word2vec/20c129af10659f7c50e86e3be406df663beff438"
 ENJA = "https://raw.githubusercontent.com/odashi/small_parallel_enja/312408a11c5fbcbc09443bebb18121f7efdcd61e"
 ENJA_SHA256 = {
@@ -133,5 +153,5 @@ ENJA_SHA256 = {
 
 DOWNLOADS = dict(
     Download=Download, TinyShakespeare=TinyShakespeare, MakemoreNames=MakemoreNames, EnglishJapanese=EnglishJapanese,
-    GoogleAnalogies=GoogleAnalogies,
+    GoogleAnalogies=GoogleAnalogies, InstructionPreferences=InstructionPreferences,
 )  # fmt: skip

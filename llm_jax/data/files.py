@@ -89,7 +89,10 @@ class TextFiles(Source):
 
 @dataclasses.dataclass(frozen=True)
 class JsonLines(Source):
-    """A JSON object a line: its text `field`, or `{"messages": [{"role", "content"}]}`, or `{"prompt", "answer"}`."""
+    """A JSON object a line: its text `field`, or `{"messages": [{"role", "content"}]}`, or `{"prompt", "answer"}`.
+
+    Replies to compare are `{"messages" or "prompt", "chosen", "rejected"}`, if it is known with a `"margin"`.
+    """
 
     path: str
     field: str = "text"

@@ -10,7 +10,7 @@ import numpy as np
 from llm_jax.core.parts import Part, Size, show
 from llm_jax.core.tables import InputError
 from llm_jax.data.cache import Corpus
-from llm_jax.data.documents import Document, Example, Rendering
+from llm_jax.data.documents import Comparison, Document, Example, Preference, Rendering
 from llm_jax.data.packing import Packing, Plan, WindowPlan, ramps
 
 Batch = dict[str, np.ndarray]
@@ -69,11 +69,16 @@ class Presentation(Part):
         """
 
     def check_documents(self, documents: Sequence[Document]) -> None:
-        """Nothing, if these can be presented.
+        """Nothing, if these can be presented; by default all but pairs to compare can.
 
         Raises:
           InputError: one cannot.
         """
+        if any(isinstance(document, Preference | Comparison) for document in documents):
+            raise InputError(
+                f"{type(self).__name__} would train on what was rejected too: pairs to compare need "
+                "data.presentation=Pairs() and data.packing=One()"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

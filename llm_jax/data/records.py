@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from llm_jax.core.tables import InputError, nearest
-from llm_jax.data.documents import Conversation, Document, Example, Text
+from llm_jax.data.documents import Conversation, Document, Example, Preference, Text
 from llm_jax.text.chat import Message
 from llm_jax.text.tokenizer import check_text
 
@@ -20,13 +21,31 @@ def document_of(record: Any, field: str, where: str) -> Document:
         raise InputError(f"{where} is not a JSON object but {str(record)[:40]!r}")
     if field in record:
         return Text(_text_in(record, field, where))
+    if "chosen" in record and "rejected" in record:
+        return _preference(record, where)
     if "messages" in record:
-        if not isinstance(messages := record["messages"], list):
-            raise InputError(f"{where}: 'messages' must be a list, not {str(messages)[:40]!r}")
-        return Conversation(tuple(_message(m, f"{where}, message {i}") for i, m in enumerate(messages)))
+        return Conversation(_messages(record, where))
     if "prompt" in record and "answer" in record:
         return Example(_text_in(record, "prompt", where), _text_in(record, "answer", where))
     raise InputError(f"{where} has no field {field!r}: {nearest(field, record)}")
+
+
+def _preference(record: dict[str, Any], where: str) -> Preference:
+    before = _messages(record, where) if "messages" in record else (Message("user", _text_in(record, "prompt", where)),)
+    margin = record.get("margin", math.nan)
+    if not isinstance(margin, (int, float)) or isinstance(margin, bool):
+        raise InputError(f"{where}: 'margin' must be a number, not {str(margin)[:40]!r}")
+    chosen, rejected = (_text_in(record, name, where) for name in ("chosen", "rejected"))
+    try:
+        return Preference(before, chosen, rejected, float(margin))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _messages(record: dict[str, Any], where: str) -> tuple[Message, ...]:
+    if not isinstance(messages := record["messages"], list):
+        raise InputError(f"{where}: 'messages' must be a list, not {str(messages)[:40]!r}")
+    return tuple(_message(m, f"{where}, message {i}") for i, m in enumerate(messages))
 
 
 def _text_in(record: dict[str, Any], field: str, where: str) -> str:
