@@ -124,7 +124,7 @@ class _Direct(Objective):
         model = conform(model, Generator, "model")
         texts = apart(batch)
         log_N, count_N, said = read(model, params, texts)
-        reference_N = self._reference(model, params, frozen, texts)
+        reference_N = self._reference(model, frozen, texts)
         pairs = Likelihoods(*(x.reshape(-1, 2) for x in (log_N, reference_N, jnp.maximum(count_N, 1))))
         real_B = _real(texts)
         if (drift := self.drift(model, params, frozen, texts, real_B)) is not None:
@@ -132,12 +132,11 @@ class _Direct(Objective):
         sums = _sums(*self.judge(pairs), real_B) | _routing(said, real_B)
         return sums if drift is None else sums | dict(kl=drift * sums["weight"])
 
-    def _reference(self, model: Generator, params: Any, frozen: Any, texts: Texts) -> jax.Array:
-        """[N] log-probabilities by the reference, computed as the policy's are: the same weights give the same bits."""
+    def _reference(self, model: Generator, frozen: Any, texts: Texts) -> jax.Array:
+        """[N] log-probabilities by the reference; 0 where there is none."""
         if not self.keeps_reference():
             return jnp.zeros(len(texts["weight_BT"]), jnp.float32)
-        same = jax.tree.map(lambda there, here: there.astype(here.dtype), frozen["reference"], params)
-        return jax.lax.stop_gradient(read(model, same, texts)[0])
+        return jax.lax.stop_gradient(read(model, frozen["reference"], texts)[0])
 
     def drift(self, model: Generator, params: Any, frozen: Any, texts: Texts, real_B: jax.Array) -> jax.Array | None:
         """What `judge` wants to know of the batch besides; None: nothing."""
@@ -202,7 +201,7 @@ class Kto(_Direct):
 
     def drift(self, model, params, frozen, texts, real_B):
         texts = mismatched(texts)
-        ratio_N = read(model, params, texts)[0] - self._reference(model, params, frozen, texts)
+        ratio_N = read(model, params, texts)[0] - self._reference(model, frozen, texts)
         real_N = jnp.repeat(real_B, 2) & (texts["weight_BT"] > 0).any(1)
         mean = jnp.where(real_N, ratio_N, 0).sum() / jnp.maximum(real_N.sum(), 1)
         return jax.lax.stop_gradient(jnp.maximum(mean, 0))
