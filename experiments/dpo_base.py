@@ -88,5 +88,5 @@ def experiment() -> Experiment:
         log_every=100,
         eval_every=500,
         save_every=500,
-        report=(Rewarded(Sorted(), limit=500, max_tokens=8, batch=500),),
+        report=(Rewarded(Sorted(), limit=500, max_tokens=7, batch=500),),
     )

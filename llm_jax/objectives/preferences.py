@@ -203,7 +203,7 @@ class Kto(_Direct):
         texts = mismatched(texts)
         ratio_N = read(model, params, texts)[0] - self._reference(model, frozen, texts)
         real_N = jnp.repeat(real_B, 2) & (texts["weight_BT"] > 0).any(1)
-        mean = jnp.where(real_N, ratio_N, 0).sum() / jnp.maximum(real_N.sum(), 1)
+        mean = jnp.where(real_N, ratio_N, 0).sum() / jnp.maximum(real_N.astype(jnp.float32).sum(), 1)
         return jax.lax.stop_gradient(jnp.maximum(mean, 0))
 
     def judge(self, pairs):
