@@ -48,11 +48,11 @@ def experiment() -> Experiment:
             "model": Inherited(),
             "tokenizer": Kept(),
             "data": Data(SortPreferences(), length=18, batch=32, packing=One(), presentation=Pairs()),
-            "objective": Dpo(beta=0.1),
-            "optimizer": AdamW(learning_rate=1e-4, schedule=Constant(), weight_decay=0.0),
-            "steps": 200,
-            "log_every": 20,
-            "eval_every": 100,
-            "save_every": 100,
+            "objective": Dpo(beta=1.0),
+            "optimizer": AdamW(learning_rate=3e-5, schedule=Constant(), weight_decay=0.0),
+            "steps": 40,
+            "log_every": 10,
+            "eval_every": 20,
+            "save_every": 20,
         }
     )

@@ -7,6 +7,7 @@ import jax
 import pytest
 
 import llm_jax
+from experiments.dpo_base import Sorted
 from experiments.word2vec_planted import PlantedQuestions
 from llm_jax import experiment as experiments
 from llm_jax.core.tables import InputError
@@ -31,6 +32,7 @@ from llm_jax.training.inherit import first_tokenizer, inherit
 from llm_jax.training.program import Program, fill
 from llm_jax.training.report import Bleu, Compression, ExactMatch, SampledConversations, Samples
 from llm_jax.training.report_pictures import Captions
+from llm_jax.training.report_preferences import PairAccuracy, Rewarded
 from llm_jax.training.report_words import Analogies, Neighbours
 from llm_jax.training.summary import summary
 
@@ -44,6 +46,8 @@ TRANSLATION = {
     "data.presentation.sources": 64,
 }
 SMALLER = {  # where there is no model.stack
+    "reward_ratings": {"model.backbone.stack.repeats": 1, "tokenizer.vocabulary": 400, "data.length": 32}
+    | {"data.evaluation_batches": 2},
     "translate_gru": TRANSLATION | {"model.layers": 1},
     "translate_gru_attention": TRANSLATION | {"model.layers": 1},
     "translate_transformer": TRANSLATION | {f"model.{side}.stack.repeats": 1 for side in ("encoder", "decoder")},
@@ -58,6 +62,8 @@ REPORTS = {
     "digits_classifier": (),
     "finetune": (SampledConversations(count=1, turns=1, max_tokens=4),),
     **dict.fromkeys(("translate_gru", "translate_gru_attention", "translate_transformer"), (Bleu(limit=3),)),
+    **dict.fromkeys(("dpo_base", "dpo"), (Rewarded(Sorted(), limit=5, max_tokens=4, show=1),)),
+    "reward_ratings": (PairAccuracy(),),
     "word2vec_bible": (Neighbours(("king",), count=2),),
     "word2vec_planted": (Analogies(PlantedQuestions()),),
 }
@@ -122,8 +128,9 @@ def test_two_shrunken_steps(name, small, tmp_path, capfd):
     assert int(state.step) == 2 and int(state.skipped) == 0
     lines = [line for line in metrics.read(tmp_path / "metrics.jsonl") if line["split"] != "report"]
     assert [(line["step"], line["split"]) for line in lines] == [(1, "train"), (2, "train"), (2, "validation")]
-    assert {"loss", "perplexity", "learning_rate", "gradient_norm", "skipped_steps"} <= lines[1].keys()
-    assert ("bits_per_byte" in lines[1]) == writes
+    likelihood = experiment.objective.likelihood
+    assert {"loss", "learning_rate", "gradient_norm", "skipped_steps"} <= lines[1].keys()
+    assert ("perplexity" in lines[1]) == likelihood and ("bits_per_byte" in lines[1]) == (writes and likelihood)
     assert ("accuracy" in lines[2]) == (not isinstance(experiment.model, Word2Vec))
     assert lines[1]["tokens_per_second"] > 0
     said = capfd.readouterr().out
@@ -137,6 +144,8 @@ def test_two_shrunken_steps(name, small, tmp_path, capfd):
             Bleu: "BLEU nrefs:1|case:mixed|eff:no|tok:13a",
             Neighbours: "nearest to king: ",
             Analogies: "analogies: ",
+            Rewarded: "5 held-out prompts: reward 0.",
+            PairAccuracy: "held-out pairs: 0.",
         }
         assert expected[type(report)] in said
     if not writes:
