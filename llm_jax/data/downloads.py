@@ -126,10 +126,8 @@ class Instructions(Source):
 
     def documents(self) -> Iterator[Document]:
         sha256 = "7e09a9af353722ca15c18bc580f093f9c39d3178335a75177319cb1e1d163944"
-        path = Download(
-            f"{FROM_SCRATCH}/01_main-chapter-code/instruction-data.json", sha256, "instruction-data.json"
-        ).fetch()
-        return JsonLines(str(path)).documents()
+        url = f"{FROM_SCRATCH}/01_main-chapter-code/instruction-data.json"
+        return JsonLines(str(Download(url, sha256, "instruction-data.json").fetch())).documents()
 
 
 FROM_SCRATCH = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/b80e7804b30830a00eb55d2abc7ac25a07f36fdc/ch07"

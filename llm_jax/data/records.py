@@ -45,9 +45,10 @@ def _text_in(record: dict[str, Any], field: str, where: str) -> str:
 
 
 def _list_in(record: dict[str, Any], field: str, where: str) -> list[Any]:
-    if not isinstance(value := record.get(field) or [], list):
+    """Empty where there is no such field, or nothing in it."""
+    if not isinstance(value := record.get(field, []), list) and (value is not None or field == "messages"):
         raise InputError(f"{where}: {field!r} must be a list, not {str(value)[:40]!r}")
-    return value
+    return value or []
 
 
 def _object(value: Any, where: str, what: str) -> dict[str, Any]:
@@ -67,10 +68,12 @@ def _conversation(record: dict[str, Any], where: str) -> Conversation:
         if messages[-1].role == "tool":
             _answers(said.get("tool_call_id"), waiting, here)
         waiting += [call.get("id") for call in _list_in(said, "tool_calls", here)]
-    tools = [
-        _object(tool, f"{where}, tool {i}", "an object") for i, tool in enumerate(_list_in(record, "tools", where))
-    ]
-    return Conversation(tuple(messages), tuple(to_json(tool, f"{where}, tool {i}") for i, tool in enumerate(tools)))
+    tools = [_tool(value, f"{where}, tool {i}") for i, value in enumerate(_list_in(record, "tools", where))]
+    return Conversation(tuple(messages), tuple(tools))
+
+
+def _tool(value: Any, where: str) -> str:
+    return to_json(_object(value, where, "an object that describes a tool"), where)
 
 
 def _message(record: dict[str, Any], where: str) -> Message:
@@ -87,12 +90,11 @@ def _call(value: Any, where: str) -> Call:
     """`{"function": {"name", "arguments"}}`, or that function alone; arguments may be an object, or its text."""
     record = _object(value, where, "an object with a function")
     function = _object(record.get("function", record), where, "an object with a function")
-    arguments = function.get("arguments", {})
+    name, arguments = _text_in(function, "name", where), function.get("arguments", {})
     try:
-        text = arguments if isinstance(arguments, str) else to_json(arguments, "the arguments")
-        return Call(_text_in(function, "name", where), text)
+        return Call(name, arguments if isinstance(arguments, str) else to_json(arguments, f"what {name} is called with"))
     except InputError as error:
-        raise InputError(f"{where}: {error}".replace(f"{where}: {where}", where)) from None
+        raise InputError(f"{where}: {error}") from None
 
 
 def _answers(call: Any, waiting: list[str | None], where: str) -> None:
@@ -103,6 +105,4 @@ def _answers(call: Any, waiting: list[str | None], where: str) -> None:
         raise InputError(f"{where}: no call before it waits for an answer with tool_call_id {call!r}")
     first = waiting.pop(0)
     if call is not None and first is not None and call != first:
-        raise InputError(
-            f"{where}: answers must come in the order of the calls, and {first!r} is the first without one"
-        )
+        raise InputError(f"{where}: answers must be in the order of the calls, and {first!r} is the first without one")

@@ -29,9 +29,9 @@ class Call:
     def __post_init__(self):
         if not NAME.fullmatch(self.name):
             raise InputError(f"{self.name[:40]!r} is no name of a tool: use letters, digits, and any of _ . : / -")
-        value = read_json(self.arguments, what := f"the arguments of {self.name}")
+        value = read_json(self.arguments, what := f"what {self.name} is called with")
         if not isinstance(value, dict):
-            raise InputError(f"{what} are not a JSON object but {self.arguments[:40]!r}")
+            raise InputError(f"{what} is not a JSON object but {self.arguments[:40]!r}")
         object.__setattr__(self, "arguments", to_json(value, what))
 
     def written(self) -> str:
@@ -60,7 +60,7 @@ def _calls(text: str) -> tuple[Call, ...]:
         before, _, body = text.partition(BEGIN)
         try:
             value, end = json.JSONDecoder().raw_decode(body := body.lstrip())
-            calls.append(Call(value["name"], to_json(value["arguments"], "the arguments")))
+            calls.append(Call(value["name"], to_json(value["arguments"], "what it is called with")))
         except (ValueError, LookupError, TypeError, RecursionError):  # an InputError is a ValueError
             return ()
         between, closed, text = body[end:].partition(END)
@@ -92,4 +92,4 @@ def read_json(text: str, what: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{what} are no JSON: {error}") from None
+        raise InputError(f"{what} is no JSON: {error}") from None

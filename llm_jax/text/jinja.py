@@ -21,12 +21,9 @@ from llm_jax.core.tables import InputError
 
 
 def write(
-    source: str,
-    messages: Sequence[Mapping[str, Any]],
-    reply: bool,
-    tokens: Mapping[str, str],
+    source: str, messages: Sequence[Mapping[str, Any]], reply: bool, tokens: Mapping[str, str],
     tools: Sequence[Any] = (),
-) -> str:
+) -> str:  # fmt: skip
     """The conversation as the template writes it.
 
     Args:
