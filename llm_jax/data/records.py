@@ -92,7 +92,9 @@ def _call(value: Any, where: str) -> Call:
     function = _object(record.get("function", record), where, "an object with a function")
     name, arguments = _text_in(function, "name", where), function.get("arguments", {})
     try:
-        return Call(name, arguments if isinstance(arguments, str) else to_json(arguments, f"what {name} is called with"))
+        return Call(
+            name, arguments if isinstance(arguments, str) else to_json(arguments, f"what {name} is called with")
+        )
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 
