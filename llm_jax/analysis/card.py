@@ -33,6 +33,7 @@ from llm_jax.training.run import Run
 
 PROMPTS = ("Hello, how are you?", "What is your favourite food?", "Do you like music?", "What did you do today?",
            "Tell me about your family.")  # fmt: skip
+GPT2 = 124_439_808  # parameters
 UNDRAWN = ("step", "split", "tokens_per_second", "mfu", "skipped_steps", "learning_rate", "gradient_norm", "perplexity")
 
 
@@ -107,9 +108,10 @@ def _stages(stages: Sequence[Stage]) -> str:
         ))  # fmt: skip
     most = max(stage.parameters for stage in stages)
     said = (
-        f"The largest model here has {most / 1e6:.2f} million parameters: a hundredth of GPT-2's, and a hundred-thousandth of "
-        "what answers in products. It has caught the tone of small talk; what it says of the world is mostly made up. "
-        "Scores are of held-out data, of one training each: differences smaller than those between seeds mean nothing."
+        f"The largest model here has {most / 1e6:.2f} million parameters, {most / GPT2:.1%} of the smallest GPT-2's. A "
+        "model of a few million catches the tone of small talk, loses the thread after a turn or two, and makes up what "
+        "it says of the world. Scores are of held-out data, of one training each: a difference smaller than that between "
+        "two seeds means nothing."
     )
     return f"<h2>The stages</h2><p>{said}</p>" + _table(
         ("stage", "its question", "objective", "source", "parameters", "steps", "held-out scores, at the end"), rows

@@ -13,7 +13,8 @@ from llm_jax.data.packaged import PACKAGED, Conversations, KingJames, PythonHelp
 
 __all__ = [
     "SOURCES", "ArrayRecord", "Conversations", "Download", "EnglishJapanese", "GoogleAnalogies", "JsonLines",
-    "KingJames", "MakemoreNames", "Mixture", "PlainTexts", "PythonHelp", "Source", "TextFiles", "TinyShakespeare", "Verses",
+    "KingJames", "MakemoreNames", "Mixture", "PlainTexts", "PythonHelp", "Source", "TextFiles",
+    "TinyShakespeare", "Verses",
 ]  # fmt: skip
 
 
