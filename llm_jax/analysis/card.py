@@ -109,9 +109,9 @@ def _stages(stages: Sequence[Stage]) -> str:
     most = max(stage.parameters for stage in stages)
     said = (
         f"The largest model here has {most / 1e6:.2f} million parameters, {most / GPT2:.1%} of the smallest GPT-2's. A "
-        "model of a few million catches the tone of small talk, loses the thread after a turn or two, and makes up what "
-        "it says of the world. Scores are of held-out data, of one training each: a difference smaller than that between "
-        "two seeds means nothing."
+        "model of a few million catches the tone of small talk, loses the thread after a turn or two, and makes up "
+        "what it says of the world. Scores are of held-out data, of one training each: a difference smaller than that "
+        "between two seeds means nothing."
     )
     return f"<h2>The stages</h2><p>{said}</p>" + _table(
         ("stage", "its question", "objective", "source", "parameters", "steps", "held-out scores, at the end"), rows
