@@ -7,14 +7,22 @@ from collections.abc import Iterator
 
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Document, Text
-from llm_jax.data.downloads import DOWNLOADS, Download, EnglishJapanese, GoogleAnalogies, MakemoreNames, TinyShakespeare
+from llm_jax.data.downloads import (
+    DOWNLOADS,
+    Download,
+    EnglishJapanese,
+    GoogleAnalogies,
+    Instructions,
+    MakemoreNames,
+    TinyShakespeare,
+)
 from llm_jax.data.files import FILES, ArrayRecord, JsonLines, Source, TextFiles
-from llm_jax.data.packaged import PACKAGED, Conversations, KingJames, PythonHelp, Verses
+from llm_jax.data.packaged import PACKAGED, ChatterBot, Conversations, KingJames, PythonHelp, Verses
 
 __all__ = [
-    "SOURCES", "ArrayRecord", "Conversations", "Download", "EnglishJapanese", "GoogleAnalogies", "JsonLines",
-    "KingJames", "MakemoreNames", "Mixture", "PlainTexts", "PythonHelp", "Source", "TextFiles",
-    "TinyShakespeare", "Verses",
+    "SOURCES", "ArrayRecord", "ChatterBot", "Conversations", "Download", "EnglishJapanese", "GoogleAnalogies",
+    "Instructions", "JsonLines", "KingJames", "MakemoreNames", "Mixture", "PlainTexts", "PythonHelp", "Source",
+    "TextFiles", "TinyShakespeare", "Verses",
 ]  # fmt: skip
 
 
