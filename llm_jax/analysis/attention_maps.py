@@ -11,6 +11,7 @@ It is the model that computes: its attention kernels are exchanged for one that 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -36,12 +37,12 @@ from llm_jax.training.report import Finding, Report
 class _Watched(Dense):
     """Dense, and its weights [B, K, G, T, S] are added to `seen`."""
 
-    seen: list[np.ndarray] = dataclasses.field(default_factory=list, compare=False)
+    seen: list[jax.Array] = dataclasses.field(default_factory=list, compare=False)
 
     def __call__(self, q_BTKGH, k_BSKH, v_BSKH, scoring):
         rows, columns = slice(0, q_BTKGH.shape[1]), slice(0, k_BSKH.shape[1])
         score = scoring.scores(q_BTKGH, k_BSKH, scoring.bias, rows, columns)
-        self.seen.append(np.asarray(jax.nn.softmax(score, axis=-1)))
+        self.seen.append(jax.nn.softmax(score, axis=-1))
         return super().__call__(q_BTKGH, k_BSKH, v_BSKH, scoring)
 
 
@@ -66,19 +67,24 @@ def attention_maps(
         raise InputError(f"attention maps are of a Decoder or an Encoder, not of {type(model).__name__}")
     if not 0 < len(ids) <= (model.limit() or len(ids)):
         raise InputError(f"the text has {len(ids)} tokens, and the model reads 1 to {model.limit()}: choose another")
-    watched = _Watched()
+    types_BT = None if types is None else jnp.asarray([types], jnp.int32)
+    if not (seen := _weights(model, params, jnp.asarray([ids], jnp.int32), types_BT)):
+        raise InputError(f"{type(model).__name__} has no attention")
+    return [np.asarray(weight).reshape(-1, *weight.shape[-2:]) for weight in seen]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _weights(model: Model, params: Any, ids_BT: jax.Array, types_BT: jax.Array | None) -> list[jax.Array]:
+    """Of each layer, [1, K, G, T, S]."""
+    kernel = _Watched()
 
     def watch(part: Any) -> Any:
         if isinstance(part, Attention):
-            return replace(part, kernel=watched)
+            return replace(part, kernel=kernel)
         return replace(part, run="loop", remat="none") if isinstance(part, Stack) else part
 
-    watching: Any = transform(model, watch)
-    types_BT = None if types is None else jnp.asarray([types], jnp.int32)
-    watching.apply({"params": params}, jnp.asarray([ids], jnp.int32), None, types_BT, method="vectors")
-    if not watched.seen:
-        raise InputError(f"{type(model).__name__} has no attention")
-    return [weight.reshape(-1, *weight.shape[-2:]) for weight in watched.seen]
+    transform(model, watch).apply({"params": params}, ids_BT, None, types_BT, method="vectors")
+    return kernel.seen
 
 
 def spelt(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
