@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Document
+from llm_jax.data.documents import Document, Text
 from llm_jax.data.downloads import (
     DOWNLOADS,
     Download,
@@ -21,8 +21,8 @@ from llm_jax.data.packaged import PACKAGED, ChatterBot, Conversations, KingJames
 
 __all__ = [
     "SOURCES", "ArrayRecord", "ChatterBot", "Conversations", "Download", "EnglishJapanese", "GoogleAnalogies",
-    "Instructions", "JsonLines", "KingJames", "MakemoreNames", "Mixture", "PythonHelp", "Source", "TextFiles",
-    "TinyShakespeare", "Verses",
+    "Instructions", "JsonLines", "KingJames", "MakemoreNames", "Mixture", "PlainTexts", "PythonHelp", "Source",
+    "TextFiles", "TinyShakespeare", "Verses",
 ]  # fmt: skip
 
 
@@ -51,5 +51,19 @@ class Mixture(Source):
         )
 
 
-MIXTURES = dict(Mixture=Mixture)
+@dataclasses.dataclass(frozen=True)
+class PlainTexts(Source):
+    """The documents of another source as plain texts: what conversations say, without who says it."""
+
+    source: Source
+
+    def documents(self) -> Iterator[Document]:
+        return (Text(document.text()) for document in self.source.documents())
+
+    def validation(self) -> Iterator[Document] | None:
+        held_out = self.source.validation()
+        return None if held_out is None else (Text(document.text()) for document in held_out)
+
+
+MIXTURES = dict(Mixture=Mixture, PlainTexts=PlainTexts)
 SOURCES = FILES | PACKAGED | DOWNLOADS | MIXTURES
