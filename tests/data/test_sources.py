@@ -24,6 +24,7 @@ from llm_jax.data.sources import (
     JsonLines,
     KingJames,
     Mixture,
+    PlainTexts,
     PythonHelp,
     TextFiles,
     Verses,
@@ -54,6 +55,7 @@ def available(tmp_path):
         ArrayRecord=ArrayRecord(str(records)),
         Download=Download("http://nowhere.invalid/", hashlib.sha256(text.read_bytes()).hexdigest(), "a.txt"),
         Mixture=Mixture((PythonHelp(), TextFiles(str(text))), (1.0, 3.0)),
+        PlainTexts=PlainTexts(JsonLines(str(lines))),
     )
     return known | {name: build(cls, [], {}, name) for name, cls in SOURCES.items() if name not in known}
 
