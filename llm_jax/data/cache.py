@@ -25,8 +25,8 @@ from llm_jax.data.documents import Document, Encoded, Rendering
 from llm_jax.text.recipes import TokenizerRecipe
 from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
 
-FORMAT = "llm_jax corpus 2"
-HEADER = 512  # bytes: a line of JSON, padded with spaces; then offsets, bytes, tokens, learnt
+FORMAT = "llm_jax corpus 3"
+HEADER = 512  # bytes: a line of JSON, padded with spaces; then offsets, bytes, numbers, tokens, learnt
 BATCH = 512  # documents encoded at once
 
 
@@ -38,6 +38,7 @@ class Corpus:
       learnt: bool [N], whether a token is to be learnt as a target. The first token of a document never is.
       offsets: int64 [documents + 1], where each document begins, and the end.
       bytes: int32 [N], the bytes of text that each token stands for, where the token alone does not tell; or None.
+      numbers: float32 [documents], what is known of each besides its text (`number`); None if nothing is of any.
     """
 
     def __init__(self, path: Path):
@@ -50,11 +51,14 @@ class Corpus:
         documents, tokens, dtype = self.header["documents"], self.header["tokens"], np.dtype(self.header["dtype"])
         file = np.asarray(np.memmap(self.path, np.uint8, "r"))  # plain arrays are indexed faster than memmaps
         counted = tokens if self.header["counted"] else 0
-        ends = np.cumsum([HEADER, 8 * (documents + 1), 4 * counted, dtype.itemsize * tokens, tokens])
+        numbered = documents if self.header["numbered"] else 0
+        sizes = [HEADER, 8 * (documents + 1), 4 * counted, 4 * numbered, dtype.itemsize * tokens, tokens]
+        ends = np.cumsum(sizes)
         self.offsets = file[ends[0] : ends[1]].view(np.int64)
         self.bytes = file[ends[1] : ends[2]].view(np.int32) if counted else None
-        self.tokens = file[ends[2] : ends[3]].view(dtype)
-        self.learnt = file[ends[3] : ends[4]].view(np.bool_)
+        self.numbers = file[ends[2] : ends[3]].view(np.float32) if numbered else None
+        self.tokens = file[ends[3] : ends[4]].view(dtype)
+        self.learnt = file[ends[4] : ends[5]].view(np.bool_)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}  # a worker maps the file again instead of being sent its content
@@ -161,25 +165,35 @@ def _fault(path: Path) -> str | None:
 def _tokenise(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Rendering) -> bytes:
     dtype = np.dtype(np.uint16 if tokenizer.vocabulary <= 2**16 else np.int32)
     tokens, learnt, counts, lengths = [np.empty(0, dtype)], [np.empty(0, bool)], [np.empty(0, np.int32)], [0]
+    numbers: list[float] = []
     for batch in _progress([documents[i : i + BATCH] for i in range(0, len(documents), BATCH)]):
         encoded = Encoded(tokenizer, batch)
         for document in batch:
             encoded.said.clear()
-            ids, learns = document.tokens(encoded, rendering)  # pyright: ignore[reportArgumentType]
-            if ids:
+            parts = [part for part in document.parts(encoded, rendering) if part[0]]  # pyright: ignore[reportArgumentType]
+            for ids, learns in parts:
                 tokens.append(np.asarray(ids, dtype))
                 learnt.append(np.asarray([False, *learns[1:]], bool))
                 lengths.append(len(ids))
-                if not tokenizer.lossless:
-                    counts.append(_bytes_of(encoded, ids))
-    parts = (np.cumsum(lengths, dtype=np.int64), *map(np.concatenate, (counts, tokens, learnt)))
-    body = b"".join(part.tobytes() for part in parts)
+                numbers.append(document.number)
+            if parts and not tokenizer.lossless:
+                counts.append(_bytes_of(encoded, [i for ids, _ in parts for i in ids]))
+    numbered = not np.isnan(numbers).all()
+    known = np.array(numbers if numbered else [], np.float32)
+    content = (
+        np.cumsum(lengths, dtype=np.int64),
+        np.concatenate(counts),
+        known,
+        *map(np.concatenate, (tokens, learnt)),
+    )
+    body = b"".join(array.tobytes() for array in content)
     header = dict(
         format=FORMAT,
         documents=len(lengths) - 1,
-        tokens=len(parts[2]),
+        tokens=len(content[3]),
         dtype=dtype.name,
         counted=not tokenizer.lossless,
+        numbered=numbered,
         sha256=hashlib.sha256(body).hexdigest(),
     )
     return json.dumps(header).encode().ljust(HEADER - 1) + b"\n" + body

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -39,15 +40,40 @@ class Rendering(Part):
         return before + ids + after, [False] * len(before) + learnt + [learns_end] * len(after)
 
 
+class _Document:
+    """What the kinds of documents share.
+
+    Attributes:
+      number: what is known of it besides its text: a class, a margin. NaN: nothing.
+    """
+
+    number: float = math.nan
+
+    def text(self) -> str:
+        """All that it says."""
+        raise NotImplementedError
+
+    def strings(self) -> tuple[str, ...]:
+        """The strings that `parts` encodes: known beforehand, they are encoded in one parallel batch."""
+        raise NotImplementedError
+
+    def tokens(self, tokenizer: Tokenizer, rendering: Rendering) -> Ids:
+        """Its token ids, and which of them are learnt."""
+        raise NotImplementedError
+
+    def parts(self, tokenizer: Tokenizer, rendering: Rendering) -> list[Ids]:
+        """The texts that a corpus keeps of it, one after another: one, but for documents that compare several."""
+        return [self.tokens(tokenizer, rendering)]
+
+
 @dataclasses.dataclass(frozen=True)
-class Text:
+class Text(_Document):
     content: str
 
     def text(self) -> str:
         return self.content
 
     def strings(self) -> tuple[str, ...]:
-        """The strings that `tokens` encodes: known beforehand, they are encoded in one parallel batch."""
         return (self.content,)
 
     def tokens(self, tokenizer: Tokenizer, rendering: Rendering) -> Ids:
@@ -56,7 +82,7 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True)
-class Conversation:
+class Conversation(_Document):
     messages: tuple[Message, ...]
 
     def text(self) -> str:
@@ -71,7 +97,7 @@ class Conversation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Example:
+class Example(_Document):
     """A prompt and its answer, encoded apart, so that the prompt alone has the same ids when it is to be answered."""
 
     prompt: str
@@ -91,7 +117,7 @@ class Example:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Picture:
+class Picture(_Document):
     """An image, what it is called, and the number of its class. Its tokens are those of the caption, all learnt."""
 
     image_YXA: np.ndarray  # float32

@@ -152,6 +152,10 @@ class Filler:
         batch["position_BT"].reshape(-1)[place] = position
         bytes_of_targets = self.bytes_V[targets] if corpus.bytes is None else corpus.bytes[source + 1]
         batch["bytes_BT"].reshape(-1)[place] = bytes_of_targets
+        if corpus.numbers is not None:
+            first = np.flatnonzero(opening == np.arange(len(row)))
+            document = np.searchsorted(corpus.offsets, start[first], side="right") - 1
+            batch["number_B"][row[first]] = corpus.numbers[document]
 
 
 class TrainingBatches(grain.MapDataset):
@@ -183,6 +187,10 @@ class DataIterator(Iterator[Batch]):
         self._batches, self._workers, self._stream = batches, workers, stream
         self._seen = 0
         self._running: Any = None
+
+    def next(self, state: Any) -> Batch:
+        """The next batch. Texts that are there already do not depend on the state of the training."""
+        return next(self)
 
     def __next__(self) -> Batch:
         if self._running is None:

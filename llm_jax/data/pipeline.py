@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -83,8 +83,12 @@ class Data(Part):
         """A tokenizer trained on the training documents alone."""
         return trained(recipe, (document.text() for document in self.documents("train")))
 
-    def train(self, tokenizer: Tokenizer, *, seed: int, process: int = 0, processes: int = 1) -> DataIterator:
+    def train(
+        self, tokenizer: Tokenizer, *, seed: int, process: int = 0, processes: int = 1, program: Any = None
+    ) -> DataIterator:
         """Endless batches, of each of which this process gets batch / processes rows.
+
+        `program` is what trains on them, for data that is made by the model itself.
 
         Raises:
           InputError: there is nothing to train on or nothing learnt, the batch cannot be divided, or the documents

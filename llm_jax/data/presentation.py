@@ -17,9 +17,13 @@ Batch = dict[str, np.ndarray]
 
 
 def blank(rows: int, length: int, pad: int = 0) -> Batch:
-    """A batch of nothing but padding."""
+    """A batch of nothing but padding.
+
+    `number_B` (float32) is for what is known of a row's first document besides its text; NaN: nothing.
+    """
     shape = rows, length
     return dict(
+        number_B=np.full(rows, np.nan, np.float32),
         tokens_BT=np.full(shape, pad, np.int32),
         targets_BT=np.full(shape, pad, np.int32),
         weight_BT=np.zeros(shape, np.float32),
@@ -30,7 +34,7 @@ def blank(rows: int, length: int, pad: int = 0) -> Batch:
 
 
 class Presentation(Part):
-    """Makes the batch that a model gets of filled rows; by default the rows are that batch."""
+    """Makes the batch that a model gets of filled rows; by default the rows are that batch, without `number_B`."""
 
     def __call__(
         self, batch: Batch, length: int, special: Mapping[str, int], seed_B: Sequence[tuple[int, ...]]
@@ -43,7 +47,7 @@ class Presentation(Part):
           special: the tokenizer's special tokens.
           seed_B: for each row, what `np.random.default_rng` takes: the seed of the data and the row's number.
         """
-        return batch
+        return {name: array for name, array in batch.items() if name != "number_B"}
 
     def row(self, length: int) -> int:
         """How many tokens the rows are filled with."""

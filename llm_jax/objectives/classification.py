@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from llm_jax.core.parts import Rate
 from llm_jax.core.tables import InputError
-from llm_jax.objectives.next_token import Objective, cross_entropy
+from llm_jax.objectives.objective import Objective, cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,35 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from llm_jax.core.aside import ASIDE, heard
-from llm_jax.core.parts import Part, conform
-from llm_jax.data.pipeline import Data
+from llm_jax.core.parts import conform
 from llm_jax.layers.moe import routing
 from llm_jax.layers.tokens import Tokens
 from llm_jax.models.model import Generator
-from llm_jax.text.tokenizer import Tokenizer
-
-Sums = dict[str, jax.Array]
-
-
-class Objective(Part):
-    """`objective(model, params, frozen, batch, key) -> sums`, of which `"weight"` is one: the step divides by it, once.
-
-    So microbatches, evaluation and data parallelism agree. `"auxiliary"`, where there is such a sum, is no part of the
-    loss that is logged, but training lowers it with the loss. `frozen` holds weights that are not trained (a reference
-    model's), or None. `key` is for dropout; None means evaluation.
-    """
-
-    def prepare(self, data: Data, tokenizer: Tokenizer) -> Any:
-        """What `frozen` is at the beginning of a run, as NumPy arrays: the same for the same data and tokenizer."""
-        return None
-
-    def __call__(self, model: nn.Module, params: Any, frozen: Any, batch: dict[str, jax.Array], key: Any) -> Sums:
-        raise NotImplementedError
+from llm_jax.objectives.objective import Objective, cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +43,6 @@ class NextToken(Objective):
         if key is None:
             sums["correct"] = jnp.where(score_BTV.argmax(-1) == target_BT, weight_BT, 0).sum()
         return sums | routing(heard(said), weight_BT.sum(1))
-
-
-def cross_entropy(score_BTV: jax.Array, target_BT: jax.Array) -> jax.Array:
-    """-log softmax(score)[target], [B, T] nats."""
-    chosen_BT = jnp.take_along_axis(score_BTV, target_BT[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(score_BTV, axis=-1) - chosen_BT
 
 
 OBJECTIVES = dict(NextToken=NextToken)

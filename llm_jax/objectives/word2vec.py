@@ -19,7 +19,7 @@ from llm_jax.core.alphabet import contract
 from llm_jax.core.parts import Part, Size, conform
 from llm_jax.layers.tokens import PADDING
 from llm_jax.models.word2vec import Word2Vec
-from llm_jax.objectives.next_token import Objective
+from llm_jax.objectives.objective import Objective
 
 Frozen = dict[str, Any]  # of what the counts of the words decide
 

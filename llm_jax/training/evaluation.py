@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from llm_jax.core.tables import InputError
-from llm_jax.layers.moe import ROUTING
 from llm_jax.parallel.layout import place
 from llm_jax.training.program import Program
 
@@ -20,23 +19,31 @@ def evaluate(
 ) -> dict[str, float]:
     """Loss (nats a target), perplexity, bits per byte and accuracy over all `batches`.
 
-    `frozen` None stands for what a run begins with.
+    Args:
+      params: those that are trained, of the program's state.
+      frozen: of the state too; None stands for what the program's run keeps, or begins with.
 
     Raises:
       InputError: nothing in them has a weight.
     """
     totals: dict[str, float] = {}
-    frozen = program.frozen if frozen is None else frozen
+    with jax.set_mesh(program.mesh):
+        if frozen is None and (frozen := program.frozen) is None:
+            frozen = program.freeze(params)
     with jax.set_mesh(program.mesh):
         for batch in batches:
             sums = program.measure(params, frozen, place(dict(batch), program.mesh))
             for name, value in sums.items():
                 totals[name] = totals.get(name, 0.0) + float(value)
-    return means(totals)
+    objective: Any = program.experiment.objective
+    return means(totals, objective.likelihood)
 
 
-def means(sums: Mapping[str, Any]) -> dict[str, float]:
+def means(sums: Mapping[str, Any], likelihood: bool = True) -> dict[str, float]:
     """Metrics by their standard names from an objective's sums.
+
+    Any sum `x` is divided by `x_weight` where there is one (of other things than the loss: rows, pairs), else by
+    `weight`. `likelihood` says whether the loss is one of data, so that perplexity and bits per byte mean something.
 
     Raises:
       InputError: the weight is 0: nothing was measured.
@@ -47,9 +54,18 @@ def means(sums: Mapping[str, Any]) -> dict[str, float]:
             "nothing to learn: every loss weight is 0 (does the data have answers, and do the rows hold them?)"
         )
     loss = float(sums["loss"]) / weight
-    found = dict(loss=loss, perplexity=math.exp(min(loss, 700.0)))
-    if float(sums.get("bytes", 0)) > 0:
-        found["bits_per_byte"] = float(sums["loss"]) / math.log(2) / float(sums["bytes"])
-    if "correct" in sums:
-        found["accuracy"] = float(sums["correct"]) / weight
-    return found | {name: float(sums[name]) / weight for name in ROUTING if name in sums}
+    found = dict(loss=loss)
+    if likelihood:
+        found["perplexity"] = math.exp(min(loss, 700.0))
+        if float(sums.get("bytes", 0)) > 0:
+            found["bits_per_byte"] = float(sums["loss"]) / math.log(2) / float(sums["bytes"])
+    for name in sums.keys() - OWN:
+        if not name.endswith(WEIGHT) and (divisor := float(sums.get(f"{name}{WEIGHT}", weight))) > 0:
+            found[NAMES.get(name, name)] = float(sums[name]) / divisor
+    return dict(sorted(found.items(), key=lambda item: ORDER.get(item[0], len(ORDER))))
+
+
+WEIGHT = "_weight"
+OWN = {"weight", "loss", "bytes"}
+NAMES = dict(correct="accuracy")
+ORDER = {name: place for place, name in enumerate(("loss", "perplexity", "bits_per_byte", "accuracy"))}

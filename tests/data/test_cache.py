@@ -1,4 +1,6 @@
+import dataclasses
 import errno
+import math
 import pickle
 
 import numpy as np
@@ -64,7 +66,7 @@ def test_it_is_tokenised_once_for_a_text_a_tokenizer_and_a_rendering(tokenizer, 
         lambda data: data[:-1] + bytes([data[-1] ^ 1]),
         lambda data: b"\x93" + data[1:],
         lambda data: b"[]" + data[2:].replace(data[2:512], b" " * 510),
-        lambda data: data.replace(b"corpus 2", b"corpus 0"),
+        lambda data: data.replace(b"corpus 3", b"corpus 0"),
     ],
     ids=["cut", "no header", "empty", "bit flipped", "not JSON", "no object", "old format"],
 )
@@ -166,3 +168,20 @@ def test_a_full_disk_while_keeping_a_tokenizer_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(cache, "_keep", full)
     with pytest.raises(InputError, match=r"cannot write the tokenizer cache .*No space left on device.*LLM_JAX_CACHE"):
         cache.trained(Bpe(vocabulary=290), TEXTS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Several(Text):
+    """A document of several texts, of which something is known besides."""
+
+    number: float = math.nan
+
+    def parts(self, tokenizer, rendering):
+        return [Text(word).tokens(tokenizer, rendering) for word in self.content.split()]
+
+
+def test_a_document_of_several_texts_and_its_number(tokenizer):
+    made = cache.corpus([Several("a bc", 2.5), Several("d", -1.0)], tokenizer, Rendering())
+    assert made.offsets.tolist() == [0, 3, 7, 10]
+    assert made.numbers is not None and made.numbers.tolist() == [2.5, 2.5, -1.0]
+    assert cache.corpus([Several("a bc"), Several("d")], tokenizer, Rendering()).numbers is None

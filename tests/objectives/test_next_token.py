@@ -21,7 +21,8 @@ from llm_jax.layers.masks import Both, Full, Prefix, SlidingWindow
 from llm_jax.layers.tokens import Tokens
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.stack import Stack
-from llm_jax.objectives.next_token import NextToken, cross_entropy
+from llm_jax.objectives.next_token import NextToken
+from llm_jax.objectives.objective import cross_entropy
 
 # These programs run once: compiling them is the cost.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

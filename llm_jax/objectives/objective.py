@@ -1,0 +1,48 @@
+"""What an objective is."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax.core.parts import Part
+from llm_jax.data.pipeline import Data
+from llm_jax.text.tokenizer import Tokenizer
+
+Sums = dict[str, jax.Array]
+
+
+class Objective(Part):
+    """`objective(model, params, frozen, batch, key) -> sums`, of which `"weight"` is one: the step divides by it, once.
+
+    So microbatches, evaluation and data parallelism agree. `"auxiliary"`, where there is such a sum, is no part of the
+    loss that is logged, but training lowers it with the loss. Every other sum is logged as a mean: over `weight`, or
+    over the sum `x_weight` for a sum `x` of other things. `frozen` holds what is not trained: what `prepare` made, and
+    where `keeps_reference`, `"reference"`, the parameters that training began with. `key` is for dropout; None means
+    evaluation.
+
+    Attributes:
+      likelihood: whether the loss is the negative log-likelihood of data, in nats: then it has a perplexity.
+    """
+
+    likelihood: ClassVar[bool] = True
+
+    def prepare(self, data: Data, tokenizer: Tokenizer) -> Any:
+        """What `frozen` is at the beginning of a run, as NumPy arrays: the same for the same data and tokenizer."""
+        return None
+
+    def keeps_reference(self) -> bool:
+        """Whether it compares the model with what training began with."""
+        return False
+
+    def __call__(self, model: nn.Module, params: Any, frozen: Any, batch: dict[str, jax.Array], key: Any) -> Sums:
+        raise NotImplementedError
+
+
+def cross_entropy(score_BTV: jax.Array, target_BT: jax.Array) -> jax.Array:
+    """-log softmax(score)[target], [B, T] nats."""
+    chosen_BT = jnp.take_along_axis(score_BTV, target_BT[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(score_BTV, axis=-1) - chosen_BT
