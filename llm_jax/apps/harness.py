@@ -240,7 +240,8 @@ class Harness(TemplateLM):
                 f"an answer of max_gen_toks={most} leaves no room for a prompt in the context of {self.max_length}: "
                 "lower it"
             )
-        return Sampling(**given if sampled else given | {"temperature": 0.0}), [s for s in stop if s], most
+        settled: dict[str, Any] = given if sampled else given | {"temperature": 0.0}
+        return Sampling(**settled), [s for s in stop if s], most
 
     def _write(
         self, prompts: list[list[int]], numbers: Sequence[int], sampling: Sampling, stop: list[str], most: int

@@ -56,7 +56,8 @@ def finished(params: dict[str, Any], documents: list[Any]) -> Any:
 
 def report(**settings: Any) -> WinRate:
     judge, against = Pretrained("runs/judge", SCORER), Pretrained("runs/other", MODEL)
-    return WinRate(judge, against, **dict(max_tokens=6, batch=4) | settings)
+    given: dict[str, Any] = dict(max_tokens=6, batch=4) | settings
+    return WinRate(judge, against, **given)
 
 
 def test_the_numbers_are_the_judges_of_greedy_replies(params):
