@@ -68,9 +68,9 @@ def experiment() -> Experiment:
         layout=Layout(),
         precision=Precision(),
         init_from="runs/instructions_base",
-        steps=300,
+        steps=400,
         log_every=50,
-        eval_every=100,
-        save_every=100,
+        eval_every=200,
+        save_every=200,
         report=(ExactMatch("validation"),),
     )
