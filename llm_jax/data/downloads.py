@@ -12,7 +12,7 @@ from pathlib import Path
 from llm_jax.core.files import cache_folder, reading
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Document, Example, Preference
-from llm_jax.data.files import Source, bytes_of, decode, texts
+from llm_jax.data.files import JsonLines, Source, bytes_of, decode, texts
 from llm_jax.text.chat import Message
 
 
@@ -123,23 +123,34 @@ class GoogleAnalogies(Source):
 
 
 @dataclasses.dataclass(frozen=True)
-class InstructionPreferences(Source):
-    """1,094 instructions with two replies, of which the politer is preferred (LLMs-from-scratch, Apache-2.0).
+class Instructions(Source):
+    """1,100 instructions with their answers (Raschka's "Build a Large Language Model From Scratch", Apache-2.0)."""
 
-    Six more, whose replies are the same, are left out.
-    """
+    def documents(self) -> Iterator[Document]:
+        sha256 = "7e09a9af353722ca15c18bc580f093f9c39d3178335a75177319cb1e1d163944"
+        url = f"{FROM_SCRATCH}/01_main-chapter-code/instruction-data.json"
+        return JsonLines(str(Download(url, sha256, "instruction-data.json").fetch())).documents()
+
+
+@dataclasses.dataclass(frozen=True)
+class InstructionPreferences(Source):
+    """1,094 of those instructions with two replies, of which one is preferred; six more have two equal ones."""
 
     def documents(self) -> Iterator[Document]:
         name = "instruction-data-with-preference.json"
         sha256 = "305315abf14f65fa42c01a0877572f832606571c2a7d49f152ac1d758b16756e"
-        path = Download(f"{LLMS_FROM_SCRATCH}/ch07/04_preference-tuning-with-dpo/{name}", sha256, name).fetch()
+        path = Download(f"{PREFERENCES}/{name}", sha256, name).fetch()
         for record in json.loads(decode(bytes_of(path), path)):
             if record["chosen"] != record["rejected"]:
                 asked = "\n\n".join(filter(None, (record["instruction"], record["input"])))
                 yield Preference((Message("user", asked),), record["chosen"], record["rejected"])
 
 
-LLMS_FROM_SCRATCH = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/2b7bd46a93311c1a77446ab1a83ff013ba3f6a70"
+FROM_SCRATCH = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/b80e7804b30830a00eb55d2abc7ac25a07f36fdc/ch07"
+PREFERENCES = (
+    "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/2b7bd46a93311c1a77446ab1a83ff013ba3f6a70"
+    "/ch07/04_preference-tuning-with-dpo"
+)
 WORD2VEC = "https://raw.githubusercontent.com/tmikolov/word2vec/20c129af10659f7c50e86e3be406df663beff438"
 ENJA = "https://raw.githubusercontent.com/odashi/small_parallel_enja/312408a11c5fbcbc09443bebb18121f7efdcd61e"
 ENJA_SHA256 = {
@@ -153,5 +164,5 @@ ENJA_SHA256 = {
 
 DOWNLOADS = dict(
     Download=Download, TinyShakespeare=TinyShakespeare, MakemoreNames=MakemoreNames, EnglishJapanese=EnglishJapanese,
-    GoogleAnalogies=GoogleAnalogies, InstructionPreferences=InstructionPreferences,
+    GoogleAnalogies=GoogleAnalogies, InstructionPreferences=InstructionPreferences, Instructions=Instructions,
 )  # fmt: skip

@@ -60,6 +60,7 @@ REPORTS = {
     "reversed_addition": (ExactMatch("train", limit=5),),
     "digits_captions": (Captions(limit=5, drawn=4),),
     "digits_classifier": (),
+    "instructions_tuned": (ExactMatch("validation", limit=5),),
     "finetune": (SampledConversations(count=1, turns=1, max_tokens=4),),
     **dict.fromkeys(("translate_gru", "translate_gru_attention", "translate_transformer"), (Bleu(limit=3),)),
     **dict.fromkeys(("dpo_base", "dpo"), (Rewarded(Sorted(), limit=5, max_tokens=4, show=1),)),
