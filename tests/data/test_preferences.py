@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,7 +65,8 @@ def test_a_pair_is_a_row_and_its_replies_alone_are_learnt(tokenizer):
     made = data()
     template = Rendering().template
     stream, seen = made.train(tokenizer, seed=0), []
-    train = {d.chosen: d for d in made.documents("train")}
+    documents: Any = made.documents("train")
+    train = {d.chosen: d for d in documents}
     while len(seen) < len(train):
         for texts, (chosen, rejected), margin in told(next(stream), 48, tokenizer):
             pair = train[chosen]
@@ -75,7 +77,8 @@ def test_a_pair_is_a_row_and_its_replies_alone_are_learnt(tokenizer):
                 seen.append(chosen)
     assert sorted(seen) == sorted(train), "an epoch shows each once"
     held_out = [reply for b in made.evaluation(tokenizer) for _, (reply, _), _ in told(b, 48, tokenizer) if reply]
-    assert held_out == [d.chosen for d in made.documents("validation")]
+    documents = made.documents("validation")
+    assert held_out == [d.chosen for d in documents]
 
 
 def test_resuming_processes_and_mixtures_keep_pairs(tokenizer):
@@ -193,7 +196,8 @@ def test_json_lines(tmp_path):
 
 def test_rated_conversations():
     source = RatedConversations()
-    train, held_out = list(source.documents()), list(source.validation())
+    train: Any = list(source.documents())
+    held_out: Any = list(source.validation())
     both = [{d.chosen for d in pairs} | {d.rejected for d in pairs} for pairs in (train, held_out)]
     assert not both[0] & both[1], "no conversation is on both sides of the split"
     assert len(held_out) > 200 and len(both[1]) == 2 * len(held_out) and len(train) > 4000

@@ -68,6 +68,7 @@ def test_every_source_yields_the_same_each_time_and_can_be_written_down(name, av
     fetched = dict(
         TinyShakespeare="tinyshakespeare.txt", MakemoreNames="names.txt", EnglishJapanese="enja/train.en",
         GoogleAnalogies="questions-words.txt", Instructions="instruction-data.json",
+        InstructionPreferences="instruction-data-with-preference.json",
     )  # fmt: skip
     if name in fetched:
         (tmp_path / "enja").mkdir()
