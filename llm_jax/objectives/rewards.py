@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from llm_jax.core.parts import Part
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Document, Example
+from llm_jax.data.documents import Document, Example, Rendering
+from llm_jax.text.tokenizer import Tokenizer
 
 
 class Reward(Part):
@@ -24,6 +26,10 @@ class Reward(Part):
           examples: the document that each prompt is of, with what else is known of it.
         """
         raise NotImplementedError
+
+    def ready(self, tokenizer: Tokenizer, rendering: Rendering, frozen: Any) -> Reward:
+        """The reward as a training asks it: one that reads texts as a model does is given what that needs."""
+        return self
 
 
 @dataclasses.dataclass(frozen=True)
