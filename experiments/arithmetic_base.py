@@ -6,8 +6,6 @@ Two-digit numbers, the digits of the sum reversed (see `reversed_addition`). It 
 learns from being right or wrong alone, on problems whose answers the base was never shown.
 """
 
-import dataclasses
-
 from experiments.reversed_addition import Additions
 from llm_jax.data.documents import Rendering
 from llm_jax.data.packing import One

@@ -16,8 +16,8 @@ from llm_jax.models.model import Generator
 class ActorCritic(Generator):
     """Writes as its `actor` does; its `critic` puts a value on the text so far.
 
-    The critic has a backbone of its own: so the value's loss cannot disturb what the actor knows, and a critic may begin
-    from a reward model. (One trunk for both would halve the memory.)
+    The critic has a backbone of its own, so that the value's loss cannot disturb what the actor knows. (One trunk for
+    both would halve the memory.)
     """
 
     actor: Generator

@@ -1,8 +1,8 @@
 """Policy gradients: completions that were rewarded become likelier, those that were not less likely.
 
-Completions come from `Rollouts`, with what was known when they were drawn: rewards, log-probabilities then and under the
-reference, values. `credit` makes advantages of that, once for each rollout; the objective itself is the loss of a batch.
-The policy is the distribution that was drawn from: at the temperature, among the tokens that a model may write.
+Completions come from `Rollouts`, with what was known when they were drawn: rewards, log-probabilities then and under
+the reference, values. `credit` makes advantages of that, once for each rollout; the objective itself is the loss of a
+batch. The policy is the distribution that was drawn from: at the temperature, among the tokens that a model may write.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.aside import ASIDE, heard
-from llm_jax.core.parts import Part, Positive, Range, conform
+from llm_jax.core.parts import Range, conform
 from llm_jax.core.tables import InputError
 from llm_jax.layers.moe import routing
-from llm_jax.models.actor_critic import ActorCritic
 from llm_jax.models.model import Generator
+from llm_jax.objectives.divergence import Divergence, FixedKl, Penalty
 from llm_jax.objectives.objective import Objective, Sums
 
 NEVER = -1e30  # the score of a token that is not drawn
 Share = Annotated[float, Range(least=0, most=1)]
-Penalty = Annotated[float, Range(least=0)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,40 +59,6 @@ class Credit(NamedTuple):
     return_BT: np.ndarray
     coefficient: float
 
-
-# ------------------------------------------------------------------------------------------------------- the penalty
-
-
-class Divergence(Part):
-    """How much a nat of divergence from the reference costs in reward."""
-
-    coefficient: float
-
-    def after(self, coefficient: float, nats: float) -> float:
-        """The coefficient of the next rollout, where a completion of this one diverged by so many nats on average."""
-        return coefficient
-
-
-@dataclasses.dataclass(frozen=True)
-class FixedKl(Divergence):
-    """Always the same."""
-
-    coefficient: Penalty = 0.05
-
-
-@dataclasses.dataclass(frozen=True)
-class AdaptiveKl(Divergence):
-    """Rises while completions diverge by more than `target` nats, and falls while by less (Ziegler et al. 2019)."""
-
-    coefficient: Penalty = 0.2
-    target: Positive = 6.0
-    gain: Positive = 0.1
-
-    def after(self, coefficient, nats):
-        return coefficient * (1 + self.gain * float(np.clip(nats / self.target - 1, -0.2, 0.2)))
-
-
-DIVERGENCES = dict(FixedKl=FixedKl, AdaptiveKl=AdaptiveKl)
 
 # -------------------------------------------------------------------------------------------------------- the family
 
@@ -179,16 +144,13 @@ class PolicyGradient(Objective, abc.ABC):
         if key is None:
             sums = dict(weight=row_B.sum(), loss=-logged["reward"][0])
         else:
-            sums, clipped = self.lose(read, batch, frozen)
-            logged["clip_fraction"] = clipped
+            sums, logged["clip_fraction"] = self.lose(read, batch, frozen)
         for name, (total, divisor) in logged.items():
             sums |= {name: total, f"{name}_weight": divisor}
         return sums | routing(heard(read.said), weight_BT.sum(1))
 
     @abc.abstractmethod
-    def lose(
-        self, read: Read, batch: Mapping[str, jax.Array], frozen: Any
-    ) -> tuple[Sums, tuple[jax.Array, jax.Array]]:
+    def lose(self, read: Read, batch: Mapping[str, jax.Array], frozen: Any) -> tuple[Sums, tuple[jax.Array, jax.Array]]:
         """The sums that are the loss; and how many ratios are clipped, of how many."""
         raise NotImplementedError
 
@@ -199,7 +161,7 @@ def _k3(logp_BT: jax.Array, reference_BT: jax.Array) -> jax.Array:
     return jnp.exp(difference_BT) - difference_BT - 1
 
 
-def _clipped(ratio: jax.Array, advantage: jax.Array, low: float, high: float) -> tuple[jax.Array, jax.Array]:
+def clipped(ratio: jax.Array, advantage: jax.Array, low: float, high: float) -> tuple[jax.Array, jax.Array]:
     """The surrogate to be minimised (Schulman et al. 2017), and 1 where it has no gradient."""
     surrogate = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - low, 1 + high) * advantage)
     outside = ((ratio < 1 - low) & (advantage < 0)) | ((ratio > 1 + high) & (advantage > 0))
@@ -239,7 +201,7 @@ class Grpo(PolicyGradient):
     def lose(self, read, batch, frozen):
         weight_BT = batch["weight_BT"]
         ratio_BT = jnp.exp(read.logp_BT - batch["old_BT"])
-        loss_BT, clipped_BT = _clipped(ratio_BT, batch["advantage_BT"], self.clip_low, self.clip_high)
+        loss_BT, clipped_BT = clipped(ratio_BT, batch["advantage_BT"], self.clip_low, self.clip_high)
         loss_BT = loss_BT + self.kl * _k3(read.logp_BT, batch["reference_BT"])
         share_BT, weight = self.shares(weight_BT, frozen)
         sums = dict(weight=weight, loss=(loss_BT * share_BT).sum())
@@ -304,7 +266,7 @@ class Reinforce(PolicyGradient):
         row_B = (weight_BT > 0).any(1).astype(jnp.float32)
         ratio_B = jnp.exp(((read.logp_BT - batch["old_BT"]) * weight_BT).sum(1))
         advantage_B = (batch["advantage_BT"] * weight_BT).sum(1) / jnp.maximum(weight_BT.sum(1), 1)
-        loss_B, clipped_B = _clipped(ratio_B, advantage_B, self.clip, self.clip)
+        loss_B, clipped_B = clipped(ratio_B, advantage_B, self.clip, self.clip)
         return dict(weight=row_B.sum(), loss=(loss_B * row_B).sum()), ((clipped_B * row_B).sum(), row_B.sum())
 
 
@@ -319,81 +281,4 @@ class Rloo(Reinforce):
         return ((score.sum(1, keepdims=True) - score) / (score.shape[1] - 1)).reshape(-1)
 
 
-# ------------------------------------------------------------------------------------------------------- with a critic
-
-
-@dataclasses.dataclass(frozen=True)
-class Ppo(PolicyGradient):
-    """Proximal policy optimisation (Schulman et al. 2017) of tokens, as for language (Ziegler et al. 2019).
-
-    Each token is rewarded by its divergence from the reference (`kl`), the last one by the completion's reward too.
-    Advantages are generalised estimates (Schulman et al. 2016) by the values of the model's critic, `whiten`ed over
-    the rollout. Policy and value are clipped; `value` weighs the value's loss. Sums besides: value_loss.
-
-    Raises:
-      InputError: the model is no ActorCritic.
-    """
-
-    kl: Divergence = FixedKl()
-    clip: Share = 0.2
-    clip_value: Positive = 0.2
-    value: Penalty = 0.1
-    discount: Share = 1.0
-    trace: Share = 0.95  # lambda
-    whiten: bool = True
-
-    def first_coefficient(self):
-        return self.kl.coefficient
-
-    def read(self, model, params, frozen, batch):
-        actor_critic: Any = conform(model, ActorCritic, "model")
-        read = super().read(actor_critic, params, frozen, batch)
-        return read._replace(value_BT=actor_critic.apply({"params": params}, batch, method="values"))
-
-    def credit(self, rollout, coefficient):
-        weight_BT = rollout.weight_BT
-        reward_BT = -coefficient * (rollout.old_BT - rollout.reference_BT) * weight_BT
-        last_B = weight_BT.shape[1] - 1 - weight_BT[:, ::-1].argmax(1)
-        reward_BT[np.arange(len(last_B)), last_B] += rollout.reward_B
-        advantage_BT = advantages(reward_BT, rollout.value_BT, weight_BT, self.discount, self.trace)
-        return_BT = (advantage_BT + rollout.value_BT) * weight_BT
-        if self.whiten:
-            advantage_BT = _whitened(advantage_BT, weight_BT)
-        return Credit(advantage_BT, return_BT, self.kl.after(coefficient, float(rollout.divergence_B.mean())))
-
-    def lose(self, read, batch, frozen):
-        weight_BT, return_BT = batch["weight_BT"], batch["return_BT"]
-        ratio_BT = jnp.exp(read.logp_BT - batch["old_BT"])
-        loss_BT, clipped_BT = _clipped(ratio_BT, batch["advantage_BT"], self.clip, self.clip)
-        change_BT = jnp.clip(read.value_BT - batch["value_BT"], -self.clip_value, self.clip_value)
-        near_BT = batch["value_BT"] + change_BT
-        value_BT = jnp.maximum((read.value_BT - return_BT) ** 2, (near_BT - return_BT) ** 2) / 2
-        sums = dict(
-            weight=weight_BT.sum(),
-            loss=((loss_BT + self.value * value_BT) * weight_BT).sum(),
-            value_loss=(value_BT * weight_BT).sum(),
-        )
-        return sums, ((clipped_BT * weight_BT).sum(), weight_BT.sum())
-
-
-def advantages(
-    reward_BT: np.ndarray, value_BT: np.ndarray, weight_BT: np.ndarray, discount: float, trace: float
-) -> np.ndarray:
-    """[B, T]: generalised advantage estimates; after the last target with a weight there is nothing to come."""
-    advantage_BT = np.zeros_like(reward_BT)
-    later_B = value_B = np.zeros(len(reward_BT))
-    for t in reversed(range(reward_BT.shape[1])):
-        error_B = reward_BT[:, t] + discount * value_B - value_BT[:, t]
-        later_B = (error_B + discount * trace * later_B) * weight_BT[:, t]
-        advantage_BT[:, t], value_B = later_B, value_BT[:, t] * weight_BT[:, t]
-    return advantage_BT
-
-
-def _whitened(x_BT: np.ndarray, weight_BT: np.ndarray) -> np.ndarray:
-    count = weight_BT.sum()
-    mean = (x_BT * weight_BT).sum() / count
-    variance = ((x_BT - mean) ** 2 * weight_BT).sum() / count
-    return (x_BT - mean) / np.sqrt(variance + 1e-8) * weight_BT
-
-
-OBJECTIVES = dict(Grpo=Grpo, DrGrpo=DrGrpo, Dapo=Dapo, Reinforce=Reinforce, Rloo=Rloo, Ppo=Ppo)
+OBJECTIVES = dict(Grpo=Grpo, DrGrpo=DrGrpo, Dapo=Dapo, Reinforce=Reinforce, Rloo=Rloo)

@@ -13,7 +13,6 @@ from llm_jax.core.tables import InputError
 from llm_jax.parallel.layout import place
 from llm_jax.training.program import Program
 
-
 Batches = Iterable[Mapping[str, np.ndarray]]
 
 

@@ -177,7 +177,8 @@ class Training:
         samples = self.held_out.samples if isinstance(self.held_out, HeldOut) else []
         if samples and jax.process_index() == 0:
             append(self.run.completions, step, samples)
-            self.display.note("\n".join(f"  {s['reward']:.4g}  {s['prompt']!r} -> {s['completion']!r}" for s in samples))
+            lines = [f"  reward {s['reward']:.4g}  {s['prompt']!r} -> {s['completion']!r}" for s in samples]
+            self.display.note("\n".join(lines))
 
     def _save(self, step: int, state: TrainState) -> None:
         self.checkpoints.save(step, dataclasses.replace(state, frozen=None), self.batches.save(), self.evaluated)

@@ -64,7 +64,9 @@ class Rollouts(Data):
     def __post_init__(self):
         super().__post_init__()
         if not self.rewards or len(self.weights) not in (0, len(self.rewards)):
-            raise InputError(f"data.rewards are {len(self.rewards)} and data.weights {len(self.weights)}: give one each")
+            raise InputError(
+                f"data.rewards are {len(self.rewards)} and data.weights {len(self.weights)}: give one each"
+            )
         if self.batch * self.batches % self.group:
             raise InputError(
                 f"a rollout of data.batch={self.batch} x data.batches={self.batches} completions is no whole number of "
@@ -104,8 +106,8 @@ class Rollouts(Data):
         if not fitting:
             shortest = min(len(prompt.ids) for prompt in found)
             raise InputError(
-                f"no {split} prompt leaves room for data.max_tokens={self.max_tokens} in data.length={self.length}: the "
-                f"shortest has {shortest} tokens"
+                f"no {split} prompt leaves room for data.max_tokens={self.max_tokens} in data.length={self.length}: "
+                f"the shortest has {shortest} tokens"
             )
         return fitting
 
@@ -121,7 +123,9 @@ class Rollouts(Data):
         each = [np.asarray(reward(texts, completions.texts, examples), np.float64) for reward in ready]
         for reward, score_B in zip(self.rewards, each, strict=True):
             if score_B.shape != (len(texts),) or not np.isfinite(score_B).all():
-                raise InputError(f"{type(reward).__name__} must give a finite number for each of {len(texts)} completions")
+                raise InputError(
+                    f"{type(reward).__name__} must give a finite number for each of {len(texts)} completions"
+                )
         weights = self.weights or (1.0,) * len(each)
         total_B = sum((w * score_B for w, score_B in zip(weights, each, strict=True)), np.zeros(len(texts)))
         return dict(zip(self.reward_names(), each, strict=False)) | dict(reward_B=total_B)
@@ -137,7 +141,7 @@ class _Recall(Objective):
         return self.policy.recall(model, params, frozen, batch)
 
 
-class _Author:
+class Author:
     """Writes completions with the model of a program, and looks up what is known of them."""
 
     def __init__(self, data: Rollouts, program: Program, tokenizer: Tokenizer):
@@ -148,7 +152,9 @@ class _Author:
         asked = dataclasses.replace(experiment, objective=_Recall(self.policy))
         self._recall = dataclasses.replace(program, experiment=asked).measure
 
-    def write(self, params: Any, frozen: Any, prompts: Sequence[Prompt], sampler: Sampler, key_B: jax.Array) -> Completions:
+    def write(
+        self, params: Any, frozen: Any, prompts: Sequence[Prompt], sampler: Sampler, key_B: jax.Array
+    ) -> Completions:
         precision: Any = self.program.experiment.precision
         return write(
             self.model, self.program.whole(params, frozen), self.tokenizer, prompts, sampler=sampler, key_B=key_B,
@@ -172,7 +178,7 @@ class RolloutIterator(Iterator[Batch]):
 
     def __init__(self, data: Rollouts, program: Program, tokenizer: Tokenizer, seed: int):
         self._data, self._program, self._seed = data, program, seed
-        self._author = _Author(data, program, tokenizer)
+        self._author = Author(data, program, tokenizer)
         self._prompts = data.prompts("train", tokenizer)
         self._seen = 0
         self._coefficient = self._author.policy.first_coefficient()
@@ -266,6 +272,7 @@ class HeldOut:
     tokenizer: Tokenizer
     split: SplitName
     samples: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    _author: Author | None = None
 
     @functools.cached_property
     def prompts(self) -> list[Prompt]:
@@ -277,8 +284,9 @@ class HeldOut:
         return -(-len(self.prompts) // self.data.batch)
 
     def __call__(self, program: Program, params: Any, frozen: Any) -> Iterator[Batch]:
-        author, rows = _Author(self.data, program, self.tokenizer), self.data.batch
-        self.samples = []
+        if self._author is None or self._author.program is not program:
+            self._author = Author(self.data, program, self.tokenizer)
+        author, rows, self.samples = self._author, self.data.batch, []
         for number in range(len(self)):
             prompts = self.prompts[number * rows : (number + 1) * rows]
             filled = [*prompts, *prompts[:1] * (rows - len(prompts))]

@@ -24,23 +24,16 @@ from llm_jax.models.decoder import Decoder
 from llm_jax.models.heads import Scorer
 from llm_jax.models.model import Generator
 from llm_jax.models.stack import Stack
-from llm_jax.objectives.policy import (
-    OBJECTIVES,
-    AdaptiveKl,
-    Dapo,
-    DrGrpo,
-    FixedKl,
-    Grpo,
-    Ppo,
-    Reinforce,
-    Rloo,
-    Rollout,
-    advantages,
-)
+from llm_jax.objectives import policy, ppo
+from llm_jax.objectives.divergence import AdaptiveKl, FixedKl
+from llm_jax.objectives.policy import Dapo, DrGrpo, Grpo, Reinforce, Rloo, Rollout
+from llm_jax.objectives.ppo import Ppo, advantages
 
 # These programs run once: compiling them is the cost.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
+EVERY = [cls() for cls in (policy.OBJECTIVES | ppo.OBJECTIVES).values()]
+NAMES = [type(objective).__name__ for objective in EVERY]
 B, T, V, GROUP, MOST = 6, 9, 11, 3, 5
 CLOSE: Any = dict(rtol=1e-5, atol=1e-6)
 
@@ -133,7 +126,7 @@ def ours(objective, params, batch):
     return float(loss), gradients, sums
 
 
-def theirs(params, batch):
+def theirs(params, batch) -> tuple[Any, Any, Any]:
     """PyTorch's parameters in float64, and what depends on them: the log-probabilities of the targets."""
     score = torch.tensor(params["score_BTV"], dtype=torch.float64, requires_grad=True)
     value = torch.tensor(params["value_BT"], dtype=torch.float64, requires_grad=True)
@@ -248,7 +241,8 @@ def estimates(reward, value, discount, trace):
     """Generalised advantages of one completion, by their definition: a sum over all that comes."""
     value = np.append(value, 0.0)
     errors = reward + discount * value[1:] - value[:-1]
-    return np.array([sum((discount * trace) ** (j - t) * errors[j] for j in range(t, len(errors))) for t in range(len(errors))])
+    decay = discount * trace
+    return np.array([sum(decay ** (j - t) * errors[j] for j in range(t, len(errors))) for t in range(len(errors))])
 
 
 @pytest.mark.parametrize(("discount", "trace"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (0.8, 0.0)])
@@ -307,7 +301,7 @@ def test_the_penalty_follows_the_divergence():
     assert Ppo(kl=adaptive).first_coefficient() == 0.2 and Grpo().first_coefficient() == 0.0
 
 
-@pytest.mark.parametrize("objective", [cls() for cls in OBJECTIVES.values()], ids=list(OBJECTIVES))
+@pytest.mark.parametrize("objective", EVERY, ids=NAMES)
 def test_sums_add_up_and_say_what_a_practitioner_asks(case, objective):
     params, batch, chosen = case
     batch = credited(objective, batch)
@@ -333,14 +327,15 @@ def test_sums_add_up_and_say_what_a_practitioner_asks(case, objective):
     assert held_out["loss"] == -sums["reward"] and held_out["weight"] == B and "clip_fraction" not in held_out
 
 
-@pytest.mark.parametrize("objective", [cls() for cls in OBJECTIVES.values()], ids=list(OBJECTIVES))
+@pytest.mark.parametrize("objective", EVERY, ids=NAMES)
 def test_at_first_the_ratio_is_one_and_nothing_diverges(case, objective):
     """Of a real model, read once to remember and once to learn."""
     _, batch, _ = case
     model: Any = ActorCritic(decoder(), Scorer(decoder())) if isinstance(objective, Ppo) else decoder()
     params = nn.meta.unbox(jit(lambda key: model.init(key, jnp.zeros((1, 2), jnp.int32)))(jax.random.key(0)))["params"]
     frozen = FROZEN | dict(reference=params)
-    batch = batch | {k: np.asarray(v) for k, v in jit(functools.partial(objective.recall, model))(params, frozen, batch).items()}
+    recall = jit(functools.partial(objective.recall, model))
+    batch = batch | jax.device_get(recall(params, frozen, batch))
     np.testing.assert_array_equal(batch["old_BT"], batch["reference_BT"])
     batch = credited(objective, batch, objective.first_coefficient())
 
@@ -365,8 +360,8 @@ def test_what_cannot_be_learnt_from_is_refused(case):
     params, batch, _ = case
     with pytest.raises(InputError, match=r"Grpo learns from completions: set data=Rollouts\(...\)"):
         Grpo()(Given(), params, FROZEN, {k: v for k, v in batch.items() if k != "old_BT"}, None)
-    with pytest.raises(InputError, match="model must be .*ActorCritic"):
+    with pytest.raises(InputError, match=r"model must be .*ActorCritic"):
         Ppo()(Given(), params, FROZEN, batch, None)
     alone = Rollout(*(np.ones((2, 3)) for _ in range(5)), group=1)
-    with pytest.raises(InputError, match="data.group must be 2 or more"):
+    with pytest.raises(InputError, match=r"data.group must be 2 or more"):
         Rloo().baseline(alone, np.ones(2))
