@@ -22,7 +22,7 @@ from llm_jax.models.stack import Stack
 from llm_jax.objectives.next_token import NextToken
 from llm_jax.parallel.layout import Layout
 from llm_jax.text.recipes import Characters
-from llm_jax.training.optimizers import AdamW, Constant
+from llm_jax.training.optimizers import AdamW, Cosine
 from llm_jax.training.precision import Precision
 from llm_jax.training.report import ExactMatch
 
@@ -36,10 +36,10 @@ def experiment() -> Experiment:
             Additions(digits=2, count=4000), length=12, batch=128, packing=One(), rendering=Rendering(learn="answers")
         ),
         objective=NextToken(),
-        optimizer=AdamW(learning_rate=1e-3, schedule=Constant(warmup=50)),
+        optimizer=AdamW(learning_rate=1e-3, schedule=Cosine(warmup=50, last=0.0)),
         layout=Layout(),
         precision=Precision(),
-        steps=400,
+        steps=300,
         log_every=50,
         eval_every=100,
         save_every=100,

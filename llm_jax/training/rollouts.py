@@ -61,28 +61,26 @@ class Rollouts(Data):
     answers: Sampler = Sampling(temperature=0.0)
     shown: Count = 3
 
-    def __post_init__(self):
-        super().__post_init__()
+    def train(self, tokenizer, *, seed, process=0, processes=1, program=None) -> Any:
+        """Endless batches of completions by the model of `program`.
+
+        Raises:
+          InputError: there is no prompt with room for an answer, the numbers of completions or of rewards do not fit,
+            or the training has several processes.
+        """
+        if processes > 1:
+            raise InputError(f"rollouts are made in one process, not {processes}: use more devices of one host")
+        if program is None:
+            raise InputError("rollouts are made by the model in training: there is none here")
         if not self.rewards or len(self.weights) not in (0, len(self.rewards)):
             raise InputError(
-                f"data.rewards are {len(self.rewards)} and data.weights {len(self.weights)}: give one each"
+                f"there are {len(self.rewards)} data.rewards, {len(self.weights)} data.weights: give one each"
             )
         if self.batch * self.batches % self.group:
             raise InputError(
                 f"a rollout of data.batch={self.batch} x data.batches={self.batches} completions is no whole number of "
                 f"groups of data.group={self.group}"
             )
-
-    def train(self, tokenizer, *, seed, process=0, processes=1, program=None) -> Any:
-        """Endless batches of completions by the model of `program`.
-
-        Raises:
-          InputError: there is no prompt with room for an answer, or the training has several processes.
-        """
-        if processes > 1:
-            raise InputError(f"rollouts are made in one process, not {processes}: use more devices of one host")
-        if program is None:
-            raise InputError("rollouts are made by the model in training: there is none here")
         return RolloutIterator(self, program, tokenizer, seed)
 
     def evaluation(self, tokenizer, *, split="validation", process=0, processes=1) -> Any:
