@@ -31,7 +31,7 @@ def experiment() -> Experiment:
             "data": data,
             "objective": Grpo(kl=0.01),
             "optimizer": AdamW(learning_rate=5e-4, schedule=Constant(warmup=10)),
-            "steps": 300,
+            "steps": 200,
             "log_every": 10,
             "eval_every": 50,
             "save_every": 50,

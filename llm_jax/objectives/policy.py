@@ -76,8 +76,9 @@ class PolicyGradient(Objective, abc.ABC):
     """What policy gradients share. The model is read without dropout, which would be noise in the ratio.
 
     Sums: weight and loss; with weights of their own reward, `reward_spread` (the deviation within a group), kl (nats a
-    completion from the reference, by the estimate of Schulman that is never negative), entropy (nats a token), length,
-    truncated (completions without an end); in training clip_fraction. In evaluation the loss is the reward, negated.
+    token from the reference, by the estimate of Schulman that is never negative), kl_per_reply (nats a completion),
+    entropy (nats a token), length, truncated (completions without an end); in training clip_fraction. In evaluation the
+    loss is the reward, negated.
 
     Raises:
       InputError: the batch has no completions, or the model does not write.
@@ -133,13 +134,15 @@ class PolicyGradient(Objective, abc.ABC):
         read = self.read(model, params, frozen, batch)
         weight_BT = batch["weight_BT"]
         row_B = (weight_BT > 0).any(1).astype(jnp.float32)
+        kl = (_k3(read.logp_BT, batch["reference_BT"]) * weight_BT).sum()
         logged = dict(
-            kl=((_k3(read.logp_BT, batch["reference_BT"]) * weight_BT).sum(), row_B.sum()),
+            kl=(kl, weight_BT.sum()),
+            kl_per_reply=(kl, row_B.sum()),
             entropy=((read.entropy_BT * weight_BT).sum(), weight_BT.sum()),
             length=(weight_BT.sum(), row_B.sum()),
             truncated=(((1 - batch["ended_B"]) * row_B).sum(), row_B.sum()),
         )
-        of_rows = [name for name in batch if name.startswith(("reward", "kl_"))]
+        of_rows = [name for name in batch if name.startswith(("reward", "kl_coefficient"))]
         logged |= {name.removesuffix("_B"): ((batch[name] * row_B).sum(), row_B.sum()) for name in of_rows}
         if key is None:
             sums = dict(weight=row_B.sum(), loss=-logged["reward"][0])

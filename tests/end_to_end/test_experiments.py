@@ -133,7 +133,7 @@ def test_two_shrunken_steps(name, small, tmp_path, capfd):
     assert ("bits_per_byte" in lines[1]) == (writes and objective.likelihood)
     assert ("accuracy" in lines[2]) == (objective.likelihood and not isinstance(experiment.model, Word2Vec))
     if isinstance(objective, PolicyGradient):
-        assert {"reward", "kl", "entropy", "clip_fraction", "length", "truncated"} <= lines[1].keys()
+        assert {"reward", "kl", "kl_per_reply", "entropy", "clip_fraction", "length", "truncated"} <= lines[1].keys()
         assert "reward" in lines[2] and (tmp_path / "completions.jsonl").exists()
     assert lines[1]["tokens_per_second"] > 0
     said = capfd.readouterr().out
