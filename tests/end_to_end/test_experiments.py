@@ -61,6 +61,7 @@ REPORTS = {
     **dict.fromkeys(("arithmetic_base", "grpo_arithmetic", "ppo_arithmetic"), (ExactMatch(limit=5),)),
     "digits_captions": (Captions(limit=5, drawn=4),),
     "digits_classifier": (),
+    "instructions_tuned": (ExactMatch("validation", limit=5),),
     "finetune": (SampledConversations(count=1, turns=1, max_tokens=4),),
     **dict.fromkeys(("translate_gru", "translate_gru_attention", "translate_transformer"), (Bleu(limit=3),)),
     "word2vec_bible": (Neighbours(("king",), count=2),),
