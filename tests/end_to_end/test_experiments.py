@@ -18,6 +18,7 @@ from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed
 from llm_jax.layers.feedforward import SwiGLU
+from llm_jax.models.actor_critic import ActorCritic
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.inherited import Inherited
@@ -25,6 +26,7 @@ from llm_jax.models.model import Generator
 from llm_jax.models.stack import Stack
 from llm_jax.models.vision import Captioner, ImageClassifier
 from llm_jax.models.word2vec import Word2Vec
+from llm_jax.objectives.policy import PolicyGradient
 from llm_jax.text.recipes import Bytes
 from llm_jax.text.tokenizer import load_tokenizer
 from llm_jax.training import metrics
@@ -53,11 +55,14 @@ SMALLER = {  # where there is no model.stack
     "translate_transformer": TRANSLATION | {f"model.{side}.stack.repeats": 1 for side in ("encoder", "decoder")},
     "word2vec_bible": {"data.evaluation_batches": 1, "model.embed.width": 8},
     "word2vec_planted": {"data.source.sentences": 300},
+    "grpo_arithmetic": {"data.group": 2},
+    "ppo_arithmetic": {"data.batches": 1},
 }
 REPORTS = {
     "quickstart": (Compression(), SampledConversations(count=1, turns=1, max_tokens=4)),
     "sort": (ExactMatch("validation", limit=5),),
     "reversed_addition": (ExactMatch("train", limit=5),),
+    **dict.fromkeys(("arithmetic_base", "grpo_arithmetic", "ppo_arithmetic"), (ExactMatch(limit=5),)),
     "digits_captions": (Captions(limit=5, drawn=4),),
     "digits_classifier": (),
     "instructions_tuned": (ExactMatch("validation", limit=5),),
@@ -98,8 +103,8 @@ def small(tmp_path_factory, base):
             changes["data.source"] = TextFiles(str(path), separator)
         elif name in ("small_gpt", "quickstart"):
             changes |= {"tokenizer.vocabulary": 400, "data.evaluation_batches": 1, "data.length": 64}
-        if isinstance(found.model, Inherited):
-            del changes["model.stack.repeats"]
+        if isinstance(found.model, (Inherited, ActorCritic)):
+            changes.pop("model.stack.repeats", None)
             changes |= {"init_from": base, "data.length": 64, "data.evaluation_batches": 1}
         samples = Samples(("", "a") if found.data.rendering.bos else ("a",), max_tokens=3)
         return found.override(changes | {"report": REPORTS.get(name, (samples,))})
@@ -123,16 +128,21 @@ def test_two_shrunken_steps(name, small, tmp_path, capfd):
     assert "parameters" in said and (
         isinstance(experiment.model, Word2Vec) or "FLOPs a token" in said or "FLOPs a target" in said
     )
-    bounded = isinstance(experiment.model, (Captioner, Decoder, EncoderDecoder, Inherited))
+    bounded = isinstance(experiment.model, (ActorCritic, Captioner, Decoder, EncoderDecoder, Inherited))
     assert ("cache bytes" in said) == bounded
     state = llm_jax.train(experiment, tmp_path)
     assert int(state.step) == 2 and int(state.skipped) == 0
     lines = [line for line in metrics.read(tmp_path / "metrics.jsonl") if line["split"] != "report"]
     assert [(line["step"], line["split"]) for line in lines] == [(1, "train"), (2, "train"), (2, "validation")]
-    likelihood = experiment.objective.likelihood
+    objective: Any = experiment.objective
+    policy = isinstance(objective, PolicyGradient)
     assert {"loss", "learning_rate", "gradient_norm", "skipped_steps"} <= lines[1].keys()
-    assert ("perplexity" in lines[1]) == likelihood and ("bits_per_byte" in lines[1]) == (writes and likelihood)
-    assert ("accuracy" in lines[2]) == (not isinstance(experiment.model, Word2Vec))
+    assert ("perplexity" in lines[1]) == objective.likelihood
+    assert ("bits_per_byte" in lines[1]) == (writes and objective.likelihood)
+    assert ("accuracy" in lines[2]) == (not policy and not isinstance(experiment.model, Word2Vec))
+    if policy:
+        assert {"reward", "kl", "kl_per_reply", "entropy", "clip_fraction", "length", "truncated"} <= lines[1].keys()
+        assert "reward" in lines[2] and (tmp_path / "completions.jsonl").exists()
     assert lines[1]["tokens_per_second"] > 0
     said = capfd.readouterr().out
     for report in experiment.report:
@@ -157,7 +167,7 @@ def test_two_shrunken_steps(name, small, tmp_path, capfd):
 @pytest.mark.parametrize("name", experiments.names())
 def test_shapes_at_full_size(name, base):
     found, tokenizer = llm_jax.get(name), load_tokenizer("gpt2")
-    if isinstance(found.model, Inherited):
+    if isinstance(found.model, (Inherited, ActorCritic)):
         found = inherit(found.override({"init_from": base}))
         tokenizer = first_tokenizer(found)
     experiment: Any = fill(found, tokenizer).override({"layout.data": 1})
