@@ -82,6 +82,17 @@ class Text(_Document):
 
 
 @dataclasses.dataclass(frozen=True)
+class Labelled(Text):
+    """A text and the number of its class."""
+
+    label: int
+
+    @property
+    def number(self) -> float:
+        return float(self.label)
+
+
+@dataclasses.dataclass(frozen=True)
 class Conversation(_Document):
     messages: tuple[Message, ...]
 

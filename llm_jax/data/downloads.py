@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llm_jax.core.files import cache_folder, reading
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Document, Example
+from llm_jax.data.documents import Document, Example, Labelled
 from llm_jax.data.files import Source, bytes_of, decode, texts
 
 
@@ -120,6 +120,19 @@ class GoogleAnalogies(Source):
                 yield text
 
 
+@dataclasses.dataclass(frozen=True)
+class SmsSpam(Source):
+    """5,574 text messages, 747 of them spam (class 1), a document each (UCI; Almeida et al. 2011, CC BY)."""
+
+    def documents(self) -> Iterator[Document]:
+        url = f"https://raw.githubusercontent.com/justmarkham/pycon-2016-tutorial/{SMS}/data/sms.tsv"
+        sha256 = "7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d"
+        for line in Download(url, sha256, "sms_spam.tsv", separator="\n").documents():
+            kind, _, message = line.text().partition("\t")
+            yield Labelled(message.strip(), int(kind == "spam"))
+
+
+SMS = "5339710562cc46c4a32a369d63f1e8751a18a54e"
 WORD2VEC = "https://raw.githubusercontent.com/tmikolov/word2vec/20c129af10659f7c50e86e3be406df663beff438"
 ENJA = "https://raw.githubusercontent.com/odashi/small_parallel_enja/312408a11c5fbcbc09443bebb18121f7efdcd61e"
 ENJA_SHA256 = {
@@ -133,5 +146,5 @@ ENJA_SHA256 = {
 
 DOWNLOADS = dict(
     Download=Download, TinyShakespeare=TinyShakespeare, MakemoreNames=MakemoreNames, EnglishJapanese=EnglishJapanese,
-    GoogleAnalogies=GoogleAnalogies,
+    GoogleAnalogies=GoogleAnalogies, SmsSpam=SmsSpam,
 )  # fmt: skip

@@ -89,7 +89,10 @@ class TextFiles(Source):
 
 @dataclasses.dataclass(frozen=True)
 class JsonLines(Source):
-    """A JSON object a line: its text `field`, or `{"messages": [{"role", "content"}]}`, or `{"prompt", "answer"}`."""
+    """A JSON object a line: its text `field`, or `{"messages": [{"role", "content"}]}`, or `{"prompt", "answer"}`.
+
+    Beside a text there may be its class, `"label"`: a whole number from 0 on.
+    """
 
     path: str
     field: str = "text"

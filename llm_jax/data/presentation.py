@@ -1,9 +1,9 @@
-"""What a model is shown of a row of documents: the row as it is, or its sources and its targets apart."""
+"""What a model is shown of a row of documents: the row as it is, source and target apart, a text with its class."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,9 +11,40 @@ from llm_jax.core.parts import Part, Size, show
 from llm_jax.core.tables import InputError
 from llm_jax.data.cache import Corpus
 from llm_jax.data.documents import Document, Example, Rendering
-from llm_jax.data.packing import Packing, Plan, WindowPlan, ramps
+from llm_jax.data.packing import One, Packing, Plan, WindowPlan, ramps
+from llm_jax.text.special import SPECIAL
+from llm_jax.text.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
+
+
+class Vocabulary(dict[str, int]):
+    """The ids of a tokenizer's special tokens by name, `pad` always among them; and what its other tokens are.
+
+    Attributes:
+      ordinary_N: int32, the tokens that texts are made of: neither special nor marks.
+      opens_V, closes_V: bool, whether a token begins, and ends, with a letter or a digit: where one that ends so is
+        followed by one that begins so, both are of one word.
+      stops_V: bool, whether a sentence ends with the token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None = None):
+        """None: nothing is known but that there are special tokens; enough for a row of padding."""
+        super().__init__(dict.fromkeys(SPECIAL, 0))
+        spelt = []
+        if tokenizer is not None:
+            self.clear()
+            self.update(tokenizer.special, pad=tokenizer.padding)
+            spelt = [tokenizer.bytes_of(token) for token in range(tokenizer.vocabulary)]
+        own = {*self.values(), *([] if tokenizer is None else tokenizer.marks.values())}
+        self.ordinary_N = np.array([i for i, text in enumerate(spelt) if text and i not in own], np.int32)
+        in_words = LETTERS_AND_DIGITS
+        self.opens_V = np.array([text[:1] in in_words and text != b"" for text in spelt], bool)
+        self.closes_V = np.array([text[-1:] in in_words and text != b"" for text in spelt], bool)
+        self.stops_V = np.array([text.endswith((b".", b"!", b"?")) for text in spelt], bool)
+
+
+LETTERS_AND_DIGITS = bytes(byte for byte in range(256) if byte >= 128 or chr(byte).isalnum())  # of other scripts too
 
 
 def blank(rows: int, length: int, pad: int = 0) -> Batch:
@@ -36,15 +67,13 @@ def blank(rows: int, length: int, pad: int = 0) -> Batch:
 class Presentation(Part):
     """Makes the batch that a model gets of filled rows; by default the rows are that batch, without `number_B`."""
 
-    def __call__(
-        self, batch: Batch, length: int, special: Mapping[str, int], seed_B: Sequence[tuple[int, ...]]
-    ) -> Batch:
+    def __call__(self, batch: Batch, length: int, special: Vocabulary, seed_B: Sequence[tuple[int, ...]]) -> Batch:
         """A pure function of the rows. What it draws for one, it draws from that row's seed.
 
         Args:
           batch: rows of `row(length)` tokens, as `blank` has them.
           length: `data.length`.
-          special: the tokenizer's special tokens.
+          special: the tokenizer's special tokens, and what it tells of the others.
           seed_B: for each row, what `np.random.default_rng` takes: the seed of the data and the row's number.
         """
         return {name: array for name, array in batch.items() if name != "number_B"}
@@ -66,6 +95,13 @@ class Presentation(Part):
 
         Raises:
           InputError: they cannot; the message names the setting to change.
+        """
+
+    def check_vocabulary(self, special: Vocabulary, length: int) -> None:
+        """Nothing, if texts of this tokenizer can be presented in rows of `data.length`.
+
+        Raises:
+          InputError: it lacks a token.
         """
 
     def check_documents(self, documents: Sequence[Document]) -> None:
@@ -172,6 +208,61 @@ class SourceAndTarget(Presentation):
                 )
 
 
+def whole(
+    packing: Packing, offsets: np.ndarray, length: int, rng: np.random.Generator | None, settings: str = "data.length"
+) -> Plan | WindowPlan:
+    """Rows of `length` tokens, in place of pairs of a token and its target: the last token of a document has a place.
+
+    `settings` are those that say how long a row is.
+
+    Raises:
+      InputError: a document is longer than a row, and `packing` refuses that.
+    """
+    longest = int(np.diff(offsets).max(initial=0))
+    if getattr(packing, "too_long", None) == "refuse" and longest > length:
+        raise InputError(
+            f"{np.sum(np.diff(offsets) > length)} of {len(offsets) - 1} documents are longer than a row (the longest "
+            f"has {longest} tokens, a row holds {length}): raise {settings}, or set data.packing.too_long to "
+            "'truncate' or 'split'"
+        )
+    longer = offsets + np.arange(len(offsets))  # as if each had one token more, which would be the last one's target
+    plan = packing.plan(longer, length, rng)
+    if isinstance(plan, WindowPlan):
+        return packing.plan(offsets, length, rng)  # windows know no documents
+    document = np.searchsorted(longer, plan.start, side="right") - 1
+    return Plan(plan.start - document, plan.size, plan.first)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithLabel(Presentation):
+    """A document a row, whole, and the number of its class: `tokens_BT`, `segment_BT`, `position_BT` and `label_B`.
+
+    `label_B` is int32, -1 in rows of padding. `data.packing` is One(): with "truncate" a document keeps its beginning.
+    """
+
+    def __call__(self, batch, length, special, seed_B):
+        number_B = batch["number_B"]
+        given = {name: batch[name] for name in ("tokens_BT", "segment_BT", "position_BT")}
+        return given | dict(label_B=np.where(np.isnan(number_B), -1, np.nan_to_num(number_B)).astype(np.int32))
+
+    def plan(self, packing, corpus, length, rng):
+        return whole(packing, corpus.offsets, length, rng)
+
+    def check(self, rendering, packing):
+        if not isinstance(packing, One) or packing.too_long == "split":
+            raise InputError(
+                f"WithLabel shows a document a row: set data.packing=One('truncate'), not {show(packing, whole=True)}"
+            )
+
+    def check_documents(self, documents):
+        for document in documents:
+            if not (document.number >= 0 and document.number.is_integer()):
+                raise InputError(
+                    f"WithLabel needs documents with a class, such as Labelled, not a {type(document).__name__} with "
+                    f"the number {document.number:g}"
+                )
+
+
 def _gathered(arrays: dict[str, np.ndarray], chosen_BT: np.ndarray, length: int, pad: int) -> dict[str, np.ndarray]:
     """Of each row, the chosen places moved together to the left of rows of `length`."""
     row, _ = np.nonzero(chosen_BT)
@@ -192,4 +283,4 @@ def _positions(segment_BT: np.ndarray) -> np.ndarray:
     return np.where(segment_BT >= 0, position_BT, 0).astype(np.int32)
 
 
-PRESENTATIONS = dict(AsIs=AsIs, SourceAndTarget=SourceAndTarget)
+PRESENTATIONS = dict(AsIs=AsIs, SourceAndTarget=SourceAndTarget, WithLabel=WithLabel)

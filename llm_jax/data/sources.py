@@ -7,13 +7,22 @@ from collections.abc import Iterator
 
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Document
-from llm_jax.data.downloads import DOWNLOADS, Download, EnglishJapanese, GoogleAnalogies, MakemoreNames, TinyShakespeare
+from llm_jax.data.downloads import (
+    DOWNLOADS,
+    Download,
+    EnglishJapanese,
+    GoogleAnalogies,
+    MakemoreNames,
+    SmsSpam,
+    TinyShakespeare,
+)  # fmt: skip
 from llm_jax.data.files import FILES, ArrayRecord, JsonLines, Source, TextFiles
 from llm_jax.data.packaged import PACKAGED, Conversations, KingJames, PythonHelp, Verses
 
 __all__ = [
     "SOURCES", "ArrayRecord", "Conversations", "Download", "EnglishJapanese", "GoogleAnalogies", "JsonLines",
-    "KingJames", "MakemoreNames", "Mixture", "PythonHelp", "Source", "TextFiles", "TinyShakespeare", "Verses",
+    "KingJames", "MakemoreNames", "Mixture", "PythonHelp", "SmsSpam", "Source", "TextFiles", "TinyShakespeare",
+    "Verses",
 ]  # fmt: skip
 
 

@@ -40,8 +40,8 @@ class _Judge(Model):
 
     backbone: Model
 
-    def filled(self, vocabulary, context):
-        return replace(self, backbone=self.backbone.filled(vocabulary, context))
+    def filled(self, vocabulary, context, source=0, start=None):
+        return replace(self, backbone=self.backbone.filled(vocabulary, context, source, start))
 
     def prepared(self, params):
         return {**params, "backbone": self.backbone.prepared(params["backbone"])}

@@ -46,3 +46,11 @@ def cross_entropy(score_BTV: jax.Array, target_BT: jax.Array) -> jax.Array:
     """-log softmax(score)[target], [B, T] nats."""
     chosen_BT = jnp.take_along_axis(score_BTV, target_BT[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(score_BTV, axis=-1) - chosen_BT
+
+
+def smoothed(score: jax.Array, target: jax.Array, smoothing: float) -> jax.Array:
+    """`cross_entropy` [...] with a target of which the share `smoothing` is spread over all there is to choose from."""
+    loss = cross_entropy(score, target)
+    if not smoothing:
+        return loss
+    return (1 - smoothing) * loss + smoothing * (jax.nn.logsumexp(score, axis=-1) - score.mean(-1))
