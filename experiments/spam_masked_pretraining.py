@@ -21,8 +21,8 @@ def experiment() -> Experiment:
             "data.presentation": Masked(),
             "objective": MaskedTokens(),
             "optimizer.learning_rate": 2e-3,
-            "steps": 2000,
-            "eval_every": 1000,
-            "save_every": 1000,
+            "steps": 1000,
+            "eval_every": 500,
+            "save_every": 500,
         }
     )

@@ -55,6 +55,7 @@ class Experiment(Part):
     save_every: int = 100
     keep_last: int = 2
     keep_best: int = 1
+    tuning: Part | None = None  # which parameters are trained; None: all
     report: tuple[Part, ...] = ()  # what is measured and shown when the training has ended
     init_from: str = ""
 
@@ -120,8 +121,9 @@ def assign(part: Any, assignments: list[str], modules: tuple[str, ...] = ()) -> 
 
 
 def names() -> list[str]:
-    """The registered experiments: the files of the folder."""
-    return sorted(p.stem for p in FOLDER.glob("*.py") if not p.stem.startswith("_"))
+    """The registered experiments: the files of the folder, and of those in it."""
+    found = (path.relative_to(FOLDER).with_suffix("") for path in FOLDER.rglob("*.py"))
+    return sorted(path.as_posix() for path in found if not path.name.startswith("_"))
 
 
 def question(name: str) -> str:
@@ -143,7 +145,7 @@ def get(name: str | Path) -> Experiment:
     made = make()
     if not isinstance(made, Experiment):
         raise InputError(f"{name}: experiment() must return an Experiment, not {type(made).__name__}")
-    return dataclasses.replace(parts.check(made), name=_path(str(name)).stem)
+    return dataclasses.replace(parts.check(made), name=str(name) if name in names() else Path(name).stem)
 
 
 def _path(name: str) -> Path:
@@ -167,9 +169,9 @@ def load_module(path: str | Path) -> ModuleType:
         path = Path(path).resolve()
         if not path.is_file():
             raise InputError(f"there is no file {path}")
-    if path.parent == FOLDER:
+    if path.is_relative_to(FOLDER):
         parts.own_package("experiments")  # not another package of that name in the current folder
-        return importlib.import_module(f"experiments.{path.stem}")
+        return importlib.import_module(".".join(["experiments", *path.relative_to(FOLDER).with_suffix("").parts]))
     name = module_name(path)
     known = sys.modules.get(name)
     if known is not None:

@@ -6,6 +6,10 @@ import ctypes
 import os
 import sys
 
+import jax
+
+from llm_jax.core.files import cache_folder
+
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of glibc's malloc.h
 NEVER = -1
 MADV_HUGEPAGE = 14  # of Linux's mman.h
@@ -39,3 +43,12 @@ def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:
     first = -(-before // HUGE_PAGE) * HUGE_PAGE
     if (grown := libc.sbrk(0) - first) > 0:
         libc.madvise(first, grown, MADV_HUGEPAGE)
+
+
+def keep_compiled() -> None:
+    """Keeps compiled programs in the user's cache folder, unless $LLM_JAX_COMPILATION_CACHE is 0."""
+    if os.environ.get("LLM_JAX_COMPILATION_CACHE", "1") == "0" or jax.config.values["jax_compilation_cache_dir"]:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

@@ -12,7 +12,7 @@ import numpy as np
 
 from llm_jax.core import parts
 from llm_jax.core.files import reading
-from llm_jax.core.process import keep_memory
+from llm_jax.core.process import keep_compiled, keep_memory
 from llm_jax.core.tables import InputError, lookup
 from llm_jax.data.documents import Rendering
 from llm_jax.data.pipeline import Data
@@ -35,9 +35,10 @@ from llm_jax.text.kept import Kept
 from llm_jax.text.tokenizer import Tokenizer
 from llm_jax.training import restore
 from llm_jax.training.checkpoints import Checkpoints
-from llm_jax.training.loop import fill, keep_compiled, keep_tokenizer
+from llm_jax.training.loop import keep_tokenizer
 from llm_jax.training.optimizers import AdamW
 from llm_jax.training.precision import Precision
+from llm_jax.training.program import fill
 from llm_jax.training.run import Run
 
 ROW = 512  # tokens in a row of the data that an imported model is measured on, at most

@@ -41,7 +41,10 @@ class _Judge(Model):
     backbone: Model
 
     def filled(self, vocabulary, context, source=0, start=None):
-        return replace(self, backbone=self.backbone.filled(vocabulary, context, source, start))
+        return replace(self, backbone=self.backbone.filled(vocabulary, context))
+
+    def trunks(self):
+        return ("backbone",)
 
     def prepared(self, params):
         return {**params, "backbone": self.backbone.prepared(params["backbone"])}

@@ -41,6 +41,10 @@ class Model(nn.Module):
         """
         return self
 
+    def trunks(self) -> tuple[str, ...]:
+        """The paths in its parameters at which those of a model that it is built on go; "": it is built on none."""
+        return ("",)
+
     def vectors(
         self, tokens_BT: jax.Array, at: Tokens | None = None, types_BT: jax.Array | None = None, *,
         dropout_key: jax.Array | None = None,

@@ -12,10 +12,11 @@ from llm_jax.text.recipes import TokenizerRecipe
 from llm_jax.training.optimizers import Optimizer
 from llm_jax.training.precision import Precision
 from llm_jax.training.report import Report
+from llm_jax.training.tuning import Tuning
 
 FAMILIES = dict(
     model=Model, tokenizer=TokenizerRecipe, data=Data, objective=Objective, optimizer=Optimizer, layout=Layout,
-    precision=Precision, report=tuple[Report, ...],
+    precision=Precision, tuning=Tuning | None, report=tuple[Report, ...],
 )  # fmt: skip
 
 

@@ -19,13 +19,17 @@ def evaluate(
 ) -> dict[str, float]:
     """Loss (nats a target), perplexity, bits per byte and accuracy over all `batches`.
 
-    `frozen` None stands for what a run begins with.
+    Args:
+      params: those that are trained, of the program's state.
+      frozen: of the state too; None stands for what the program's run keeps, or begins with.
 
     Raises:
       InputError: nothing in them has a weight.
     """
     totals: dict[str, float] = {}
-    frozen = program.frozen if frozen is None else frozen
+    with jax.set_mesh(program.mesh):
+        if frozen is None and (frozen := program.frozen) is None:
+            frozen = program.freeze(params)
     with jax.set_mesh(program.mesh):
         for batch in batches:
             sums = program.measure(params, frozen, place(dict(batch), program.mesh))

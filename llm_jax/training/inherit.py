@@ -1,4 +1,7 @@
-"""Training on from another run: its model, tokenizer and parameters are where an experiment with `init_from` begins."""
+"""Training on from another run: its model, tokenizer and parameters are where an experiment with `init_from` begins.
+
+So are the models of other runs that an experiment asks (`Pretrained`).
+"""
 
 from __future__ import annotations
 
@@ -7,43 +10,56 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+from absl import logging
 
-from llm_jax.core.alphabet import is_lettered
+from llm_jax.core import parts
 from llm_jax.core.parts import conform, show
 from llm_jax.core.tables import InputError
 from llm_jax.data.pipeline import Data
 from llm_jax.experiment import Experiment, user_modules
 from llm_jax.models.inherited import Inherited
 from llm_jax.models.model import Model
+from llm_jax.models.pretrained import Pretrained
 from llm_jax.text.kept import Kept
 from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
-from llm_jax.training.checkpoints import Checkpoints
-from llm_jax.training.program import Program, TrainState
+from llm_jax.training.program import Program, TrainState, fill
+from llm_jax.training.restore import open_checkpoint
 from llm_jax.training.run import Run
+from llm_jax.training.tuning import leaves, tree
 
 
 def inherit(experiment: Experiment, workdir: str | Path | None = None) -> Experiment:
-    """The experiment with what comes from the run that `init_from` names: how texts are written for its model
-    (`rendering`, but for what is learnt), and the model, where it is `Inherited()`.
+    """The experiment with what comes from other runs: of that which `init_from` names, how texts are written for its
+    model (`rendering`, but for what is learnt), and the model, where it is `Inherited()`; and each `Pretrained` model.
 
     Args:
-      workdir: of a run that was begun so before: it has all that itself, and the other run may be gone.
+      workdir: of a run that was begun so before: it has all that itself, and the other runs may be gone.
 
     Raises:
       InputError: there is no such run, or the experiment has a tokenizer of its own.
     """
+    begun = _begun(experiment, workdir)
+    known = {} if begun is None else {p.run: p for _, p in parts.walk(_experiment(begun)) if isinstance(p, Pretrained)}
+
+    def settle(part: Any) -> Any:
+        if not isinstance(part, Pretrained) or not isinstance(part.model, Inherited):
+            return part
+        return known.get(part.run) or dataclasses.replace(part, model=_opened(Run.existing(part.run)).experiment.model)
+
+    experiment = parts.transform(experiment, settle)
     if not experiment.init_from:
         return experiment
     if experiment.tokenizer != Kept():
         raise InputError(
             f"init_from brings its tokenizer along: set tokenizer=Kept(), not {show(experiment.tokenizer)}"
         )
-    before = _experiment(_begun(experiment, workdir) or Run.existing(experiment.init_from))
+    run = begun or Run.existing(experiment.init_from)
+    before = _experiment(run)
     there, here = (conform(e.data, Data, "data").rendering for e in (before, experiment))
     changes: dict[str, Any] = {"data.rendering": dataclasses.replace(there, learn=here.learn)}
-    if isinstance(experiment.model, Inherited):
-        changes["model"] = before.model
+    if any(isinstance(part, Inherited) for _, part in parts.walk(experiment.model)):
+        whole = parts.transform(experiment.model, lambda part: before.model if isinstance(part, Inherited) else part)
+        changes["model"] = whole if begun is None else before.model
     return experiment.override(changes)
 
 
@@ -57,23 +73,69 @@ def first_tokenizer(experiment: Experiment) -> Tokenizer:
 
 def begin(program: Program) -> TrainState:
     """The state before the first step: drawn from the seed, or with the parameters of the run of `init_from` (their
-    average, if it keeps one; of its newest sound checkpoint).
+    average, if it keeps one; of its newest sound checkpoint). What a model has beyond that run's, a head, is drawn.
 
     Raises:
-      InputError: that run has no checkpoint, or other parameters than the experiment's model.
+      InputError: that run has no checkpoint, or other parameters than the experiment's model; or a `Pretrained` model
+        reads texts by another tokenizer.
     """
-    experiment = program.experiment
-    if not experiment.init_from:
-        return program.begin()
-    run = Run.existing(experiment.init_from)
-    before = _experiment(run)
-    _same_parameters(before, run, program)
-    name = "average" if before.ema else "params"
-    state = dataclasses.replace(program.begin(), params=None, average=None)  # what was drawn makes room
-    with Checkpoints(run.checkpoints, run.manifest) as checkpoints, jax.set_mesh(program.mesh):
-        params = checkpoints.restore_params(program.template.params, name).state
-    average = jax.tree.map(jnp.copy, params) if experiment.ema else None
-    return dataclasses.replace(state, params=params, average=average)
+    others = {run: _pretrained(program, run) for run in program.pretrained}
+    if not program.experiment.init_from:
+        return program.begin(others=others)
+    run = Run.existing(program.experiment.init_from)
+    before = _opened(run, program.mesh)
+    trunks = _trunks(before, run, program)
+    params, _ = open_checkpoint(run, before)
+    if trunks == ("",):
+        return program.begin(params, others)
+    there, drawn = leaves(params), leaves(program.draw())
+    used = {path.removeprefix(f"{t}.") for t in trunks for path in drawn if path.startswith(f"{t}.")}
+    if left := there.keys() - used:
+        logging.warning("init_from: the model has no place for %s", ", ".join(sorted(left)))
+
+    def adopted(path: str, value: Any) -> Any:
+        trunk = next((t for t in trunks if path.startswith(f"{t}.")), None)
+        return value if trunk is None else jax.numpy.copy(there[path.removeprefix(f"{trunk}.")])
+
+    return program.begin(tree({path: adopted(path, value) for path, value in drawn.items()}), others)
+
+
+def _trunks(before: Program, run: Run, program: Program) -> tuple[str, ...]:
+    """The paths at which the parameters of the other run's model go; ("",): the models have the same.
+
+    Raises:
+      InputError: they fit nowhere; the message names the first that differs.
+    """
+    model = conform(program.experiment.model, Model, "model")
+    there, here = _shapes(before.boxed), _shapes(program.boxed)
+    if there == here:
+        return ("",)
+    trunks = model.trunks()
+    for trunk in trunks:
+        prefix = f"{trunk}." if trunk else ""
+        inside = {path.removeprefix(prefix): shape for path, shape in here.items() if path.startswith(prefix)}
+        names = inside.keys() if trunk else inside.keys() | there.keys()  # a trunk needs no head of the other model's
+        if differing := sorted(name for name in names if there.get(name) != inside.get(name)):
+            first = differing[0]
+            shapes = (
+                f"{there.get(first, 'absent')} in {run.workdir}, and {inside.get(first, 'absent')} in this experiment"
+            )
+            raise InputError(
+                f"init_from: parameter {first} is {shapes}: use model=Inherited(), or one that differs less"
+            )
+    return trunks
+
+
+def _shapes(boxed: Any) -> dict[str, tuple[int, ...]]:
+    return {path: leaf.value.shape for path, leaf in leaves(boxed).items()}
+
+
+def _pretrained(program: Program, name: str) -> Any:
+    run = Run.existing(name)
+    if program.tokenizer is None or load_tokenizer(run.tokenizer).identity != program.tokenizer.identity:
+        raise InputError(f"{name} has another tokenizer than this run: let both begin from the same run (init_from)")
+    params, _ = open_checkpoint(run, _opened(run, program.mesh))
+    return jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, program.of_pretrained(name)))
 
 
 def _begun(experiment: Experiment, workdir: str | Path | None) -> Run | None:
@@ -89,21 +151,9 @@ def _experiment(run: Run) -> Experiment:
     return Experiment.of(run.manifest, user_modules())
 
 
-def _same_parameters(before: Experiment, run: Run, program: Program) -> None:
-    """Nothing, if both models have parameters of the same names and shapes: none would be left out, or drawn.
-
-    Raises:
-      InputError: they differ; the message names the first.
-    """
-    data, tokenizer = conform(before.data, Data, "data"), load_tokenizer(run.tokenizer)
-    model = conform(before.model, Model, "model").filled(tokenizer.vocabulary, data.length)
-    there, here = _shapes(jax.eval_shape(model.begin, jax.random.key(0))), _shapes(program.boxed)
-    if differing := sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name)):
-        first = differing[0]
-        shapes = f"{there.get(first, 'absent')} in {run.workdir}, and {here.get(first, 'absent')} in this experiment"
-        raise InputError(f"init_from: parameter {first} is {shapes}: use model=Inherited(), or one that differs less")
-
-
-def _shapes(boxed: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_lettered)
-    return {".".join(key.key for key in path): leaf.value.shape for path, leaf in leaves}
+def _opened(run: Run, mesh: Any = None) -> Program:
+    """The program of another run, on this mesh, or one of a single device."""
+    experiment, tokenizer = _experiment(run), load_tokenizer(run.tokenizer)
+    if mesh is None:
+        mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
+    return Program(fill(experiment, tokenizer), mesh, tokenizer)

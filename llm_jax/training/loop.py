@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import dataclasses
 import os
 import shutil
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 
-from llm_jax.core.files import cache_folder
-from llm_jax.core.parts import conform
-from llm_jax.core.process import keep_memory
+from llm_jax.core.process import keep_compiled, keep_memory
 from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment
-from llm_jax.inference.language_model import LanguageModel
-from llm_jax.models.encoder import Encoder
-from llm_jax.models.model import Generator, Model
 from llm_jax.parallel.layout import place
 from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
 from llm_jax.training.check import check_families
@@ -26,11 +21,13 @@ from llm_jax.training.checkpoints import Checkpoints
 from llm_jax.training.disk import space_for
 from llm_jax.training.display import Display
 from llm_jax.training.evaluation import evaluate, means
+from llm_jax.training.finished import Finished
+from llm_jax.training.frozen import keep, kept
 from llm_jax.training.inherit import begin, first_tokenizer, inherit
 from llm_jax.training.interrupt import Interrupt
 from llm_jax.training.metrics import MetricsLog, read
-from llm_jax.training.program import Program, TrainState
-from llm_jax.training.report import Finished, findings
+from llm_jax.training.program import Program, TrainState, fill
+from llm_jax.training.report import findings
 from llm_jax.training.run import Run
 from llm_jax.training.speed import Speed
 
@@ -56,11 +53,11 @@ def train(experiment: Experiment, workdir: str | Path) -> TrainState:
         tokenizer = prepare_tokenizer(experiment, run)
         experiment = fill(experiment, tokenizer)
         program = Program(experiment, _mesh(experiment), tokenizer)
-        kept = Checkpoints(
+        checkpoints = Checkpoints(
             run.checkpoints, experiment.manifest(), keep_last=experiment.keep_last, keep_best=experiment.keep_best
         )
-        with kept, Display(experiment.steps) as display:
-            return Training(program, tokenizer, run, kept, display).run_to_end(interrupt)
+        with checkpoints, Display(experiment.steps) as display:
+            return Training(program, tokenizer, run, checkpoints, display).run_to_end(interrupt)
 
 
 class Training:
@@ -101,21 +98,28 @@ class Training:
         if not self.experiment.report:
             return
         written = [set(line) for line in read(self.run.metrics) if line["split"] == "report"]
-        for finding in findings(finished(self.experiment, self.tokenizer, state.best)):
+        for finding in findings(self._finished(state)):
             self.display.note("\n".join(finding.lines))
             if finding.metrics and not any(finding.metrics.keys() <= names for names in written):
                 self.metrics.write(int(state.step), "report", finding.metrics)
             for name, figure in finding.figures.items() if jax.process_index() == 0 else ():
                 self.display.note(f"drawn: {self.run.draw(name, figure)}")
 
+    def _finished(self, state: TrainState) -> Finished:
+        params = self.program.merged(state.best, state.frozen)
+        return Finished(self.experiment, self.tokenizer, params, state.frozen)
+
     def _resume(self) -> TrainState:
-        found = self.checkpoints.restore(self.program.template)
+        template = self.program.template
+        found = self.checkpoints.restore(dataclasses.replace(template, frozen=None))
         if found is None:
-            return begin(self.program)
+            state = begin(self.program)
+            keep(self.run, state.frozen)
+            return state
         self.batches.restore(found.data)
         self.evaluated = dict(found.metrics)
         self.display.note(f"going on from step {found.step}")
-        return found.state
+        return dataclasses.replace(found.state, frozen=kept(self.run, template.frozen))
 
     def _step(self, step: int, state: TrainState) -> TrainState:
         experiment, last = self.experiment, step == self.experiment.steps
@@ -166,7 +170,7 @@ class Training:
             self.display.log(step, split, found)
 
     def _save(self, step: int, state: TrainState) -> None:
-        self.checkpoints.save(step, state, self.batches.save(), self.evaluated)
+        self.checkpoints.save(step, dataclasses.replace(state, frozen=None), self.batches.save(), self.evaluated)
 
 
 def prepare_tokenizer(experiment: Experiment, run: Run) -> Tokenizer:
@@ -187,41 +191,6 @@ def keep_tokenizer(tokenizer: Tokenizer, run: Run) -> None:
     os.replace(saving, run.tokenizer)
 
 
-def fill(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
-    """The experiment with what its model leaves to the data filled in."""
-    model, data = conform(experiment.model, Model, "model"), cast(Any, experiment.data)
-    source, start = data.presentation.source(), tokenizer.special.get("bos")
-    return experiment.override({"model": model.filled(tokenizer.vocabulary, data.length, source, start)})
-
-
-def finished(experiment: Experiment, tokenizer: Tokenizer, params: Any) -> Finished:
-    """A filled-in experiment that was trained, for its `report`."""
-    return Finished(experiment, tokenizer, params, functools.partial(language_model, experiment, tokenizer, params))
-
-
-def language_model(experiment: Experiment, tokenizer: Tokenizer, params: Any) -> LanguageModel:
-    """What a filled-in experiment trained, ready to write or to embed, in the precision that it computes with.
-
-    Raises:
-      InputError: its model does neither.
-    """
-    model = conform(experiment.model, Generator | Encoder, "model")
-    data, precision = cast(Any, experiment.data), cast(Any, experiment.precision)
-    return LanguageModel(
-        model, params, tokenizer, template=data.rendering.template, dtype=precision.dtype,
-        bos=data.rendering.bos, eos=data.rendering.eos, prompt_eos=data.rendering.prompt_eos,
-    )  # fmt: skip
-
-
 def _mesh(experiment: Experiment) -> Any:
     layout: Any = experiment.layout
     return layout.mesh()
-
-
-def keep_compiled() -> None:
-    """Keeps compiled programs in the user's cache folder, unless $LLM_JAX_COMPILATION_CACHE is 0."""
-    if os.environ.get("LLM_JAX_COMPILATION_CACHE", "1") == "0" or jax.config.values["jax_compilation_cache_dir"]:
-        return
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

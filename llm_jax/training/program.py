@@ -14,8 +14,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from llm_jax.core import parts
+from llm_jax.core.alphabet import is_lettered
+from llm_jax.core.parts import conform
 from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment
+from llm_jax.models.model import Model
+from llm_jax.models.pretrained import Pretrained
 from llm_jax.parallel.layout import batch_sharding, shardings
 from llm_jax.text.tokenizer import Tokenizer
 
@@ -48,62 +53,109 @@ class Program:
 
     Attributes:
       tokenizer: the run's; only an objective that prepares something from the data asks for it.
-      boxed: the parameters' shapes with their letters.
+      frozen: what the run keeps, of whose checkpoint the parameters are; None: what a run begins with.
+      boxed: the model's parameters as shapes with their letters.
       template: the state as shapes with shardings; what checkpoints are restored to.
     """
 
     experiment: Experiment
     mesh: Mesh
     tokenizer: Tokenizer | None = None
-
-    @functools.cached_property
-    def frozen(self) -> Any:
-        """What the objective reads and nobody trains, at the beginning."""
-        objective: Any = self.experiment.objective
-        return objective.prepare(self.experiment.data, self.tokenizer)
+    frozen: Any = None
 
     @functools.cached_property
     def boxed(self) -> Any:
         return jax.eval_shape(self._draw, jax.random.key(0))
 
     @functools.cached_property
+    def parted(self) -> tuple[Any, Any]:
+        """The trained and the other parameters, as shapes with their letters."""
+        return jax.eval_shape(self._split, jax.random.key(0), self.boxed)
+
+    @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
         optimizer: Any = self.experiment.optimizer
-        return optimizer.transform(self.experiment.steps, self.boxed)
+        return optimizer.transform(self.experiment.steps, self.parted[0])
+
+    @functools.cached_property
+    def pretrained(self) -> dict[str, Pretrained]:
+        """The models of other runs that the experiment asks, by the folders of their runs."""
+        return {part.run: part for _, part in parts.walk(self.experiment) if isinstance(part, Pretrained)}
+
+    @functools.cached_property
+    def made(self) -> dict[str, Any]:
+        """What the objective makes of the data."""
+        objective: Any = self.experiment.objective
+        return objective.prepare(self.experiment.data, self.tokenizer) or {}
 
     @functools.cached_property
     def parameters(self) -> Any:
-        """The parameters as shapes with shardings."""
+        """The model's parameters as shapes with shardings."""
+        return self._placed(self.boxed)
 
+    def of_pretrained(self, run: str) -> Any:
+        """The parameters of another run's model, as shapes with shardings."""
+        return self._placed(jax.eval_shape(self.pretrained[run].model.begin, jax.random.key(0)))
+
+    def _placed(self, boxed: Any) -> Any:
         def one(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-        return jax.tree.map(one, nn.meta.unbox(self.boxed), shardings(self.boxed, self.mesh))
+        return jax.tree.map(one, nn.meta.unbox(boxed), shardings(boxed, self.mesh))
 
     @functools.cached_property
     def template(self) -> TrainState:
-        shapes = jax.eval_shape(self._begin, jax.random.key(0), self.frozen)
+        others = {run: self.of_pretrained(run) for run in self.pretrained}
+        shapes = jax.eval_shape(self._begin, jax.random.key(0), self.made, others)
         whole = NamedSharding(self.mesh, PartitionSpec())
-        params = shardings(self.boxed, self.mesh)
-        known = {
-            _names(path): (leaf.shape, sharding)
-            for (path, leaf), sharding in zip(
-                jax.tree_util.tree_leaves_with_path(shapes.params), jax.tree.leaves(params), strict=True
-            )
-        }
+        trained, base = map(self._placed, self.parted)
+        known = {}
+        for tree in (trained, dict(base=base), dict(reference=self.parameters), dict(pretrained=others)):
+            known |= {_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
         def placed(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
             """An optimiser's moment lies as its parameter does; what has another shape is kept whole."""
-            shape, sharding = known.get(_names(path), (None, whole))
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding if shape == leaf.shape else whole)
+            like = known.get(_names(path))
+            sharding = like.sharding if like is not None and like.shape == leaf.shape else whole
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
         return jax.tree_util.tree_map_with_path(placed, shapes)
 
-    def begin(self) -> TrainState:
-        """The state before the first step: drawn from the seed, each device drawing its own share."""
+    def begin(self, params: Any = None, others: Any = None) -> TrainState:
+        """The state before the first step: drawn from the seed, each device drawing its own share.
+
+        Args:
+          params: the model's parameters, where they are not to be drawn. They are used up.
+          others: those of the runs of `pretrained`.
+        """
+        others = others or {}
         with jax.set_mesh(self.mesh):
             key = jax.random.key(self.experiment.seed)
-            return jax.jit(self._begin, out_shardings=self._shardings())(key, self.frozen)
+            if params is None:
+                return jax.jit(self._begin, out_shardings=self._shardings())(key, self.made, others)
+            used_up = () if self.experiment.tuning else (1,)
+            start = jax.jit(self._start, out_shardings=self._shardings(), donate_argnums=used_up)
+            return start(key, params, self.made, others)
+
+    def draw(self) -> Any:
+        """The model's parameters, drawn from the seed."""
+        with jax.set_mesh(self.mesh):
+            laid = jax.tree.map(lambda leaf: leaf.sharding, self.parameters)
+            return jax.jit(self._drawn, out_shardings=laid)(jax.random.key(self.experiment.seed))
+
+    def freeze(self, params: Any, others: Any = None) -> Any:
+        """What a run that begins with these parameters reads and nobody trains; None if there is nothing."""
+        return self._frozen(*self._split(jax.random.key(0), self._boxing(params)), self.made, others or {})
+
+    def whole(self, trained: Any, frozen: Any) -> Any:
+        """The model's parameters from the trained ones and what is frozen."""
+        tuning: Any = self.experiment.tuning
+        return trained if tuning is None else tuning.join(trained, frozen["base"])
+
+    def merged(self, trained: Any, frozen: Any) -> Any:
+        """As `whole`, as the plain model has them: without adapters beside them, in float32."""
+        tuning: Any = self.experiment.tuning
+        return trained if tuning is None else jax.jit(tuning.merged)(trained, frozen["base"])
 
     def _shardings(self) -> Any:
         return jax.tree.map(lambda leaf: leaf.sharding, self.template)
@@ -112,13 +164,40 @@ class Program:
         model: Any = self.experiment.model
         return model.begin(key)
 
-    def _begin(self, key: jax.Array, frozen: Any) -> TrainState:
+    def _drawn(self, key: jax.Array) -> Any:
         # a weak type, as of jnp.full(shape, 1.0), is lost in the first step: the second would compile again
-        params = jax.tree.map(lambda x: x.astype(x.dtype), nn.meta.unbox(self._draw(key)))
+        return jax.tree.map(lambda x: x.astype(x.dtype), nn.meta.unbox(self._draw(key)))
+
+    def _boxing(self, params: Any) -> Any:
+        return jax.tree.map(lambda box, value: box.replace_boxed(value), self.boxed, params, is_leaf=is_lettered)
+
+    def _split(self, key: jax.Array, boxed: Any) -> tuple[Any, Any]:
+        tuning: Any = self.experiment.tuning
+        return (boxed, {}) if tuning is None else tuning.split(jax.random.fold_in(key, 1), boxed)
+
+    def _begin(self, key: jax.Array, made: Any, others: Any) -> TrainState:
+        return self._start(key, self._drawn(key), made, others)
+
+    def _start(self, key: jax.Array, params: Any, made: Any, others: Any) -> TrainState:
+        trained, base = self._split(key, self._boxing(params))
+        frozen = self._frozen(trained, base, made, others)
+        params = nn.meta.unbox(trained)
         none = jnp.zeros((), jnp.int32)
         average = jax.tree.map(jnp.copy, params) if self.experiment.ema else None
         sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.sums(params, frozen))
         return TrainState(none, params, self.optimizer.init(params), average, sums, none, none, none, frozen)
+
+    def _frozen(self, trained: Any, base: Any, made: Any, others: Any) -> Any:
+        objective, tuning = (cast(Any, part) for part in (self.experiment.objective, self.experiment.tuning))
+        frozen = dict(made)
+        if tuning is not None:
+            frozen["base"] = nn.meta.unbox(base)
+        if objective.keeps_reference():
+            kept = nn.meta.unbox(trained) if tuning is None else tuning.kept(nn.meta.unbox(trained))
+            frozen["reference"] = jax.tree.map(jnp.copy, kept)
+        if others:
+            frozen["pretrained"] = others
+        return frozen or None
 
     def sums(self, params: Any, frozen: Any) -> Any:
         """The shapes of the objective's sums, in training; `params` and `frozen` may be shapes too."""
@@ -126,13 +205,28 @@ class Program:
         key = jax.eval_shape(lambda: jax.random.key(0))
 
         def sums(params: Any, frozen: Any, batch: Batch, key: jax.Array) -> Any:
-            return self._objective(precision.cast(params), batch, key, frozen)
+            return self._objective(precision.cast(params), batch, key, self._cast(frozen))
 
         return jax.eval_shape(sums, params, frozen, data.blank(1), key)
 
-    def _objective(self, params: Any, batch: Batch, key: jax.Array | None, frozen: Any = None) -> dict[str, jax.Array]:
-        objective: Any = self.experiment.objective
-        return objective(self.experiment.model, params, frozen, batch, key)
+    def _objective(self, params: Any, batch: Batch, key: jax.Array | None, frozen: Any) -> dict[str, jax.Array]:
+        """Of the trained parameters: the objective sees whole ones."""
+        objective, tuning = (cast(Any, part) for part in (self.experiment.objective, self.experiment.tuning))
+        whole = self.whole(params, frozen)
+        if tuning is not None:
+            base = frozen["base"]
+            frozen = {name: value for name, value in frozen.items() if name != "base"}
+            if "reference" in frozen:
+                frozen["reference"] = tuning.original(frozen["reference"], base)
+        return objective(self.experiment.model, whole, frozen, batch, key)
+
+    def _cast(self, frozen: Any) -> Any:
+        """What is frozen, its weights in the precision that computes; what the objective made stays as it is."""
+        precision: Any = self.experiment.precision
+        return frozen and {
+            name: precision.cast(value) if name in ("base", "reference", "pretrained") else value
+            for name, value in frozen.items()
+        }
 
     # ------------------------------------------------------------------------------------------------------- the step
 
@@ -151,7 +245,9 @@ class Program:
     def measure(self):
         """`measure(params, frozen, batch) -> the objective's sums`, without dropout."""
         precision: Any = self.experiment.precision
-        return jax.jit(lambda params, frozen, batch: self._objective(precision.cast(params), batch, None, frozen))
+        return jax.jit(
+            lambda params, frozen, batch: self._objective(precision.cast(params), batch, None, self._cast(frozen))
+        )
 
     def _rows(self) -> int:
         data: Any = self.experiment.data
@@ -201,10 +297,10 @@ class Program:
         """The gradient of the summed loss and what is auxiliary to it, in float32, and all sums; by microbatches."""
         count = self.experiment.microbatches
         precision: Any = self.experiment.precision
-        params = precision.cast(state.params)
+        params, frozen = precision.cast(state.params), self._cast(state.frozen)
 
         def loss(params: Any, batch: Batch, key: jax.Array):
-            sums = self._objective(params, batch, key, state.frozen)
+            sums = self._objective(params, batch, key, frozen)
             return sums["loss"] + sums.get("auxiliary", 0.0), sums
 
         def one(batch: Batch, key: jax.Array):
@@ -221,6 +317,13 @@ class Program:
         pieces = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (state.params, state.sums))
         return jax.lax.scan(add, zeros, (pieces, jax.random.split(key, count)))[0]
+
+
+def fill(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
+    """The experiment with what its model leaves to the data filled in."""
+    model, data = conform(experiment.model, Model, "model"), cast(Any, experiment.data)
+    source, start = data.presentation.source(), tokenizer.special.get("bos")
+    return experiment.override({"model": model.filled(tokenizer.vocabulary, data.length, source, start)})
 
 
 def _names(path: Any) -> tuple[str, ...]:

@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.util
 import lzma
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from llm_jax.core.parts import Part
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Conversation, Example
 from llm_jax.data.pipeline import SplitName
-from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.text.chat import Message
-from llm_jax.text.tokenizer import Tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class Finished:
-    """A trained model, and what it was trained on. `lm` is it as a language model, where it is one."""
-
-    experiment: Experiment
-    tokenizer: Tokenizer
-    params: Any
-    generator: Callable[[], LanguageModel]
-
-    @functools.cached_property
-    def lm(self) -> LanguageModel:
-        return self.generator()
-
-    def documents(self, split: SplitName) -> list[Any]:
-        data: Any = self.experiment.data
-        return data.documents(split)
+from llm_jax.training.finished import Finished
 
 
 @dataclasses.dataclass

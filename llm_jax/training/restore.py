@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from llm_jax.core.process import keep_memory
+from llm_jax.core.process import keep_compiled, keep_memory
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
 from llm_jax.training.check import check_families
 from llm_jax.training.checkpoints import Checkpoints
-from llm_jax.training.loop import fill, keep_compiled, language_model
-from llm_jax.training.program import Program
+from llm_jax.training.finished import language_model
+from llm_jax.training.frozen import kept
+from llm_jax.training.program import Program, fill
 from llm_jax.training.run import Run
 
 
@@ -23,6 +25,8 @@ def restore(
     workdir: str | Path, assignments: Sequence[str] = (), modules: tuple[str, ...] = (), checkpoint: str = "newest"
 ) -> tuple[Program, Tokenizer, Any]:
     """The program of a run's experiment, its tokenizer, and its parameters (their average, if it keeps one).
+
+    The parameters are the whole model's, whichever of them were trained: the program trains all.
 
     Args:
       assignments: settings to change first, as of `--set`; the parameters must still fit.
@@ -35,16 +39,40 @@ def restore(
     keep_memory()
     keep_compiled()
     run = Run.existing(workdir)
-    experiment = Experiment.of(run.manifest, modules).set(list(assignments), modules)
+    before = Experiment.of(run.manifest, modules)
+    experiment = before.set(list(assignments), modules)
     check_families(experiment)
     tokenizer = load_tokenizer(run.tokenizer)
     experiment = fill(experiment, tokenizer)
     layout: Any = experiment.layout
-    program = Program(experiment, layout.mesh(), tokenizer)
-    name = "average" if experiment.ema else "params"
-    with Checkpoints(run.checkpoints, run.manifest) as checkpoints, jax.set_mesh(program.mesh):
-        params = checkpoints.restore_params(program.parameters, name, checkpoint).state
+    mesh = layout.mesh()
+    trained = Program(experiment.override({"objective": before.objective, "tuning": before.tuning}), mesh, tokenizer)
+    params, frozen = open_checkpoint(run, trained, checkpoint)
+    program = Program(experiment.override({"tuning": None}), mesh, tokenizer)
+    beside = {name: value for name, value in (frozen or {}).items() if name != "base"}
+    tuning: Any = before.tuning
+    if "reference" in beside and tuning is not None:
+        beside["reference"] = tuning.original(beside["reference"], frozen["base"])
+    if beside and before.objective == experiment.objective:
+        program = dataclasses.replace(program, frozen=beside)
     return program, tokenizer, params
+
+
+def open_checkpoint(run: Run, program: Program, checkpoint: str = "newest") -> tuple[Any, Any]:
+    """The whole model's parameters of a checkpoint that was saved by `program`, and what was frozen.
+
+    Raises:
+      InputError: there is no such checkpoint, or it holds other arrays.
+    """
+    name = "average" if program.experiment.ema else "params"
+    with Checkpoints(run.checkpoints, run.manifest) as checkpoints, jax.set_mesh(program.mesh):
+        template = program.template if run.frozen.exists() else None
+        parameters = program.parameters if template is None else template.params
+        params = checkpoints.restore_params(parameters, name, checkpoint).state
+        if template is None:  # nothing was frozen: all of the model was trained, or it was imported
+            return params, None
+        frozen = kept(run, template.frozen)
+        return program.merged(params, frozen), frozen
 
 
 def load(

@@ -37,7 +37,7 @@ SHOWN = 3  # differences that a message lists; the rest are counted
 
 
 class Run:
-    """A workdir: manifest.json, metrics.jsonl, events/, tokenizer/, checkpoints/ and, from some reports, figures/.
+    """A workdir: manifest.json, metrics.jsonl, events/, tokenizer/, checkpoints/; some have frozen/ and figures/ too.
 
     `Run.open` is for the one process that trains (a context manager: it holds the folder's lock), `Run.existing` for
     those that only read.
@@ -63,6 +63,10 @@ class Run:
     @property
     def figures(self) -> Path:
         return self.workdir / "figures"
+
+    @property
+    def frozen(self) -> Path:
+        return self.workdir / "frozen"
 
     @property
     def checkpoints(self) -> Path:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from math import prod
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -21,8 +20,7 @@ from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.flops import CONVENTION, active, count
 from llm_jax.models.model import Generator, Model
 from llm_jax.training.inherit import first_tokenizer, inherit
-from llm_jax.training.loop import fill
-from llm_jax.training.program import Program
+from llm_jax.training.program import Program, fill
 
 ROOMS = dict(
     embed="embedding", type_table="embedding", patches="patches", leading_vectors="patches", positions="positions",
@@ -47,8 +45,9 @@ def summary(experiment: Experiment) -> str:
     model = _any(experiment.model)
     lines = [f"{path} = {value}" for path, value in settings(experiment)]
     lines += ["", *cost(model, program.boxed, data.length)]
+    template = program.template
     with jax.set_mesh(program.mesh), choices() as picked:
-        program.sums(nn.meta.unbox(program.boxed), program.frozen)
+        program.sums(template.params, template.frozen)
     lines += [f"attention kernel: {pick}" for pick in dict.fromkeys(picked)]
     if flops := model.flops_per_token(program.boxed, data.length):
         tokens = data.batch * data.length * experiment.steps

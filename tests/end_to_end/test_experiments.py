@@ -28,8 +28,7 @@ from llm_jax.text.recipes import Bytes
 from llm_jax.text.tokenizer import load_tokenizer
 from llm_jax.training import metrics
 from llm_jax.training.inherit import first_tokenizer, inherit
-from llm_jax.training.loop import fill
-from llm_jax.training.program import Program
+from llm_jax.training.program import Program, fill
 from llm_jax.training.report import Bleu, Compression, ExactMatch, SampledConversations, Samples
 from llm_jax.training.report_pictures import Captions
 from llm_jax.training.report_words import Analogies, Neighbours

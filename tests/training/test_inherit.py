@@ -21,8 +21,8 @@ from llm_jax.models.inherited import Inherited
 from llm_jax.text.kept import Kept
 from llm_jax.text.recipes import Bpe
 from llm_jax.training.inherit import begin, inherit
-from llm_jax.training.loop import fill, train
-from llm_jax.training.program import Program
+from llm_jax.training.loop import train
+from llm_jax.training.program import Program, fill
 from llm_jax.training.restore import restore
 
 

@@ -1,0 +1,53 @@
+"""A trained model: what a report looks at, and a language model to write or to embed with."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, cast
+
+from llm_jax.core.parts import conform
+from llm_jax.data.pipeline import SplitName
+from llm_jax.experiment import Experiment
+from llm_jax.inference.language_model import LanguageModel
+from llm_jax.models.encoder import Encoder
+from llm_jax.models.model import Generator
+from llm_jax.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A filled-in experiment that was trained.
+
+    Attributes:
+      params: of the whole model.
+      frozen: what its objective reads beside them.
+      lm: it as a language model, where it is one.
+    """
+
+    experiment: Experiment
+    tokenizer: Tokenizer
+    params: Any
+    frozen: Any = None
+
+    @functools.cached_property
+    def lm(self) -> LanguageModel:
+        return language_model(self.experiment, self.tokenizer, self.params)
+
+    def documents(self, split: SplitName) -> list[Any]:
+        data: Any = self.experiment.data
+        return data.documents(split)
+
+
+def language_model(experiment: Experiment, tokenizer: Tokenizer, params: Any) -> LanguageModel:
+    """What a filled-in experiment trained, ready to write or to embed, in the precision that it computes with.
+
+    Raises:
+      InputError: its model does neither.
+    """
+    model = conform(experiment.model, Generator | Encoder, "model")
+    data, precision = cast(Any, experiment.data), cast(Any, experiment.precision)
+    return LanguageModel(
+        model, params, tokenizer, template=data.rendering.template, dtype=precision.dtype,
+        bos=data.rendering.bos, eos=data.rendering.eos, prompt_eos=data.rendering.prompt_eos,
+    )  # fmt: skip

@@ -1,0 +1,172 @@
+"""Which parameters are trained, and what a run keeps of the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from llm_jax.core.tables import InputError
+from llm_jax.data.sources import TextFiles
+from llm_jax.experiment import Experiment, load_module
+from llm_jax.models.heads import Scorer
+from llm_jax.models.inherited import Inherited
+from llm_jax.models.pretrained import Pretrained
+from llm_jax.text.kept import Kept
+from llm_jax.text.recipes import Bytes, Characters
+from llm_jax.training.inherit import begin, inherit
+from llm_jax.training.loop import train
+from llm_jax.training.program import Program, fill
+from llm_jax.training.restore import restore
+from llm_jax.training.tuning import TUNINGS, Only, leaves, merge, part, tree
+
+EXAMPLES = {  # of every entry of the table
+    "Only": Only(("stack.*.query.*", "norm.scale")),
+}
+
+
+FILE = '''
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax.models.pretrained import Pretrained
+from llm_jax.objectives.next_token import NextToken
+
+
+@dataclasses.dataclass(frozen=True)
+class Anchored(NextToken):
+    """Next tokens, measuring how far the parameters are from the first ones; and a teacher is asked."""
+
+    teacher: Pretrained | None = None
+
+    def keeps_reference(self):
+        return True
+
+    def __call__(self, model, params, frozen, batch, key):
+        sums = super().__call__(model, params, frozen, batch, key)
+        pairs = zip(*map(jax.tree.leaves, (params, frozen["reference"])), strict=True)
+        sums["moved"] = sum(((a - b) ** 2).sum() for a, b in pairs) * sums["weight"]
+        if self.teacher is not None:
+            taught: Any = self.teacher.model.apply({"params": self.teacher.params(frozen)}, batch["tokens_BT"])
+            sums["taught"] = jnp.abs(taught[0]).max() * sums["weight"]
+        return sums
+
+
+@dataclasses.dataclass(frozen=True)
+class Quiet(NextToken):
+    """Asks nothing of the model."""
+
+    def __call__(self, model, params, frozen, batch, key):
+        return dict(weight=batch["weight_BT"].sum(), loss=batch["weight_BT"].sum())
+'''
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> Any:
+    """Objectives of a user's file, as a manifest may name them."""
+    path = tmp_path_factory.mktemp("own") / "tuning_objectives.py"
+    path.write_text(FILE)
+    return load_module(path)
+
+
+def test_every_entry_has_an_example():
+    assert EXAMPLES.keys() == TUNINGS.keys()
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny, tmp_path_factory) -> Experiment:
+    path = tmp_path_factory.mktemp("data") / "text.txt"
+    path.write_text("\n".join(f"{i} and {i + 1} make {2 * i + 1}" for i in range(100)))
+    return tiny.override({"data.source": TextFiles(str(path), "\n")})
+
+
+@pytest.fixture(scope="module")
+def base(tiny, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "run"
+    train(tiny.override({"steps": 2}), folder)
+    return folder
+
+
+def on(tiny: Experiment, base: Path, **changes: Any) -> Experiment:
+    start = {"name": "on", "model": Inherited(), "tokenizer": Kept(), "init_from": str(base)}
+    return tiny.override(start | changes)
+
+
+def same(a: Any, b: Any) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+@pytest.mark.parametrize("tuning", EXAMPLES.values(), ids=EXAMPLES)
+def test_it_begins_as_the_whole_model_and_moves_only_what_is_trained(tiny, tuning):
+    experiment = tiny.override({"tuning": tuning})
+    program, whole = (Program(e, tiny.layout.mesh()) for e in (experiment, tiny))
+    state, drawn = program.begin(), whole.begin().params
+    same(program.merged(state.params, state.frozen), drawn)
+    tuned = program.experiment.tuning
+    assert isinstance(tuned, type(tuning))
+    same(tuning.original(tuning.kept(state.params), state.frozen["base"]), drawn)
+    assert 0 < sum(x.size for x in jax.tree.leaves(state.params)) < sum(x.size for x in jax.tree.leaves(drawn))
+
+
+@pytest.mark.parametrize("tuning", [None, *EXAMPLES.values()], ids=["None", *EXAMPLES])
+def test_what_is_frozen_is_kept_once_and_a_run_resumes_to_the_bit(tiny, base, own, tmp_path, tuning):
+    teacher = Pretrained(str(base))
+    experiment = on(tiny, base, tuning=tuning, objective=own.Anchored(teacher=teacher), steps=4, save_every=2)
+    straight = train(experiment, tmp_path / "straight")
+    train(experiment.override({"steps": 2}), tmp_path / "halves")
+    halves = train(experiment, tmp_path / "halves")
+    assert int(halves.step) == 4
+    same(straight, halves)
+    saved = tmp_path / "halves" / "checkpoints" / "00000004" / "state"
+    assert (tmp_path / "halves" / "frozen" / "00000000").exists() and saved.exists()
+    program, _, params = restore(tmp_path / "halves", modules=(own.__name__,))
+    before = restore(base)[2]
+    moved = {path for path, leaf in leaves(params).items() if (leaf != leaves(before)[path]).any()}
+    assert moved and (tuning is None) == (moved == leaves(params).keys())
+    same(program.frozen["reference"], before)
+    same(program.frozen["pretrained"][str(base)], before)
+
+
+def test_it_sees_the_reference_and_the_teacher(tiny, base, own):
+    experiment = on(tiny, base, objective=own.Anchored(teacher=Pretrained(str(base))))
+    filled = fill(inherit(experiment), tokenizer := Bytes().train([]))
+    program = Program(filled, filled.layout.mesh(), tokenizer)  # pyright: ignore[reportAttributeAccessIssue]
+    state = begin(program)
+    sums = program.measure(state.params, state.frozen, filled.data.blank(8))  # pyright: ignore[reportAttributeAccessIssue]
+    assert float(sums["moved"]) == 0
+    same(state.params, restore(base)[2])
+
+
+def test_a_head_is_drawn_on_a_trunk_of_another_run(tiny, base, own):
+    experiment = on(tiny, base, model=Scorer(Inherited()), objective=own.Quiet())
+    filled = fill(inherit(experiment), tokenizer := Bytes().train([]))
+    program = Program(filled, filled.layout.mesh(), tokenizer)  # pyright: ignore[reportAttributeAccessIssue]
+    params = begin(program).params
+    same(params["backbone"], restore(base)[2])
+    assert params["head"]["kernel"].shape == (16, 1)
+
+
+def test_a_tree_is_parted_and_joined():
+    whole = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+    assert leaves(whole) == {"a.b": 1, "a.c.d": 2, "e": 3} and tree(leaves(whole)) == whole
+    some, others = part(whole, lambda path: path != "a.b"), part(whole, lambda path: path == "a.b")
+    assert (some, others) == ({"a": {"c": {"d": 2}}, "e": 3}, {"a": {"b": 1}}) and merge(some, others) == whole
+
+
+def test_a_path_that_fits_nothing_is_told(tiny):
+    with pytest.raises(InputError, match=r"no parameter is called 'norm.scael': did you mean 'norm.scale'"):
+        Program(tiny.override({"tuning": Only(("norm.scael",))}), tiny.layout.mesh()).begin()
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(tiny, base, own, tmp_path):
+    experiment = tiny.override({"objective": own.Anchored(teacher=Pretrained(str(base)))})
+    with pytest.raises(InputError, match="is not the folder of a run"):
+        train(experiment.override({"objective.teacher": Pretrained(str(tmp_path))}), tmp_path / "a")
+    with pytest.raises(InputError, match="has another tokenizer than this run: let both begin from the same run"):
+        train(experiment.override({"tokenizer": Characters()}), tmp_path / "b")
