@@ -40,9 +40,7 @@ def experiment() -> Experiment:
     return Experiment(
         model=Classifier(encoder(), classes=2, pooling=Mean()),
         tokenizer=Bpe(vocabulary=2048),
-        data=Data(
-            SmsSpam(), length=96, batch=32, packing=One("truncate"), split=ByHash(0.2), presentation=WithLabel()
-        ),
+        data=Data(SmsSpam(), length=96, batch=32, packing=One("truncate"), split=ByHash(0.2), presentation=WithLabel()),
         objective=Classification(),
         optimizer=AdamW(learning_rate=5e-4, schedule=Cosine(warmup=50)),
         layout=Layout(),

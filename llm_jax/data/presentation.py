@@ -31,20 +31,19 @@ class Vocabulary(dict[str, int]):
     def __init__(self, tokenizer: Tokenizer | None = None):
         """None: nothing is known but that there are special tokens; enough for a row of padding."""
         super().__init__(dict.fromkeys(SPECIAL, 0))
-        spelt = []
+        spelt: list[bytes] = []
         if tokenizer is not None:
             self.clear()
             self.update(tokenizer.special, pad=tokenizer.padding)
-            spelt = [tokenizer.bytes_of(token) for token in range(tokenizer.vocabulary)]
-        own = {*self.values(), *([] if tokenizer is None else tokenizer.marks.values())}
-        self.ordinary_N = np.array([i for i, text in enumerate(spelt) if text and i not in own], np.int32)
-        in_words = LETTERS_AND_DIGITS
-        self.opens_V = np.array([text[:1] in in_words and text != b"" for text in spelt], bool)
-        self.closes_V = np.array([text[-1:] in in_words and text != b"" for text in spelt], bool)
+            own = {*self.values(), *tokenizer.marks.values()}
+            spelt = [b"" if i in own else tokenizer.bytes_of(i) for i in range(tokenizer.vocabulary)]
+        self.ordinary_N = np.flatnonzero(np.array([text != b"" for text in spelt], bool)).astype(np.int32)
+        self.opens_V = np.array([text != b"" and text[0] in IN_WORDS for text in spelt], bool)
+        self.closes_V = np.array([text != b"" and text[-1] in IN_WORDS for text in spelt], bool)
         self.stops_V = np.array([text.endswith((b".", b"!", b"?")) for text in spelt], bool)
 
 
-LETTERS_AND_DIGITS = bytes(byte for byte in range(256) if byte >= 128 or chr(byte).isalnum())  # of other scripts too
+IN_WORDS = frozenset(byte for byte in range(256) if byte >= 128 or chr(byte).isalnum())  # in other scripts too
 
 
 def blank(rows: int, length: int, pad: int = 0) -> Batch:

@@ -21,8 +21,8 @@ class NextToken(Objective):
 
     Sums: weight, loss, bytes (of text that the weighted targets stand for) and, in evaluation, correct; of a mixture of
     experts those of `routing`. A target that a mask shows to earlier tokens (`Prefix`, of prefix language models) has
-    weight 0. `smoothing` is the share of each target that is spread over the vocabulary (Szegedy et al. 2016); evaluation
-    measures without it.
+    weight 0. `smoothing` is the share of each target that is spread over the vocabulary (Szegedy et al. 2016);
+    evaluation measures without it.
 
     Raises:
       InputError: a mask shows all of them (`Full`).
