@@ -200,11 +200,7 @@ class SourceAndTarget(Presentation):
             )
 
     def check_documents(self, documents):
-        for document in documents:
-            if not isinstance(document, Example):
-                raise InputError(
-                    f"SourceAndTarget needs examples with a prompt and an answer, not a {type(document).__name__}"
-                )
+        _check_examples(documents, "SourceAndTarget")
 
 
 def whole(
@@ -262,6 +258,78 @@ class WithLabel(Presentation):
                 )
 
 
+@dataclasses.dataclass(frozen=True)
+class TwoTexts(Presentation):
+    """Examples as two texts of one meaning, of at most `data.length` tokens each: for an encoder to compare.
+
+    The prompt is in `source_BS`, `source_segment_BS` and `source_position_BS`, the answer in `tokens_BT`, `segment_BT`
+    and `position_BT`, each between `bos` and `eos`. `data.packing` is One(): with "truncate" a text keeps its
+    beginning.
+    """
+
+    def __call__(self, batch, length, special, seed_B):
+        made = {}
+        for number, names in enumerate((("source", "BS", "source_"), ("tokens", "BT", ""))):
+            chosen_BT = batch["segment_BT"] == number
+            given = _gathered(dict(tokens=batch["tokens_BT"]), chosen_BT, length, special["pad"])["tokens"]
+            size_B = chosen_BT.sum(1)
+            token_BT = np.full_like(given, special["pad"])
+            for row in np.flatnonzero(size_B).tolist():
+                ids = given[row, : size_B[row]].tolist()
+                ids = ([special["bos"]] * (ids[0] != special["bos"]) + ids)[:length]
+                ids = ids if ids[-1] == special["eos"] else [*ids[: length - 1], special["eos"]]
+                token_BT[row, : len(ids)], size_B[row] = ids, len(ids)
+            segment_BT = np.where(np.arange(length)[None] < size_B[:, None], 0, -1).astype(np.int32)
+            name, axes, before = names
+            made[f"{name}_{axes}"] = token_BT
+            made[f"{before}segment_{axes}"], made[f"{before}position_{axes}"] = segment_BT, _positions(segment_BT)
+        return made
+
+    def row(self, length):
+        return 2 * length
+
+    def plan(self, packing, corpus, length, rng):
+        """Two pieces a row: the tokens that are not learnt, and those that are."""
+        begin, end, cut = _cuts(corpus)
+        order = np.arange(len(begin)) if rng is None else rng.permutation(len(begin))
+        size = np.stack([cut - begin, end - cut], 1)[order]
+        room = np.array([length - 1, length - 1])  # `bos` or `eos` may have to be added
+        if getattr(packing, "too_long", None) == "refuse" and (size > room).any():
+            raise InputError(
+                f"{(size > room).any(1).sum()} of {len(size)} examples have a text of more than {length - 1} tokens "
+                f"(the longest has {size.max()}): raise data.length={length}, or set data.packing=One('truncate')"
+            )
+        start = np.stack([begin, cut], 1)[order]
+        return Plan(start.reshape(-1), np.minimum(size, room).reshape(-1), np.arange(0, 2 * len(size) + 1, 2))
+
+    def check(self, rendering, packing):
+        if rendering.learn != "answers" or not (rendering.bos and rendering.eos):
+            raise InputError(
+                "TwoTexts tells the texts of an example apart by what is learnt: set data.rendering=Rendering("
+                "learn='answers'), with bos and eos"
+            )
+        if not isinstance(packing, One) or packing.too_long == "split":
+            raise InputError(
+                f"TwoTexts shows an example a row: set data.packing=One(), not {show(packing, whole=True)}"
+            )
+
+    def check_documents(self, documents):
+        _check_examples(documents, "TwoTexts")
+
+
+def _cuts(corpus: Corpus) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where each document begins and ends, and where what is learnt of it begins (its end, where nothing is)."""
+    begin, end, learnt = corpus.offsets[:-1], corpus.offsets[1:], np.flatnonzero(corpus.learnt)
+    first = np.searchsorted(learnt, begin)
+    return begin, end, np.where(first < np.searchsorted(learnt, end), np.append(learnt, 0)[first], end)
+
+
+def _check_examples(documents: Sequence[Document], name: str) -> None:
+    for document in documents:
+        if not isinstance(document, Example):
+            raise InputError(f"{name} needs examples with a prompt and an answer, not a {type(document).__name__}")
+
+
 def _gathered(arrays: dict[str, np.ndarray], chosen_BT: np.ndarray, length: int, pad: int) -> dict[str, np.ndarray]:
     """Of each row, the chosen places moved together to the left of rows of `length`."""
     row, _ = np.nonzero(chosen_BT)
@@ -282,4 +350,4 @@ def _positions(segment_BT: np.ndarray) -> np.ndarray:
     return np.where(segment_BT >= 0, position_BT, 0).astype(np.int32)
 
 
-PRESENTATIONS = dict(AsIs=AsIs, SourceAndTarget=SourceAndTarget, WithLabel=WithLabel)
+PRESENTATIONS = dict(AsIs=AsIs, SourceAndTarget=SourceAndTarget, TwoTexts=TwoTexts, WithLabel=WithLabel)

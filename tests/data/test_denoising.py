@@ -104,9 +104,7 @@ def test_infilling_takes_poisson_spans():
     share = np.bincount(sizes, minlength=12)[:12] / len(sizes)
     poisson = np.exp(-3.0) * np.cumprod([1.0, *(3.0 / np.arange(1, 12))])
     assert np.abs(share - poisson).max() < 0.025  # but for the last span of a text, which is cut
-    assert np.abs(np.mean(firsts, 0)[9:-9] - 0.3).max() < 5 * np.sqrt(
-        0.21 / 400
-    )  # no place is likelier, but the ends less
+    assert np.abs(np.mean(firsts, 0)[9:-9] - 0.3).max() < 5 * np.sqrt(0.21 / 400)  # but for the ends
 
 
 def test_sentences_are_permuted():
