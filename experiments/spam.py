@@ -32,21 +32,21 @@ from llm_jax.training.precision import Precision
 
 def encoder() -> Encoder:
     """As many parameters as the generator of `spam_causal_pretraining`, of the same names."""
-    block = Block(Attention(4, head=24, mask=Full()), SwiGLU(hidden=256), dropout=0.1)
-    return Encoder(Embed(width=96), Stack((block,), 2), Rope(), RMSNorm(), Tied(), embed_norm=NoNorm())
+    block = Block(Attention(4, head=16, mask=Full()), SwiGLU(hidden=176))
+    return Encoder(Embed(width=64), Stack((block,), 2), Rope(), RMSNorm(), Tied(), embed_norm=NoNorm())
 
 
 def experiment() -> Experiment:
     return Experiment(
         model=Classifier(encoder(), classes=2, pooling=Mean()),
-        tokenizer=Bpe(vocabulary=2048),
-        data=Data(SmsSpam(), length=96, batch=32, packing=One("truncate"), split=ByHash(0.2), presentation=WithLabel()),
+        tokenizer=Bpe(vocabulary=1024),
+        data=Data(SmsSpam(), length=64, batch=32, packing=One("truncate"), split=ByHash(0.2), presentation=WithLabel()),
         objective=Classification(),
-        optimizer=AdamW(learning_rate=5e-4, schedule=Cosine(warmup=50)),
+        optimizer=AdamW(learning_rate=1e-3, schedule=Cosine(warmup=20)),
         layout=Layout(),
         precision=Precision(),
-        steps=500,
+        steps=150,
         log_every=50,
-        eval_every=250,
-        save_every=250,
+        eval_every=150,
+        save_every=150,
     )

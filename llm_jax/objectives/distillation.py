@@ -25,8 +25,8 @@ class Distillation(Objective):
     "forward" is KL(teacher || model), which the model lowers by covering all that the teacher may say; "reverse" is
     KL(model || teacher), by saying nothing that it would not (Gu et al. 2024, MiniLLM). Both are softened by
     `temperature`, and multiplied by its square, so that gradients keep their size. The share `hard` of the loss is the
-    cross-entropy of the texts. Sums: weight, loss, kl and cross_entropy (nats; as they are, without temperature) and, in evaluation,
-    correct; of a mixture of experts those of `routing`. Weights are those of NextToken.
+    cross-entropy of the texts. Sums: weight, loss, kl and cross_entropy (nats; as they are, without temperature) and,
+    in evaluation, correct; of a mixture of experts those of `routing`. Weights are those of NextToken.
 
     Raises:
       InputError: the model and the teacher have not as many words.
