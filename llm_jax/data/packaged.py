@@ -141,4 +141,6 @@ def _verse(bible: Any, verse: int) -> str:
     return " ".join(text.split())
 
 
-PACKAGED = dict(Conversations=Conversations, KingJames=KingJames, PythonHelp=PythonHelp, Verses=Verses)
+PACKAGED = dict(
+    ChatterBot=ChatterBot, Conversations=Conversations, KingJames=KingJames, PythonHelp=PythonHelp, Verses=Verses
+)

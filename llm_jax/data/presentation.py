@@ -121,9 +121,9 @@ class SourceAndTarget(Presentation):
     """Examples as pairs of a source to read and a target to write, of at most `sources` and `data.length` tokens.
 
     The batch has `source_BS`, `source_segment_BS` and `source_position_BS` beside the usual arrays, which hold the
-    targets: each begins with `bos` and is to end with `eos`. A pair has one segment number on both sides. With
-    `data.packing=BestFit("refuse")` several share a row, with `One()` none do; where `too_long` is "truncate", a source
-    keeps its last tokens and a target its first.
+    targets: each begins with `bos` (in whose place a model may read a `start` of its own) and is to end with `eos`. A
+    pair has one segment number on both sides. With `data.packing=BestFit("refuse")` several share a row, with `One()`
+    none do; where `too_long` is "truncate", a source keeps its last tokens and a target its first.
     """
 
     sources: Size = 64
@@ -136,7 +136,7 @@ class SourceAndTarget(Presentation):
         reads_BT = real_BT & (~learnt_BT | opens_BT)  # the last token of a source predicts the first of its target
         given = dict(tokens=batch["tokens_BT"], segment=segment_BT)
         source = _gathered(given, reads_BT, self.sources, special["pad"])
-        shifted_BT = np.where(opens_BT, special["bos"], batch["tokens_BT"])
+        shifted_BT = np.where(opens_BT, special.get("bos", special["pad"]), batch["tokens_BT"])
         given = dict(
             tokens=shifted_BT, targets=batch["targets_BT"], weight=batch["weight_BT"], segment=segment_BT,
             bytes=batch["bytes_BT"],
@@ -188,10 +188,10 @@ class SourceAndTarget(Presentation):
             )
 
     def check(self, rendering, packing):
-        if rendering.learn != "answers" or not (rendering.bos and rendering.eos):
+        if rendering.learn != "answers" or not (rendering.eos and (rendering.bos or rendering.prompt_eos)):
             raise InputError(
                 "SourceAndTarget tells sources from targets by what is learnt: set data.rendering=Rendering("
-                "learn='answers'), with bos and eos"
+                "learn='answers'), with eos, and with bos or prompt_eos"
             )
         if getattr(packing, "too_long", None) not in ("refuse", "truncate"):
             raise InputError(
