@@ -84,6 +84,17 @@ class Text(_Document):
 
 
 @dataclasses.dataclass(frozen=True)
+class Labelled(Text):
+    """A text and the number of its class."""
+
+    label: int
+
+    @property
+    def number(self) -> float:
+        return float(self.label)
+
+
+@dataclasses.dataclass(frozen=True)
 class Conversation(_Document):
     """Messages, and the JSON objects that describe the tools that the assistant may call (as in OpenAI's interface)."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llm_jax.core.files import cache_folder, reading
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Document, Example, Preference
+from llm_jax.data.documents import Document, Example, Labelled, Preference
 from llm_jax.data.files import JsonLines, Source, bytes_of, decode, texts
 from llm_jax.text.chat import Message
 
@@ -123,6 +123,18 @@ class GoogleAnalogies(Source):
 
 
 @dataclasses.dataclass(frozen=True)
+class SmsSpam(Source):
+    """5,574 text messages, 747 of them spam (class 1), a document each (UCI; Almeida et al. 2011, CC BY)."""
+
+    def documents(self) -> Iterator[Document]:
+        url = f"https://raw.githubusercontent.com/justmarkham/pycon-2016-tutorial/{SMS}/data/sms.tsv"
+        sha256 = "7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d"
+        for line in Download(url, sha256, "sms_spam.tsv", separator="\n").documents():
+            kind, _, message = line.text().partition("\t")
+            yield Labelled(message.strip(), int(kind == "spam"))
+
+
+@dataclasses.dataclass(frozen=True)
 class Instructions(Source):
     """1,100 instructions with their answers (Raschka's "Build a Large Language Model From Scratch", Apache-2.0)."""
 
@@ -146,6 +158,7 @@ class InstructionPreferences(Source):
                 yield Preference((Message("user", asked),), record["chosen"], record["rejected"])
 
 
+SMS = "master"
 FROM_SCRATCH = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/b80e7804b30830a00eb55d2abc7ac25a07f36fdc/ch07"
 PREFERENCES = (
     "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/2b7bd46a93311c1a77446ab1a83ff013ba3f6a70"
@@ -165,4 +178,5 @@ ENJA_SHA256 = {
 DOWNLOADS = dict(
     Download=Download, TinyShakespeare=TinyShakespeare, MakemoreNames=MakemoreNames, EnglishJapanese=EnglishJapanese,
     GoogleAnalogies=GoogleAnalogies, InstructionPreferences=InstructionPreferences, Instructions=Instructions,
+    SmsSpam=SmsSpam,
 )  # fmt: skip

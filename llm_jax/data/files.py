@@ -94,7 +94,8 @@ class JsonLines(Source):
 
     Each has its text in `field`, or is `{"messages": [{"role", "content"}]}` (OpenAI's format, with `tool_calls` and
     `tools`), `{"prompt", "answer"}`, or `{"instruction", "input", "output"}` (Alpaca's). Replies to compare are
-    `{"prompt" or "messages", "chosen", "rejected"}`, with a `"margin"` if it is known.
+    `{"prompt" or "messages", "chosen", "rejected"}`, with a `"margin"` if it is known. Beside a text in `field` there
+    may be its class, `"label"`: a whole number from 0 on.
     """
 
     path: str

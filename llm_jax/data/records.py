@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from llm_jax.core.tables import InputError, nearest
-from llm_jax.data.documents import Conversation, Document, Example, Preference, Text
+from llm_jax.data.documents import Conversation, Document, Example, Labelled, Preference, Text
 from llm_jax.text.calls import Call, to_json
 from llm_jax.text.chat import Message
 from llm_jax.text.tokenizer import check_text
@@ -21,7 +21,8 @@ def document_of(record: Any, field: str, where: str) -> Document:
     if not isinstance(record, dict):
         raise InputError(f"{where} is not a JSON object but {str(record)[:40]!r}")
     if field in record:
-        return Text(_text_in(record, field, where))
+        text = _text_in(record, field, where)
+        return Labelled(text, _label_in(record, where)) if "label" in record else Text(text)
     if "chosen" in record and "rejected" in record:
         return _preference(record, where)
     if "messages" in record:
@@ -60,6 +61,14 @@ def _text_in(record: dict[str, Any], field: str, where: str) -> str:
         raise InputError(f"{where}: the field {field!r} must be text, not {str(value)[:40]!r}")
     check_text(value, f"{where}: the field {field!r}")
     return value
+
+
+def _label_in(record: dict[str, Any], where: str) -> int:
+    if type(label := record["label"]) is not int or not 0 <= label < 2**24:
+        raise InputError(
+            f"{where}: the field 'label' must be the number of a class, from 0 on, not {str(label)[:40]!r}"
+        )
+    return label
 
 
 def _list_in(record: dict[str, Any], field: str, where: str) -> list[Any]:

@@ -15,23 +15,16 @@ from llm_jax.data.downloads import (
     InstructionPreferences,
     Instructions,
     MakemoreNames,
+    SmsSpam,
     TinyShakespeare,
 )
 from llm_jax.data.files import FILES, ArrayRecord, JsonLines, Source, TextFiles
-from llm_jax.data.packaged import (
-    PACKAGED,
-    ChatterBot,
-    Conversations,
-    KingJames,
-    PythonHelp,
-    RatedConversations,
-    Verses,
-)
+from llm_jax.data.packaged import PACKAGED, ChatterBot, Conversations, KingJames, PythonHelp, RatedConversations, Verses
 
 __all__ = [
     "SOURCES", "ArrayRecord", "ChatterBot", "Conversations", "Download", "EnglishJapanese", "GoogleAnalogies",
     "InstructionPreferences", "Instructions", "JsonLines", "KingJames", "MakemoreNames", "Mixture", "PlainTexts",
-    "PythonHelp", "RatedConversations", "Source", "TextFiles", "TinyShakespeare", "Verses",
+    "PythonHelp", "RatedConversations", "SmsSpam", "Source", "TextFiles", "TinyShakespeare", "Verses",
 ]  # fmt: skip
 
 

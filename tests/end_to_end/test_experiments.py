@@ -1,6 +1,7 @@
 """Every experiment: its manifest, its shapes, and two shrunken steps through the real loop, reports included."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,22 +11,27 @@ import llm_jax
 from experiments.dpo_base import Sorted
 from experiments.word2vec_planted import PlantedQuestions
 from llm_jax import experiment as experiments
+from llm_jax.core.parts import walk
 from llm_jax.core.tables import InputError
-from llm_jax.data.sources import Download, KingJames, MakemoreNames, TextFiles, TinyShakespeare
+from llm_jax.data.sources import Download, JsonLines, KingJames, MakemoreNames, SmsSpam, TextFiles, TinyShakespeare
 from llm_jax.experiment import Experiment
 from llm_jax.interop.imports import make_run
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
-from llm_jax.layers.embedding import Embed
+from llm_jax.layers.embedding import Embed, Tied
 from llm_jax.layers.feedforward import SwiGLU
+from llm_jax.layers.masks import Full
 from llm_jax.models.actor_critic import ActorCritic
 from llm_jax.models.decoder import Decoder
+from llm_jax.models.encoder import Encoder
 from llm_jax.models.encoder_decoder import EncoderDecoder
+from llm_jax.models.heads import Classifier
 from llm_jax.models.inherited import Inherited
-from llm_jax.models.model import Generator
+from llm_jax.models.model import Generator, Model
 from llm_jax.models.stack import Stack
 from llm_jax.models.vision import Captioner, ImageClassifier
 from llm_jax.models.word2vec import Word2Vec
+from llm_jax.objectives.masked import MaskedTokens
 from llm_jax.objectives.policy import PolicyGradient
 from llm_jax.text.recipes import Bytes
 from llm_jax.text.tokenizer import load_tokenizer
@@ -70,6 +76,7 @@ REPORTS = {
     **dict.fromkeys(("translate_gru", "translate_gru_attention", "translate_transformer"), (Bleu(limit=3),)),
     **dict.fromkeys(("dpo_base", "dpo"), (Rewarded(Sorted(), limit=5, max_tokens=4, show=1),)),
     "reward_ratings": (PairAccuracy(),),
+    **dict.fromkeys(("finetune_masked", "spam", "spam_masked_pretraining", "spam_pretrained", "spam_few_labels"), ()),
     "word2vec_bible": (Neighbours(("king",), count=2),),
     "word2vec_planted": (Analogies(PlantedQuestions()),),
 }
@@ -80,18 +87,36 @@ def base(tmp_path_factory) -> str:
     """The folder of a tiny model that came from elsewhere, to train on from."""
     folder = tmp_path_factory.mktemp("base") / "run"
     block = Block(Attention(2, head=8), SwiGLU(24))
-    model = Decoder(Embed(16, 270), Stack((block,), 1), context=256)
-    experiment: Any = llm_jax.get("finetune").override({"name": "tiny", "model": model, "layout.data": 1})
+    return made("finetune", Decoder(Embed(16, 270), Stack((block,), 1), context=256), folder)
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory) -> str:
+    """The same of an encoder."""
+    folder = tmp_path_factory.mktemp("read") / "run"
+    block = Block(Attention(2, head=8, mask=Full()), SwiGLU(24))
+    encoder = Encoder(Embed(16, 270), Stack((block,), 1), head=Tied(), context=256)
+    return made("finetune_masked", encoder, folder)
+
+
+def made(name: str, model: Model, folder: Path) -> str:
+    experiment: Any = llm_jax.get(name).override({"name": "tiny", "model": model, "layout.data": 1})
     params = Program(experiment, experiment.layout.mesh()).begin().params
     make_run(folder, experiment, Bytes().train(["a"]), lambda: params)
     return str(folder)
 
 
+def inherits(experiment: Experiment) -> bool:
+    return any(isinstance(part, Inherited) for _, part in walk(experiment.model))
+
+
 @pytest.fixture(scope="module")
-def small(tmp_path_factory, base):
+def small(tmp_path_factory, base, read):
     """An experiment by its name, with small data where it would download, and a small vocabulary."""
     path = tmp_path_factory.mktemp("data") / "text.txt"
     path.write_text("\n".join(f"name{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(300)) * 3)
+    labelled = path.with_name("labelled.jsonl")
+    labelled.write_text("\n".join(f'{{"text": "a message, number {i}", "label": {i % 2}}}' for i in range(40)))
 
     def make(name: str) -> Experiment:
         found: Any = llm_jax.get(name)
@@ -101,11 +126,16 @@ def small(tmp_path_factory, base):
         if isinstance(found.data.source, (TinyShakespeare, MakemoreNames, Download)):
             separator = "\n" if isinstance(found.data.source, MakemoreNames) else ""
             changes["data.source"] = TextFiles(str(path), separator)
+        elif isinstance(found.data.source, SmsSpam):
+            changes |= {"data.source": JsonLines(str(labelled)), "data.length": 32}
         elif name in ("small_gpt", "quickstart"):
             changes |= {"tokenizer.vocabulary": 400, "data.evaluation_batches": 1, "data.length": 64}
-        if isinstance(found.model, (Inherited, ActorCritic)):
-            changes.pop("model.stack.repeats", None)
-            changes |= {"init_from": base, "data.length": 64, "data.evaluation_batches": 1}
+        if isinstance(found.model, Classifier):
+            changes["model.backbone.stack.repeats"] = changes.pop("model.stack.repeats")
+        if inherits(found):
+            changes = {path: value for path, value in changes.items() if not path.endswith("stack.repeats")}
+            begun = read if name == "finetune_masked" else base
+            changes |= {"init_from": begun, "data.length": 64, "data.evaluation_batches": 1}
         samples = Samples(("", "a") if found.data.rendering.bos else ("a",), max_tokens=3)
         return found.override(changes | {"report": REPORTS.get(name, (samples,))})
 
@@ -124,12 +154,13 @@ def test_manifest_and_question(name):
 def test_two_shrunken_steps(name, small, tmp_path, capfd):
     experiment = small(name)
     said = summary(experiment)
-    writes = isinstance(experiment.model, (Generator, Inherited))
+    reads = isinstance(experiment.objective, MaskedTokens)
+    writes = isinstance(experiment.model, (Generator, Inherited)) and not reads
     assert "parameters" in said and (
         isinstance(experiment.model, Word2Vec) or "FLOPs a token" in said or "FLOPs a target" in said
     )
     bounded = isinstance(experiment.model, (ActorCritic, Captioner, Decoder, EncoderDecoder, Inherited))
-    assert ("cache bytes" in said) == bounded
+    assert ("cache bytes" in said) == (bounded and not reads)
     state = llm_jax.train(experiment, tmp_path)
     assert int(state.step) == 2 and int(state.skipped) == 0
     lines = [line for line in metrics.read(tmp_path / "metrics.jsonl") if line["split"] != "report"]
@@ -159,16 +190,16 @@ def test_two_shrunken_steps(name, small, tmp_path, capfd):
             PairAccuracy: "held-out pairs: 0.",
         }
         assert expected[type(report)] in said
-    if not writes:
+    if not (writes or reads):
         with pytest.raises(InputError, match="model must be a Generator"):
             llm_jax.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", experiments.names())
-def test_shapes_at_full_size(name, base):
+def test_shapes_at_full_size(name, base, read):
     found, tokenizer = llm_jax.get(name), load_tokenizer("gpt2")
-    if isinstance(found.model, (Inherited, ActorCritic)):
-        found = inherit(found.override({"init_from": base}))
+    if inherits(found):
+        found = inherit(found.override({"init_from": read if name == "finetune_masked" else base}))
         tokenizer = first_tokenizer(found)
     experiment: Any = fill(found, tokenizer).override({"layout.data": 1})
     if isinstance(experiment.model, Word2Vec):
