@@ -10,21 +10,20 @@ the report shows replies of before and after side by side.
 import dataclasses
 from collections.abc import Iterator
 
-from llm_jax.objectives.policy import Grpo
-from llm_jax.objectives.rewards import ModelReward
-from llm_jax.training.report_preferences import Rewarded
-from llm_jax.training.rollouts import Rollouts
-
 from llm_jax.data.documents import Conversation, Rendering
 from llm_jax.data.sources import Conversations, Source
 from llm_jax.data.split import ByHash
 from llm_jax.experiment import Experiment
 from llm_jax.models.inherited import Inherited
 from llm_jax.models.pretrained import Pretrained
+from llm_jax.objectives.policy import Grpo
+from llm_jax.objectives.rewards import ModelReward
 from llm_jax.parallel.layout import Layout
 from llm_jax.text.kept import Kept
 from llm_jax.training.optimizers import AdamW, Constant
 from llm_jax.training.precision import Precision
+from llm_jax.training.report_preferences import Rewarded
+from llm_jax.training.rollouts import Rollouts
 
 JUDGE = ModelReward(Pretrained("runs/chatbot/reward"))
 

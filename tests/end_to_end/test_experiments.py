@@ -11,7 +11,7 @@ import llm_jax
 from experiments.dpo_base import Sorted
 from experiments.word2vec_planted import PlantedQuestions
 from llm_jax import experiment as experiments
-from llm_jax.core.parts import walk
+from llm_jax.core.parts import transform, walk
 from llm_jax.core.tables import InputError
 from llm_jax.data.sources import Download, JsonLines, KingJames, MakemoreNames, SmsSpam, TextFiles, TinyShakespeare
 from llm_jax.experiment import Experiment
@@ -25,9 +25,10 @@ from llm_jax.models.actor_critic import ActorCritic
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.encoder import Encoder
 from llm_jax.models.encoder_decoder import EncoderDecoder
-from llm_jax.models.heads import Classifier
+from llm_jax.models.heads import Classifier, Scorer
 from llm_jax.models.inherited import Inherited
 from llm_jax.models.model import Generator, Model
+from llm_jax.models.pretrained import Pretrained
 from llm_jax.models.stack import Stack
 from llm_jax.models.vision import Captioner, ImageClassifier
 from llm_jax.models.word2vec import Word2Vec
@@ -62,20 +63,24 @@ SMALLER = {  # where there is no model.stack
     "word2vec_bible": {"data.evaluation_batches": 1, "model.embed.width": 8},
     "word2vec_planted": {"data.source.sentences": 300},
     "grpo_arithmetic": {"data.group": 2},
+    "chatbot/align": {"data.group": 2, "data.max_tokens": 4},
     "ppo_arithmetic": {"data.batches": 1},
 }
 REPORTS = {
-    "quickstart": (Compression(), SampledConversations(count=1, turns=1, max_tokens=4)),
+    **dict.fromkeys(
+        ("quickstart", "chatbot/pretrain"), (Compression(), SampledConversations(count=1, turns=1, max_tokens=4))
+    ),
     "sort": (ExactMatch("validation", limit=5),),
     "reversed_addition": (ExactMatch("train", limit=5),),
     **dict.fromkeys(("arithmetic_base", "grpo_arithmetic", "ppo_arithmetic"), (ExactMatch(limit=5),)),
     "digits_captions": (Captions(limit=5, drawn=4),),
     "digits_classifier": (),
     "instructions_tuned": (ExactMatch("validation", limit=5),),
-    "finetune": (SampledConversations(count=1, turns=1, max_tokens=4),),
+    **dict.fromkeys(("finetune", "chatbot/instruct"), (SampledConversations(count=1, turns=1, max_tokens=4),)),
     **dict.fromkeys(("translate_gru", "translate_gru_attention", "translate_transformer"), (Bleu(limit=3),)),
     **dict.fromkeys(("dpo_base", "dpo"), (Rewarded(Sorted(), limit=5, max_tokens=4, show=1),)),
-    "reward_ratings": (PairAccuracy(),),
+    **dict.fromkeys(("reward_ratings", "chatbot/reward"), (PairAccuracy(),)),
+    "chatbot/align": (Rewarded(Sorted(), limit=5, max_tokens=4, show=1),),
     **dict.fromkeys(("finetune_masked", "spam", "spam_masked_pretraining", "spam_pretrained", "spam_few_labels"), ()),
     "word2vec_bible": (Neighbours(("king",), count=2),),
     "word2vec_planted": (Analogies(PlantedQuestions()),),
@@ -99,6 +104,14 @@ def read(tmp_path_factory) -> str:
     return made("finetune_masked", encoder, folder)
 
 
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory) -> str:
+    """The same of a reward model."""
+    block = Block(Attention(2, head=8), SwiGLU(24))
+    scorer = Scorer(Decoder(Embed(16, 270), Stack((block,), 1), context=256))
+    return made("reward_ratings", scorer, tmp_path_factory.mktemp("judge") / "run")
+
+
 def made(name: str, model: Model, folder: Path) -> str:
     experiment: Any = llm_jax.get(name).override({"name": "tiny", "model": model, "layout.data": 1})
     params = Program(experiment, experiment.layout.mesh()).begin().params
@@ -111,7 +124,7 @@ def inherits(experiment: Experiment) -> bool:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory, base, read):
+def small(tmp_path_factory, base, read, judge):
     """An experiment by its name, with small data where it would download, and a small vocabulary."""
     path = tmp_path_factory.mktemp("data") / "text.txt"
     path.write_text("\n".join(f"name{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(300)) * 3)
@@ -128,7 +141,7 @@ def small(tmp_path_factory, base, read):
             changes["data.source"] = TextFiles(str(path), separator)
         elif isinstance(found.data.source, SmsSpam):
             changes |= {"data.source": JsonLines(str(labelled)), "data.length": 32}
-        elif name in ("small_gpt", "quickstart"):
+        elif name in ("small_gpt", "quickstart", "chatbot/pretrain"):
             changes |= {"tokenizer.vocabulary": 400, "data.evaluation_batches": 1, "data.length": 64}
         if isinstance(found.model, Classifier):
             changes["model.backbone.stack.repeats"] = changes.pop("model.stack.repeats")
@@ -136,6 +149,7 @@ def small(tmp_path_factory, base, read):
             changes = {path: value for path, value in changes.items() if not path.endswith("stack.repeats")}
             begun = read if name == "finetune_masked" else base
             changes |= {"init_from": begun, "data.length": 64, "data.evaluation_batches": 1}
+        found = transform(found, lambda part: Pretrained(judge) if isinstance(part, Pretrained) else part)
         samples = Samples(("", "a") if found.data.rendering.bos else ("a",), max_tokens=3)
         return found.override(changes | {"report": REPORTS.get(name, (samples,))})
 
@@ -186,7 +200,7 @@ def test_two_shrunken_steps(name, small, tmp_path, capfd):
             Bleu: "BLEU nrefs:1|case:mixed|eff:no|tok:13a",
             Neighbours: "nearest to king: ",
             Analogies: "analogies: ",
-            Rewarded: "5 held-out prompts: reward 0.",
+            Rewarded: "5 held-out prompts: reward ",
             PairAccuracy: "held-out pairs: 0.",
         }
         assert expected[type(report)] in said
