@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from llm_jax.core.parts import conform
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Conversation, Document, Example, Rendering
+from llm_jax.data.documents import Conversation, Document, Example, Preference, Rendering
 from llm_jax.data.presentation import Batch, blank
-from llm_jax.inference.generate import Generation, prepare
+from llm_jax.inference.generate import Generation, prepare, row_keys
+from llm_jax.inference.language_model import LanguageModel
 from llm_jax.inference.sampling import Sampler
 from llm_jax.models.model import Generator
+from llm_jax.text.chat import Message
 from llm_jax.text.special import frame
 from llm_jax.text.tokenizer import Tokenizer
 
@@ -30,10 +33,10 @@ class Prompt:
 
     @classmethod
     def of(cls, document: Document, tokenizer: Tokenizer, rendering: Rendering) -> Prompt:
-        """An example's prompt, or a conversation up to the assistant's last turn.
+        """An example's prompt, or a conversation up to the assistant's last turn; or up to replies to compare.
 
         Raises:
-          InputError: it is neither, or the assistant says nothing in it.
+          InputError: it is none of these, or the assistant says nothing in it.
         """
         if isinstance(document, Example):
             before = frame(tokenizer.special, "bos", rendering.bos)
@@ -43,10 +46,26 @@ class Prompt:
             turns = [at for at, message in enumerate(document.messages) if message.role == "assistant"]
             if not turns or not turns[-1]:
                 raise InputError("a conversation without an assistant's answer is no prompt: leave it out of the data")
-            before = document.messages[: turns[-1]]
-            ids, _ = rendering.template.render(tokenizer, before, reply=True)
-            return cls(document, tuple(ids), before[-1].content, anew=True)
+            return cls._turn(document, document.messages[: turns[-1]], tokenizer, rendering)
+        if isinstance(document, Preference):
+            return cls._turn(document, document.messages, tokenizer, rendering)
         raise InputError(f"prompts are of examples and conversations: a {type(document).__name__} has none")
+
+    @classmethod
+    def _turn(
+        cls, document: Document, before: Sequence[Message], tokenizer: Tokenizer, rendering: Rendering
+    ) -> Prompt:  # fmt: skip
+        ids, _ = rendering.template.render(tokenizer, before, reply=True)
+        return cls(document, tuple(ids), before[-1].content, anew=True)
+
+    @classmethod
+    def among(cls, documents: Iterable[Document], tokenizer: Tokenizer, rendering: Rendering) -> Iterator[Prompt]:
+        """Those of the documents that have one."""
+        for document in documents:
+            said = document.messages if isinstance(document, Conversation) else ()
+            answered = any(at and message.role == "assistant" for at, message in enumerate(said))
+            if answered or isinstance(document, (Example, Preference)):
+                yield cls.of(document, tokenizer, rendering)
 
 
 @dataclasses.dataclass
@@ -57,6 +76,10 @@ class Completions:
     ids: list[list[int]]
     texts: list[str]
     ended_B: np.ndarray
+
+    def sizes(self) -> np.ndarray:
+        """[B]: how many tokens each has, but for one that ended it."""
+        return np.array([len(ids) for ids in self.ids]) - self.ended_B
 
     def laid(self, length: int, pad: int, bytes_V: np.ndarray) -> Batch:
         """Rows of `length` tokens, one completion each; the targets that were drawn have weight 1."""
@@ -91,6 +114,21 @@ def write(
     for row in np.flatnonzero(ended_B):
         ids[row].append(int(generation.end_B[row]))
     return Completions(prompts, ids, texts, ended_B)
+
+
+def replies(
+    lm: LanguageModel, prompts: Sequence[Prompt], *, max_tokens: int, sampler: Sampler, seed: int, batch: int
+) -> Completions:
+    """One completion for each prompt, written in batches: what a row says depends on its prompt, number and `seed`."""
+    model, parts = conform(lm.model, Generator, "model"), []
+    for first in range(0, len(prompts), batch):
+        some = prompts[first : first + batch]
+        key_B = row_keys(seed, range(first, first + len(some)))
+        parts.append(write(
+            model, lm.params, lm.tokenizer, some, max_tokens=max_tokens, sampler=sampler, key_B=key_B, dtype=lm.dtype
+        ))  # fmt: skip
+    ids, texts = ([one for part in parts for one in getattr(part, name)] for name in ("ids", "texts"))
+    return Completions(prompts, ids, texts, np.concatenate([part.ended_B for part in parts]))
 
 
 def _text(tokenizer: Tokenizer, prompt: Prompt, ids: Sequence[int]) -> str:

@@ -109,7 +109,7 @@ class Training:
 
     def _finished(self, state: TrainState) -> Finished:
         params = self.program.merged(state.best, state.frozen)
-        return Finished(self.experiment, self.tokenizer, params, state.frozen)
+        return Finished(self.experiment, self.tokenizer, params, self.program.beside(state.frozen))
 
     def _resume(self) -> TrainState:
         template = self.program.template

@@ -158,6 +158,16 @@ class Program:
         tuning: Any = self.experiment.tuning
         return trained if tuning is None else jax.jit(tuning.merged)(trained, frozen["base"])
 
+    def beside(self, frozen: Any) -> Any:
+        """What is frozen beside the model's own parameters, with the whole reference, as objectives see it."""
+        tuning: Any = self.experiment.tuning
+        if tuning is None:
+            return frozen
+        seen = {name: value for name, value in frozen.items() if name != "base"}
+        if "reference" in seen:
+            seen["reference"] = tuning.original(seen["reference"], frozen["base"])
+        return seen
+
     def _shardings(self) -> Any:
         return jax.tree.map(lambda leaf: leaf.sharding, self.template)
 
@@ -212,18 +222,7 @@ class Program:
 
     def _objective(self, params: Any, batch: Batch, key: jax.Array | None, frozen: Any) -> dict[str, jax.Array]:
         objective: Any = self.experiment.objective
-        return objective(self.experiment.model, *self._seen(params, frozen), batch, key)
-
-    def _seen(self, params: Any, frozen: Any) -> tuple[Any, Any]:
-        """Of the trained parameters and what is frozen: what an objective sees, whole parameters."""
-        tuning: Any = self.experiment.tuning
-        whole = self.whole(params, frozen)
-        if tuning is not None:
-            base = frozen["base"]
-            frozen = {name: value for name, value in frozen.items() if name != "base"}
-            if "reference" in frozen:
-                frozen["reference"] = tuning.original(frozen["reference"], base)
-        return whole, frozen
+        return objective(self.experiment.model, self.whole(params, frozen), self.beside(frozen), batch, key)
 
     def _cast(self, frozen: Any) -> Any:
         """What is frozen, its weights in the precision that computes; what the objective made stays as it is."""
@@ -331,7 +330,7 @@ class Program:
         objective, model = cast(Any, self.experiment.objective), self.experiment.model
 
         def represent(params: Any, piece: Batch, key: jax.Array) -> Any:
-            return objective.represent(model, *self._seen(params, frozen), piece, key)
+            return objective.represent(model, self.whole(params, frozen), self.beside(frozen), piece, key)
 
         def loss(vectors: Any):
             sums = objective.relate(vectors, batch, keys[0])

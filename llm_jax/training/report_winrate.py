@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from llm_jax.core.parts import Count, Size, conform
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Conversation, Example
 from llm_jax.data.pipeline import SplitName
-from llm_jax.inference.generate import Generation, prepare, round_up, row_keys
 from llm_jax.inference.sampling import Sampling
-from llm_jax.layers.tokens import PADDING, Tokens
 from llm_jax.models.heads import Scorer
 from llm_jax.models.model import Generator
 from llm_jax.models.pretrained import Pretrained
-from llm_jax.text.special import frame
+from llm_jax.objectives.rewards import ModelReward
+from llm_jax.training.completions import Completions, Prompt, replies
 from llm_jax.training.finished import Finished
 from llm_jax.training.intervals import NORMAL_95, wilson
 from llm_jax.training.report import Finding, Report
@@ -57,129 +53,68 @@ class WinRate(Report):
 
     def __call__(self, finished):
         experiment: Any = finished.experiment
-        cast = experiment.precision.cast
-        params = {name: cast(_params(part, finished)) for name, part in vars(self).items() if name in RUNS}
-        scorer = conform(self.judge.model, Scorer, "report.judge.model")
+        _kept(self.judge, finished)
         other = conform(self.against.model, Generator, "report.against.model")
-        own: Any = conform(experiment.model, Generator, "model")
-        prompts = self._prompts(finished, min(m.limit() or 10**9 for m in (own, other, scorer)))
-        replies = [
-            self._replies(finished, model, weights, prompts)
-            for model, weights in ((own, cast(finished.params)), (other, params["against"]))
+        own = conform(experiment.model, Generator, "model")
+        reward = ModelReward(self.judge).ready(finished.tokenizer, experiment.data.rendering, finished.frozen)
+        judge = conform(self.judge.model, Scorer, "report.judge.model")
+        prompts = self._prompts(finished, min(m.limit() or 10**9 for m in (own, other, judge)))
+        rival = dataclasses.replace(
+            finished, experiment=experiment.override({"model": other}), params=_kept(self.against, finished)
+        )  # fmt: skip
+        sampler = Sampling(self.temperature)
+        made = [
+            replies(run.lm, prompts, max_tokens=self.max_tokens, sampler=sampler, seed=self.seed, batch=self.batch)
+            for run in (finished, rival)
         ]
-        rewards = [self._rewards(scorer, params["judge"], prompts, reply) for reply in replies]
-        return self._finding(finished, prompts, replies, rewards)
+        asked, documents = [p.text for p in prompts], [p.document for p in prompts]
+        return self._finding(prompts, made, [reward(asked, each.texts, documents) for each in made])
 
-    def _prompts(self, finished: Finished, context: int) -> list[tuple[list[int], int]]:
-        """Token ids, and the token that a reply ends with."""
-        tokenizer, rendering = finished.tokenizer, _rendering(finished)
-        begin, turn = frame(tokenizer.special, "bos", rendering.bos), tokenizer.special.get("end_of_turn")
-        eos = tokenizer.special.get("eos")
-        found: dict[tuple[int, ...], int | None] = {}
-        for document in finished.documents(self.split):
-            if isinstance(document, Conversation):
-                last = max((i for i, m in enumerate(document.messages) if m.role == "assistant"), default=0)
-                if last:
-                    ids = rendering.template.render(tokenizer, document.messages[:last], reply=True)[0]
-                    found.setdefault(tuple(ids), turn)
-            elif isinstance(document, Example):
-                found.setdefault((*begin, *tokenizer.encode(document.prompt)), eos)
-            if self.limit and len(found) == self.limit:
-                break
-        fitting = [(list(ids), end) for ids, end in found.items() if 0 < len(ids) <= context - self.max_tokens]
-        if not fitting:
+    def _prompts(self, finished: Finished, context: int) -> list[Prompt]:
+        """Each once, of those that leave room for a reply."""
+        data: Any = finished.experiment.data
+        among = Prompt.among(finished.documents(self.split), finished.tokenizer, data.rendering)
+        once = {prompt.ids: prompt for prompt in among if 0 < len(prompt.ids) <= context - self.max_tokens - 1}
+        if not once:
             raise InputError(
                 f"WinRate needs prompts that leave room for an answer of max_tokens={self.max_tokens} in a context of "
                 f"{context}, and the {self.split} documents have none"
             )
-        return [(ids, -1 if end is None else end) for ids, end in fitting]
-
-    def _replies(
-        self, finished: Finished, model: Generator, params: Any, prompts: Sequence[tuple[list[int], int]]
-    ) -> list[list[int]]:
-        """The tokens of each reply, and of its end where it came to one."""
-        tokenizer, experiment = finished.tokenizer, finished.experiment
-        dtype: Any = experiment.precision
-        ready, replies = prepare(model, params, dtype.dtype), []
-        for first in range(0, len(prompts), self.batch):
-            batch = prompts[first : first + self.batch]
-            generation = Generation(
-                model, ready, [ids for ids, _ in batch], max_tokens=self.max_tokens,
-                sampler=Sampling(self.temperature), key_B=row_keys(self.seed, range(first, first + len(batch))),
-                stops=tokenizer.ends, never=tokenizer.beside - tokenizer.ends - {*tokenizer.marks.values()},
-                vocabulary=tokenizer.vocabulary, dtype=dtype.dtype,
-            )  # fmt: skip
-            said: list[list[int]] = [[] for _ in batch]
-            while not generation.finished:
-                for reply, new in zip(said, generation.advance(), strict=True):
-                    reply += new
-            ends = (
-                [end] if len(reply) < self.max_tokens and end >= 0 else []
-                for reply, (_, end) in zip(said, batch, strict=True)
-            )
-            replies += [[*reply, *end] for reply, end in zip(said, ends, strict=True)]
-        return replies
-
-    def _rewards(
-        self, scorer: Scorer, params: Any, prompts: Sequence[tuple[list[int], int]], replies: Sequence[list[int]]
-    ) -> np.ndarray:
-        texts = [[*ids, *reply] for (ids, _), reply in zip(prompts, replies, strict=True)]
-        length = min(round_up(max(map(len, texts)), finely=True), scorer.limit() or 10**9)
-        rewards = []
-        for first in range(0, len(texts), self.batch):
-            tokens_BT = np.zeros((self.batch, length), np.int32)
-            segment_BT = np.full((self.batch, length), PADDING, np.int32)
-            batch = texts[first : first + self.batch]
-            for row, ids in enumerate(batch):
-                tokens_BT[row, : len(ids)], segment_BT[row, : len(ids)] = ids, 0
-            rewards.append(np.asarray(_reward(scorer, params, tokens_BT, segment_BT))[: len(batch)])
-        return np.concatenate(rewards).astype(np.float64)
+        return list(once.values())[: self.limit or None]
 
     def _finding(
-        self, finished: Finished, prompts: Sequence[tuple[list[int], int]], replies: list[list[list[int]]],
-        rewards: list[np.ndarray],
+        self, prompts: Sequence[Prompt], made: Sequence[Completions], rewards: Sequence[np.ndarray]
     ) -> Finding:  # fmt: skip
         ours_N, theirs_N = rewards
-        count, gain_N = len(prompts), ours_N - theirs_N
+        same = [mine == his for mine, his in zip(*(each.texts for each in made), strict=True)]
+        count, gain_N = len(prompts), np.where(same, 0, ours_N - theirs_N)  # the same reply is a tie, to the last bit
         wins = float((gain_N > 0).sum() + (gain_N == 0).sum() / 2)
         low, high = wilson(wins, count)
         error = float(gain_N.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
-        lengths = [float(np.mean([*map(len, said)])) for said in replies]
+        lengths = [float(each.sizes().mean()) for each in made]
         lines = [
             f"{self.split}: {self.judge.run} prefers this run to {self.against.run} in {wins:g} of {count} prompts: "
             f"win rate {wins / count:.3f} (95%: {low:.3f} to {high:.3f})",
             f"  mean reward {ours_N.mean():.3f} and {theirs_N.mean():.3f}, difference {gain_N.mean():.3f} "
             f"(95%: ±{NORMAL_95 * error:.3f}); mean length {lengths[0]:.1f} and {lengths[1]:.1f} tokens",
         ]
-        decode = finished.tokenizer.decode
-        for (ids, _), own, other, mine, his in list(zip(prompts, *replies, *rewards, strict=True))[: self.show]:
-            lines += ["", f"  prompt   {decode(ids).strip()}"]
-            lines += [
-                f"  this     {decode(own).strip()}  ({mine:.2f})",
-                f"  against  {decode(other).strip()}  ({his:.2f})",
-            ]
+        texts = [each.texts for each in made]
+        for prompt, own, other, mine, his in list(zip(prompts, *texts, *rewards, strict=True))[: self.show]:
+            lines += ["", f"  prompt   {prompt.text}"]
+            lines += [f"  this     {own.strip()}  ({mine:.2f})", f"  against  {other.strip()}  ({his:.2f})"]
         metrics = {"win_rate": wins / count, "win_rate_low": low, "win_rate_high": high, "reward": float(ours_N.mean())}
         return Finding(lines, metrics | {"reward_gain": float(gain_N.mean())})
 
 
-RUNS = ("judge", "against")
+def _kept(part: Pretrained, finished: Finished) -> Any:
+    """Its parameters.
 
-
-def _rendering(finished: Finished) -> Any:
-    data: Any = finished.experiment.data
-    return data.rendering
-
-
-def _params(part: Pretrained, finished: Finished) -> Any:
+    Raises:
+      InputError: the run does not keep them.
+    """
     if part.run not in (finished.frozen or {}).get("pretrained", {}):
         raise InputError(f"this run does not keep the parameters of {part.run}: it was trained without this report")
     return part.params(finished.frozen)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _reward(scorer: Scorer, params: Any, tokens_BT: jax.Array, segment_BT: jax.Array) -> Any:
-    at = Tokens(Tokens.of(tokens_BT.shape).position_BT, segment_BT)
-    return scorer.apply({"params": params}, tokens_BT, at, method="reward")
 
 
 REPORTS = dict(WinRate=WinRate)

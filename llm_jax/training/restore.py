@@ -49,12 +49,8 @@ def restore(
     trained = Program(experiment.override({"objective": before.objective, "tuning": before.tuning}), mesh, tokenizer)
     params, frozen = open_checkpoint(run, trained, checkpoint)
     program = Program(experiment.override({"tuning": None}), mesh, tokenizer)
-    beside = {name: value for name, value in (frozen or {}).items() if name != "base"}
-    tuning: Any = before.tuning
-    if "reference" in beside and tuning is not None:
-        beside["reference"] = tuning.original(beside["reference"], frozen["base"])
-    if beside and before.objective == experiment.objective:
-        program = dataclasses.replace(program, frozen=beside)
+    if frozen is not None and before.objective == experiment.objective:
+        program = dataclasses.replace(program, frozen=trained.beside(frozen))
     return program, tokenizer, params
 
 

@@ -50,6 +50,7 @@ def params() -> dict[str, Any]:
 def finished(params: dict[str, Any], documents: list[Any]) -> Any:
     data = SimpleNamespace(rendering=Rendering(), documents=lambda split: documents)
     experiment: Any = SimpleNamespace(model=MODEL, precision=Precision(), data=data)
+    experiment.override = lambda changes: SimpleNamespace(**vars(experiment) | changes)
     frozen = dict(pretrained={"runs/other": params["other"], "runs/judge": params["judge"]})
     return Finished(experiment, TOKENIZER, params["own"], frozen)
 
@@ -80,9 +81,10 @@ def test_the_numbers_are_the_judges_of_greedy_replies(params):
                 score_V[sorted(TOKENIZER.beside - TOKENIZER.ends)] = -np.inf
                 ids.append(int(score_V.argmax()))
                 if ids[-1] in TOKENIZER.ends:
-                    ids[-1] = TOKENIZER.special["eos"]
                     break
-            one: Any = SCORER.apply({"params": params["judge"]}, np.array([ids], np.int32), method="reward")
+            answer = TOKENIZER.encode(TOKENIZER.decode(ids[1 + len(TOKENIZER.encode(task.prompt)) :]))
+            read = [begin, *TOKENIZER.encode(task.prompt), *answer, TOKENIZER.special["eos"]]
+            one: Any = SCORER.apply({"params": params["judge"]}, np.array([read], np.int32), method="reward")
             said.append(float(one[0]))
         rewards.append(np.array(said))
     gain_N = rewards[0] - rewards[1]
@@ -113,5 +115,5 @@ def test_refusals(params):
     told = Finished(finished(params, TASKS).experiment, TOKENIZER, params["own"], None)
     with pytest.raises(InputError, match="does not keep the parameters of runs/judge"):
         report()(told)
-    with pytest.raises(InputError, match=r"report\.judge\.model"):
+    with pytest.raises(InputError, match="the model of runs/judge must be"):
         WinRate(Pretrained("runs/judge", MODEL), Pretrained("runs/other", MODEL))(finished(params, TASKS))
