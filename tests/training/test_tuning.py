@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from llm_jax.core.quantized import Int8, Nf4, is_quantized, plain
 from llm_jax.core.tables import InputError
 from llm_jax.data.sources import TextFiles
 from llm_jax.experiment import Experiment, load_module
@@ -21,11 +22,14 @@ from llm_jax.training.inherit import begin, inherit
 from llm_jax.training.loop import train
 from llm_jax.training.program import Program, fill
 from llm_jax.training.restore import restore
-from llm_jax.training.tuning import TUNINGS, Only, leaves, merge, part, tree
+from llm_jax.training.tuning import TUNINGS, Dora, Lora, Only, leaves, merge, part, tree
 
 EXAMPLES = {  # of every entry of the table
     "Only": Only(("stack.*.query.*", "norm.scale")),
+    "Lora": Lora(2, paths=("*.query.kernel", "*.ffn.*.kernel"), also=("norm.scale",)),
+    "Dora": Dora(2),
 }
+QUANTISED = {"Int8": Lora(2, base=Int8(32)), "Nf4": Dora(2, base=Nf4())}
 
 
 FILE = '''
