@@ -83,16 +83,20 @@ class Text(_Document):
 
 @dataclasses.dataclass(frozen=True)
 class Conversation(_Document):
+    """Messages, and the JSON objects that describe the tools that the assistant may call (as in OpenAI's interface)."""
+
     messages: tuple[Message, ...]
+    tools: tuple[str, ...] = ()
 
     def text(self) -> str:
-        return "\n".join(message.content for message in self.messages)
+        return "\n".join(self.strings())
 
     def strings(self) -> tuple[str, ...]:
-        return tuple(message.content for message in self.messages)
+        described = ("\n".join(self.tools),) if self.tools else ()
+        return (*described, *(message.text() for message in self.messages))
 
     def tokens(self, tokenizer: Tokenizer, rendering: Rendering) -> Ids:
-        ids, learnt = rendering.template.render(tokenizer, self.messages)
+        ids, learnt = rendering.template.render(tokenizer, self.messages, tools=self.tools)
         return ids, [True] * len(ids) if rendering.learn == "everything" else learnt
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from llm_jax.core.files import cache_folder, reading
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Document, Example
-from llm_jax.data.files import Source, bytes_of, decode, texts
+from llm_jax.data.files import JsonLines, Source, bytes_of, decode, texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +120,17 @@ class GoogleAnalogies(Source):
                 yield text
 
 
+@dataclasses.dataclass(frozen=True)
+class Instructions(Source):
+    """1,100 instructions with their answers (Raschka's "Build a Large Language Model From Scratch", Apache-2.0)."""
+
+    def documents(self) -> Iterator[Document]:
+        sha256 = "7e09a9af353722ca15c18bc580f093f9c39d3178335a75177319cb1e1d163944"
+        url = f"{FROM_SCRATCH}/01_main-chapter-code/instruction-data.json"
+        return JsonLines(str(Download(url, sha256, "instruction-data.json").fetch())).documents()
+
+
+FROM_SCRATCH = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/b80e7804b30830a00eb55d2abc7ac25a07f36fdc/ch07"
 WORD2VEC = "https://raw.githubusercontent.com/tmikolov/word2vec/20c129af10659f7c50e86e3be406df663beff438"
 ENJA = "https://raw.githubusercontent.com/odashi/small_parallel_enja/312408a11c5fbcbc09443bebb18121f7efdcd61e"
 ENJA_SHA256 = {
@@ -133,5 +144,5 @@ ENJA_SHA256 = {
 
 DOWNLOADS = dict(
     Download=Download, TinyShakespeare=TinyShakespeare, MakemoreNames=MakemoreNames, EnglishJapanese=EnglishJapanese,
-    GoogleAnalogies=GoogleAnalogies,
+    GoogleAnalogies=GoogleAnalogies, Instructions=Instructions,
 )  # fmt: skip

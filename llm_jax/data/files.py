@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from llm_jax.core.files import reading
 from llm_jax.core.parts import Part
@@ -89,23 +90,35 @@ class TextFiles(Source):
 
 @dataclasses.dataclass(frozen=True)
 class JsonLines(Source):
-    """A JSON object a line: its text `field`, or `{"messages": [{"role", "content"}]}`, or `{"prompt", "answer"}`."""
+    """A JSON object a line, or a list of them that is the whole file.
+
+    Each has its text in `field`, or is `{"messages": [{"role", "content"}]}` (OpenAI's format, with `tool_calls` and
+    `tools`), `{"prompt", "answer"}`, or `{"instruction", "input", "output"}` (Alpaca's).
+    """
 
     path: str
     field: str = "text"
 
     def documents(self) -> Iterator[Document]:
+        content = bytes_of(Path(self.path))
+        if content.lstrip()[:1] == b"[":
+            for number, record in enumerate(_parsed(decode(content, self.path), self.path)):
+                yield document_of(record, self.field, f"{self.path}, record {number}")
+            return
         offset = 0
-        for number, line in enumerate(bytes_of(Path(self.path)).split(b"\n"), 1):
+        for number, line in enumerate(content.split(b"\n"), 1):
             where = f"{self.path}:{number}"
             if line.strip():
-                text = decode(line, where, offset)
-                try:
-                    record = json.loads(text)
-                except json.JSONDecodeError as error:
-                    raise InputError(f"{where} is not JSON: {error.msg} at column {error.colno}") from None
-                yield document_of(record, self.field, where)
+                yield document_of(_parsed(decode(line, where, offset), where), self.field, where)
             offset += len(line) + 1
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f" of line {error.lineno}" if error.lineno > 1 else ""
+        raise InputError(f"{where} is not JSON: {error.msg} at column {error.colno}{line}") from None
 
 
 @dataclasses.dataclass(frozen=True)

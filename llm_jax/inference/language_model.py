@@ -13,6 +13,7 @@ from absl import logging
 
 from llm_jax.core.parts import conform
 from llm_jax.core.tables import InputError
+from llm_jax.data.documents import Conversation
 from llm_jax.inference.embed import embed
 from llm_jax.inference.generate import CHUNK, Generation, Writer, prepare, row_keys
 from llm_jax.inference.sampling import Sampling
@@ -81,11 +82,13 @@ class LanguageModel:
         return embed(model, self._prepared, [[*self._plain(text), *after] for text in texts])
 
     def generate(
-        self, prompts: Sequence[str], max_tokens: int | None = None, temperature: float = 1.0, top_k: int = 0,
-        top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0, seed: int = 0,
+        self, prompts: Sequence[str | Conversation], max_tokens: int | None = None, temperature: float = 1.0,
+        top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0, seed: int = 0,
         stop: str | Sequence[str] = (), images: Any = None,
     ) -> list[str]:  # fmt: skip
         """How each prompt goes on: the new text alone, up to the end of the document or turn, or a `stop` string.
+
+        A prompt may be a conversation, which goes on with the assistant's turn (`Message.reply` reads calls in it).
 
         `max_tokens` None: as long as the context has room. The settings are those of `Sampling`. What a row says
         depends on its prompt, its number, and the seed. `images` [B, rows, columns, channels], one for each prompt, are
@@ -104,7 +107,8 @@ class LanguageModel:
         stop = _stop_strings(stop)
         beside = {} if images is None else dict(image_BYXA=_pixels(images))
         generation = self._begin(ids, max_tokens, sampling, seed, beside)
-        writers = [Writer(self._stream_after(prompt), stop) for prompt in ids]
+        shown = [[] if isinstance(p, Conversation) else prompt for p, prompt in zip(prompts, ids, strict=True)]
+        writers = [Writer(self._stream_after(prompt), stop) for prompt in shown]
         texts = [""] * len(prompts)
         while not generation.finished:
             for row, new in enumerate(generation.advance()):
@@ -131,9 +135,11 @@ class LanguageModel:
     def reply(
         self, messages: Sequence[Message], max_tokens: int | None = None, temperature: float = 1.0, top_k: int = 0,
         top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0, seed: int = 0,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] = (), tools: Sequence[str] = (),
     ) -> Iterator[str]:  # fmt: skip
         """The assistant's next turn, in pieces. `max_tokens` None: as long as the context has room.
+
+        `tools` are what it may call, as in `ChatTemplate.render`; `Message.reply` reads calls in the whole turn.
 
         Where the conversation leaves too little room, its oldest turns are left out (`remember`), which is said once.
 
@@ -141,15 +147,17 @@ class LanguageModel:
           InputError: as `generate`, at once; also where the latest message alone leaves no room.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        kept = self.remember(messages, max_tokens)
+        kept = self.remember(messages, max_tokens, tools)
         if len(kept) < len(messages) and not self._warned:
             self._warned = True
             self.warn(f"the conversation outgrew the context of {self.context} tokens: its oldest turns are left out")
-        ids, _ = self.template.render(self.tokenizer, kept, reply=True)
+        ids, _ = self.template.render(self.tokenizer, kept, reply=True, tools=tools)
         writer = Writer(self.tokenizer.stream(), _stop_strings(stop))
         return _pieces(self._begin([ids], max_tokens, sampling, seed), writer)
 
-    def remember(self, messages: Sequence[Message], max_tokens: int | None = None) -> list[Message]:
+    def remember(
+        self, messages: Sequence[Message], max_tokens: int | None = None, tools: Sequence[str] = ()
+    ) -> list[Message]:
         """The latest of `messages` that leave room for an answer of `max_tokens` (None: a quarter of the context).
 
         Leading system messages stay. Turns are dropped oldest first, and an answer goes with its question.
@@ -165,7 +173,7 @@ class LanguageModel:
         length = 0
         for first in (system, *(at for at in range(system + 1, len(messages)) if messages[at].role == "user")):
             kept = messages[:system] + messages[first:]
-            length = len(self.template.render(self.tokenizer, kept, reply=True)[0])
+            length = len(self.template.render(self.tokenizer, kept, reply=True, tools=tools)[0])
             if length + room <= self.context:
                 return kept
         raise InputError(
@@ -176,7 +184,9 @@ class LanguageModel:
     def _plain(self, prompt: str) -> list[int]:
         return [*frame(self.tokenizer.special, "bos", self.bos), *self.tokenizer.encode(prompt)]
 
-    def _prompt(self, prompt: str) -> list[int]:
+    def _prompt(self, prompt: str | Conversation) -> list[int]:
+        if isinstance(prompt, Conversation):
+            return self.template.render(self.tokenizer, prompt.messages, reply=True, tools=prompt.tools)[0]
         return [*self._plain(prompt), *frame(self.tokenizer.special, "eos", self.prompt_eos)]
 
     def _stream_after(self, prompt: Sequence[int]) -> StreamDecoder:

@@ -26,8 +26,15 @@ DECODERS = dict(
 )
 
 OURS = """\
-{{{{ bos_token }}}}{{% set roles = {roles} %}}{{% for message in messages %}}\
-{{{{ roles[message['role']] + message['content'] + '{end}' }}}}{{% endfor %}}\
+{{{{ bos_token }}}}{{% set roles = {roles} %}}\
+{{% if tools %}}{{{{ roles['system'] }}}}{{% for tool in tools %}}\
+{{{{ ('' if loop.first else '\\n') + (tool | tojson) }}}}{{% endfor %}}{{{{ '{end}' }}}}{{% endif %}}\
+{{% for message in messages %}}{{{{ roles[message['role']] + message['content'] }}}}\
+{{% for call in message['tool_calls'] or [] %}}\
+{{{{ '\\n' if message['content'] or not loop.first else '' }}}}\
+{{{{ '<tool_call>\\n{{"name": "' + call['function']['name'] + '", "arguments": ' }}}}\
+{{{{ call['function']['arguments'] | tojson }}}}{{{{ '}}\\n</tool_call>' }}}}{{% endfor %}}\
+{{{{ '{end}' }}}}{{% endfor %}}\
 {{% if add_generation_prompt %}}{{{{ roles['assistant'] }}}}{{% endif %}}"""
 
 

@@ -1,5 +1,6 @@
 """Text as tokens: tokenizers, special tokens, the chat template."""
 
+from llm_jax.text.calls import Call
 from llm_jax.text.chat import TEMPLATES, Alpaca, ChatML, ChatTemplate, Jinja, Llama3, Message
 from llm_jax.text.kept import Kept
 from llm_jax.text.recipes import RECIPES, Bpe, Bytes, Characters, Gpt2, TokenizerRecipe, Unigram, WordPiece, Words
@@ -11,6 +12,7 @@ __all__ = [
     "Alpaca",
     "Bpe",
     "Bytes",
+    "Call",
     "Characters",
     "ChatML",
     "ChatTemplate",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
+from typing import Any
 
 from llm_jax.core.parts import Part
 from llm_jax.core.tables import InputError, lookup, nearest
-from llm_jax.text import jinja
+from llm_jax.text import calls, jinja
+from llm_jax.text.calls import Call
 from llm_jax.text.guard import ROLE_NAMES, Guard
 from llm_jax.text.special import ROLES
 from llm_jax.text.tokenizer import Tokenizer
@@ -15,33 +18,49 @@ from llm_jax.text.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """What one side says. `role` is system, user, assistant or tool.
+    """What one side says. `role` is system, user, assistant or tool; an assistant may end its turn with calls of tools.
+
+    What a tool answers is a message too: the first answers the first call that has none yet.
 
     Raises:
-      InputError: there is no such role.
+      InputError: there is no such role, or another than the assistant calls.
     """
 
     role: str
     content: str
+    calls: tuple[Call, ...] = ()
 
     def __post_init__(self):
         if self.role not in ROLES:
             raise InputError(f"no role named {self.role!r} in a conversation: {nearest(self.role, ROLES)}")
+        if self.calls and self.role != "assistant":
+            raise InputError(f"only the assistant calls tools, not the {self.role}")
+
+    @classmethod
+    def reply(cls, text: str) -> Message:
+        """The assistant's turn that a model wrote."""
+        return cls("assistant", *calls.read(text))
+
+    def text(self) -> str:
+        """The whole turn, with its calls."""
+        return calls.write(self.content, self.calls)
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate(Part):
-    """`bos`, then for each message the token of its role, its content, `end_of_turn`.
+    """`bos`, then for each message the token of its role, its text, `end_of_turn`.
 
-    All of these are special tokens, so no content can end its turn or take another role.
+    All of these are special tokens, so no text can end its turn or take another role. Tools that the assistant may call
+    are a message of the system, a line each.
     """
 
     def render(
-        self, tokenizer: Tokenizer, messages: Sequence[Message], reply: bool = False
+        self, tokenizer: Tokenizer, messages: Sequence[Message], reply: bool = False, tools: Sequence[str] = ()
     ) -> tuple[list[int], list[bool]]:
-        """The tokens, and which of them are to be learnt: the assistant's contents and the `end_of_turn` after each.
+        """The tokens, and which of them are to be learnt: the assistant's texts and the `end_of_turn` after each.
 
-        With `reply` the assistant's role token comes last, for a model to go on from.
+        With `reply` the assistant's role token comes last, for a model to go on from. Each of `tools` is a JSON object
+        that describes one (as in OpenAI's interface).
 
         Raises:
           InputError: the tokenizer lacks one of the special tokens.
@@ -51,9 +70,11 @@ class ChatTemplate(Part):
             return lookup(tokenizer.special, name, "special token of this tokenizer")
 
         ids, learn = [special("bos")], [False]
-        contents = tokenizer.encode_batch([message.content for message in messages])
-        for message, content in zip(messages, contents, strict=True):
-            said = [*content, special("end_of_turn")]
+        if tools:
+            messages = [Message("system", "\n".join(tools)), *messages]
+        texts = tokenizer.encode_batch([message.text() for message in messages])
+        for message, text in zip(messages, texts, strict=True):
+            said = [*text, special("end_of_turn")]
             ids += [special(message.role), *said]
             learn += [False] + [message.role == "assistant"] * len(said)
         if reply:
@@ -70,6 +91,7 @@ class Jinja(ChatTemplate):
     text between two special tokens may span a content and what the template writes beside it, as in `transformers`;
     one is the assistant's if its last character is. So is the special token after a content, where only white space
     lies between. White space at the beginning of a content is not learnt, nor is a content of white space alone.
+    A turn with calls of tools is learnt from where a reply would begin to the special token that ends it.
 
     Attributes:
       source: the template.
@@ -83,29 +105,35 @@ class Jinja(ChatTemplate):
     rstrip: tuple[str, ...] = ()
 
     def render(
-        self, tokenizer: Tokenizer, messages: Sequence[Message], reply: bool = False
+        self, tokenizer: Tokenizer, messages: Sequence[Message], reply: bool = False, tools: Sequence[str] = ()
     ) -> tuple[list[int], list[bool]]:
         """As `ChatTemplate.render`.
 
         Raises:
-          InputError: the tokenizer lacks a special token, the template refuses the conversation, or (but for a `reply`)
-            it rewrites what the assistant says, so that what is to be learnt cannot be told.
+          InputError: the tokenizer lacks a special token, the template refuses the conversation, or has no place for
+            its tools or their calls, or (but for a `reply`) it rewrites what the assistant says, so that what is to be
+            learnt cannot be told.
         """
         special = {name: i for name, i in tokenizer.special.items() if name not in ROLE_NAMES}
         for name in self.needs:
             lookup(special | tokenizer.marks, name, "special token of this tokenizer")
         guard = Guard(special, tokenizer.marks)
-        said = [dict(role=m.role, content=guard.content(m.content, m.role == "assistant")) for m in messages]
+        said = _guarded(guard, messages)
+        described = [guard.value(json.loads(tool)) for tool in tools]
         variables = {
             f"{name}_token": guard.token(tokenizer.special[name])
             for name in ("bos", "eos", "pad", "unk", "mask")
             if name in tokenizer.special
         }
+        written = jinja.write(self.source, said, reply, variables, described)
+        for turn in reversed([turn for turn, message in enumerate(messages) if message.calls]):
+            before = None if reply else jinja.write(self.source, said[:turn], True, variables, described)
+            written = guard.calling(written, turn, before)
         ids: list[int] = []
         learn: list[bool] = []
         run = _Run()
         saying = ended = False  # within what the assistant says; after it, with only white space since
-        for piece in guard.pieces(jinja.write(self.source, said, reply, variables)):
+        for piece in guard.pieces(written):
             match piece.kind:
                 case "text":
                     ended = ended and piece.text.isspace()
@@ -123,6 +151,27 @@ class Jinja(ChatTemplate):
                     run, ended = _Run(lstrip=piece.text in self.rstrip), False
         run.close(tokenizer, ids, learn)
         return ids, learn
+
+
+def _guarded(guard: Guard, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The messages as templates get them. Calls are numbered, and answers have the numbers of the calls."""
+    said, waiting, number = [], [], 0
+    for turn, message in enumerate(messages):
+        assistant = message.role == "assistant"
+        content = guard.content(message.content, assistant, assistant and not message.calls)
+        record: dict[str, Any] = dict(role=message.role, content=content)
+        if message.role == "tool" and waiting:
+            record |= waiting.pop(0)
+        for call in message.calls:
+            known = dict(tool_call_id=f"call{number:05}", name=call.name)  # nine letters and digits, as Mistral asks
+            function = dict(name=guard.name(call.name, turn), arguments=guard.value(json.loads(call.arguments), True))
+            record.setdefault("tool_calls", []).append(
+                dict(id=known["tool_call_id"], type="function", function=function)
+            )
+            waiting.append(known)
+            number += 1
+        said.append(record)
+    return said
 
 
 class _Run:

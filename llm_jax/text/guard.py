@@ -11,14 +11,15 @@ import functools
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
+from llm_jax.core.tables import InputError
 from llm_jax.text.special import SPECIAL
 
 Kind = Literal["text", "token", "begin", "end"]
 ROLE_NAMES = frozenset((*SPECIAL, "unk"))  # what special tokens do; other names are how they are written
-_BEGIN, _END, _BORDER, _CHARACTER, _TOKEN = range(5)
-_MARK = "\ue000([0-9]{20})([0-4])([0-9]{7})"  # of digits, so that a template may change the case
+_BEGIN, _END, _BORDER, _CHARACTER, _TOKEN, _CALL = range(6)
+_MARK = "\ue000([0-9]{20})([0-5])([0-9]{7})"  # of digits, so that a template may change the case
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Guard:
     """The marks of one rendering: `special` are tokens that only the template may write, `marks` the assistant too."""
 
     def __init__(self, special: Mapping[str, int], marks: Mapping[str, int]):
+        self._template = frozenset(special)
         self._names = {**special, **marks}
         self._spelt = {True: _spelt(tuple(special)), False: _spelt(tuple(self._names))}
         self._finder = _finder(tuple(self._names))
@@ -42,15 +44,64 @@ class Guard:
     def _mark(self, kind: int, value: int = 0) -> str:
         return f"\ue000{self._secret}{kind}{value:07d}"
 
-    def content(self, text: str, assistant: bool) -> str:
-        """The content as the template gets it: a template may trim it, or look whether there is anything in it."""
+    def content(self, text: str, assistant: bool, told: bool) -> str:
+        """The content as the template gets it: a template may trim it, or look whether there is anything in it.
+
+        `assistant`: whose it is. `told`: whether `pieces` tells where it begins and ends.
+        """
         body = text.strip()
         if not body:
             return text
         before, _, after = text.partition(body)
-        broken = self._spelt[assistant].sub(lambda found: self._mark(_CHARACTER, ord(found[0])), body)
-        begin, end = (_BEGIN, _END) if assistant else (_BORDER, _BORDER)
-        return f"{before}{self._mark(begin)}{broken}{self._mark(end)}{after}"
+        begin, end = (_BEGIN, _END) if told else (_BORDER, _BORDER)
+        return f"{before}{self._mark(begin)}{self._broken(body, assistant)}{self._mark(end)}{after}"
+
+    def _broken(self, text: str, assistant: bool) -> str:
+        return self._spelt[assistant].sub(lambda found: self._mark(_CHARACTER, ord(found[0])), text)
+
+    def value(self, value: Any, assistant: bool = False) -> Any:
+        """The same for all texts in a JSON value, which templates write as JSON or compare with texts of their own."""
+        if isinstance(value, dict):
+            return {self.value(key, assistant): self.value(each, assistant) for key, each in value.items()}
+        if isinstance(value, list):
+            return [self.value(each, assistant) for each in value]
+        return self._broken(value, assistant) if isinstance(value, str) else value
+
+    def name(self, name: str, turn: int) -> str:
+        """The name of a tool that is called in a turn."""
+        return f"{self._mark(_CALL, turn)}{self._broken(name, True)}{self._mark(_CALL, turn)}"
+
+    def calling(self, written: str, turn: int, before: str | None) -> str:
+        """The same, with marks around what the assistant says in a turn with calls of tools.
+
+        It begins where `before` ends, which is what is written for a reply in its place (None: no marks are wanted),
+        and ends before the first special token after the calls.
+
+        Raises:
+          InputError: the calls are not in it, or it does not begin and end so.
+        """
+        mark = self._mark(_CALL, turn)
+        if mark not in written:
+            raise InputError("the chat template has no place for calls of tools")
+        if before is None:
+            return written
+        if not written.startswith(before):
+            before = before.rstrip()
+        if not written.startswith(before) or mark in before:
+            raise InputError("the chat template rewrites what comes before calls of tools: they cannot be learnt")
+        begin, last = len(before), written.rindex(mark) + len(mark)
+        for found in self._finder.finditer(written, last):
+            kind = self._kind(found)
+            if found[0] in self._template or kind == _TOKEN:
+                end = found.start()
+                return f"{written[:begin]}{self._mark(_BEGIN)}{written[begin:end]}{self._mark(_END)}{written[end:]}"
+            if kind in (_BEGIN, _BORDER, _CALL):
+                break
+        raise InputError("the chat template has no special token at the end of calls of tools: they cannot be learnt")
+
+    def _kind(self, found: re.Match[str]) -> int | None:
+        """Of a mark of ours."""
+        return int(found[2]) if found[1] == self._secret else None
 
     def token(self, token: int) -> str:
         """What a template writes for a special token."""
@@ -66,13 +117,13 @@ class Guard:
             at = found.end()
             if (token := self._names.get(found[0])) is not None:
                 yield Piece("token", found[0], token)
-            elif found[1] != self._secret:  # a mark that somebody made up
+            elif (kind := self._kind(found)) is None:  # a mark that somebody made up
                 yield Piece("text", found[0])
-            elif (kind := int(found[2])) == _CHARACTER:
+            elif kind == _CHARACTER:
                 yield Piece("text", chr(int(found[3])))
             elif kind == _TOKEN:
                 yield Piece("token", by_id.get(int(found[3]), ""), int(found[3]))
-            elif kind != _BORDER:
+            elif kind in (_BEGIN, _END):
                 yield Piece("begin" if kind == _BEGIN else "end")
         if at < len(written):
             yield Piece("text", written[at:])

@@ -20,19 +20,28 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from llm_jax.core.tables import InputError
 
 
-def write(source: str, messages: Sequence[Mapping[str, str]], reply: bool, tokens: Mapping[str, str]) -> str:
+def write(
+    source: str, messages: Sequence[Mapping[str, Any]], reply: bool, tokens: Mapping[str, str],
+    tools: Sequence[Any] = (),
+) -> str:  # fmt: skip
     """The conversation as the template writes it.
 
     Args:
       reply: whether to end with what begins the assistant's turn.
       tokens: what `bos_token`, `eos_token` and the like read.
+      tools: descriptions of what the assistant may call.
 
     Raises:
-      InputError: the template is no Jinja, or refuses the conversation.
+      InputError: the template is no Jinja, refuses the conversation, or has no place for the tools.
     """
     template = _compiled(source)
+    if tools and "tools" not in source:
+        raise InputError("the chat template has no place for descriptions of tools")
+    described = list(tools) or None
     try:
-        return template.render(messages=messages, add_generation_prompt=reply, tools=None, documents=None, **tokens)
+        return template.render(
+            messages=messages, add_generation_prompt=reply, tools=described, documents=None, **tokens
+        )
     except Exception as error:  # what a stranger's program raises has no narrower type
         reason = " ".join(str(error).split())
         raise InputError(f"the chat template cannot write this conversation: {reason}") from None
@@ -78,9 +87,24 @@ def _strftime_now(form: str) -> str:
 # ------------------------------------------------------------------------------------------------- published templates
 
 # https://github.com/openai/openai-python/blob/v0.28.1/chatml.md
+# with Hermes's tools: https://github.com/NousResearch/Hermes-Function-Calling
 CHATML = """\
+{% if tools %}
+{{ '<|im_start|>system\\n<tools>' }}
+{%- for tool in tools %}
+{{- '\\n' + (tool | tojson) }}
+{%- endfor %}
+{{- '\\n</tools><|im_end|>\\n' }}
+{%- endif %}
 {% for message in messages %}
-{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
+{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}
+{%- for call in message['tool_calls'] or [] %}
+{{- '\\n' if message['content'] or not loop.first else '' }}
+{{- '<tool_call>\\n{"name": "' + call['function']['name'] + '", "arguments": ' }}
+{{- call['function']['arguments'] | tojson }}
+{{- '}\\n</tool_call>' }}
+{%- endfor %}
+{{- '<|im_end|>\\n' }}
 {%- endfor %}
 {% if add_generation_prompt %}
 {{ '<|im_start|>assistant\\n' }}

@@ -38,6 +38,9 @@ def inherit(experiment: Experiment, workdir: str | Path | None = None) -> Experi
     Raises:
       InputError: there is no such run, or the experiment has a tokenizer of its own.
     """
+    asked = any(isinstance(part, Pretrained) for _, part in parts.walk(experiment))
+    if not (asked or experiment.init_from):
+        return experiment
     begun = _begun(experiment, workdir)
     known = {} if begun is None else {p.run: p for _, p in parts.walk(_experiment(begun)) if isinstance(p, Pretrained)}
 

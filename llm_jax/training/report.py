@@ -35,29 +35,32 @@ class Report(Part):
 
 @dataclasses.dataclass(frozen=True)
 class ExactMatch(Report):
-    """The share of examples whose answer the model gives exactly, decoding greedily; the first `limit` (0: all)."""
+    """The share of answers that the model gives exactly, decoding greedily; of the first `limit` documents (0: all).
+
+    What is asked is an example's prompt, or a conversation up to the assistant's last turn.
+    """
 
     split: SplitName = "validation"
     limit: int = 0
     batch: int = 500
 
     def __call__(self, finished):
-        examples = _examples(finished, self.split, self.limit)
-        answers = _answers(finished.lm, examples, self.batch)
-        right = sum(answer == e.answer for answer, e in zip(answers, examples, strict=True))
-        share = right / len(examples)
-        return Finding([f"{self.split}: {right}/{len(examples)} answers exact"], {f"{self.split}_exact_match": share})
+        questions = _questions(finished, self.split, self.limit)
+        answers = _answers(finished.lm, questions, self.batch)
+        right = sum(answer == q.answer for answer, q in zip(answers, questions, strict=True))
+        share = right / len(questions)
+        return Finding([f"{self.split}: {right}/{len(questions)} answers exact"], {f"{self.split}_exact_match": share})
 
 
 @dataclasses.dataclass(frozen=True)
 class Bleu(Report):
-    """BLEU (Papineni et al. 2002) and chrF (Popovic 2015) of examples answered greedily; the first `limit` (0: all).
+    """BLEU (Papineni et al. 2002) and chrF (Popovic 2015) of answers given greedily; the first `limit` (0: all).
 
     Both are sacrebleu's, whose signature is shown: it says what a figure may be compared with. `tokenize` is how BLEU
-    splits words ("none" where they are split already). The first `show` examples are shown.
+    splits words ("none" where they are split already). The first `show` answers are shown.
 
     Raises:
-      InputError: there are no examples, or sacrebleu is not installed.
+      InputError: nothing is asked, or sacrebleu is not installed.
     """
 
     split: SplitName = "validation"
@@ -71,32 +74,49 @@ class Bleu(Report):
             raise InputError("Bleu needs sacrebleu: pip install 'llm-jax[metrics]', or leave it out of report")
         import sacrebleu
 
-        examples = _examples(finished, self.split, self.limit)
-        given = _answers(finished.lm, examples, self.batch)
+        questions = _questions(finished, self.split, self.limit)
+        given = _answers(finished.lm, questions, self.batch)
         bleu, chrf = sacrebleu.BLEU(tokenize=self.tokenize), sacrebleu.CHRF()
-        wanted = [[e.answer for e in examples]]
+        wanted = [[q.answer for q in questions]]
         found = {name: metric.corpus_score(given, wanted).score for name, metric in (("bleu", bleu), ("chrf", chrf))}
-        lines = [f"{self.split}: BLEU {found['bleu']:.2f}, chrF {found['chrf']:.2f} of {len(examples)} answers"]
+        lines = [f"{self.split}: BLEU {found['bleu']:.2f}, chrF {found['chrf']:.2f} of {len(questions)} answers"]
         lines += [f"  BLEU {bleu.get_signature()}", f"  chrF {chrf.get_signature()}"]
-        for e, answer in list(zip(examples, given, strict=True))[: self.show]:
-            lines += ["", f"  source  {e.prompt}", f"  model   {answer}", f"  wanted  {e.answer}"]
+        for q, answer in list(zip(questions, given, strict=True))[: self.show]:
+            asked = q.prompt if isinstance(q.prompt, str) else q.prompt.messages[-1].content
+            lines += ["", f"  source  {asked}", f"  model   {answer}", f"  wanted  {q.answer}"]
         return Finding(lines, {f"{self.split}_{name}": score for name, score in found.items()})
 
 
-def _examples(finished: Finished, split: SplitName, limit: int) -> list[Example]:
-    examples = [d for d in finished.documents(split) if isinstance(d, Example)][: limit or None]
-    if not examples:
-        raise InputError(f"answers can be judged of examples only, and the {split} documents have none")
-    return examples
+@dataclasses.dataclass(frozen=True)
+class _Question:
+    prompt: str | Conversation
+    answer: str
 
 
-def _answers(lm: LanguageModel, examples: Sequence[Example], batch: int) -> list[str]:
+def _questions(finished: Finished, split: SplitName, limit: int) -> list[_Question]:
+    found = []
+    for document in finished.documents(split):
+        if isinstance(document, Example):
+            found.append(_Question(document.prompt, document.answer))
+        elif isinstance(document, Conversation) and document.messages and document.messages[-1].role == "assistant":
+            before = Conversation(document.messages[:-1], document.tools)
+            found.append(_Question(before, document.messages[-1].text()))
+    if not found:
+        raise InputError(
+            "answers can be judged of examples, and of conversations that end with the assistant's turn, and the "
+            f"{split} documents have none"
+        )
+    return found[: limit or None]
+
+
+def _answers(lm: LanguageModel, questions: Sequence[_Question], batch: int) -> list[str]:
     """What the model answers greedily: no longer than the longest answer wanted, and a token to end it."""
-    longest = max(map(len, lm.tokenizer.encode_batch([e.answer for e in examples]))) + 1
+    longest = max(map(len, lm.tokenizer.encode_batch([q.answer for q in questions]))) + 1
     answers = []
-    for i in range(0, len(examples), batch):
-        prompts = [e.prompt for e in examples[i : i + batch]]
-        answers += lm.generate(prompts, max_tokens=longest, temperature=0.0)
+    for some in (questions[i : i + batch] for i in range(0, len(questions), batch)):
+        said = lm.generate([q.prompt for q in some], max_tokens=longest, temperature=0.0)
+        for question, text in zip(some, said, strict=True):  # a call is the same call however its JSON is spaced
+            answers.append(text if isinstance(question.prompt, str) else Message.reply(text).text())
     return answers
 
 

@@ -1,0 +1,283 @@
+"""EleutherAI's evaluation harness on our models, under the name llm_jax:
+
+    lm_eval --model llm_jax --model_args workdir=runs/a --tasks arc_easy --batch_size 16
+
+`workdir` is a run's folder, a Hugging Face folder or a .gguf. Version 0.4.13 of the harness looks for models among its
+own only, so there the first word is `python -m llm_jax.apps.harness`; what follows is the same. In Python:
+
+    lm_eval.simple_evaluate(model=Harness("runs/a"), tasks=["arc_easy"])  # or a LanguageModel
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import lm_eval.models  # noqa: F401  (so that those of the harness are registered too)
+from absl import logging
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from llm_jax.core.parts import conform, settings, show
+from llm_jax.core.tables import InputError, nearest
+from llm_jax.experiment import load_module
+from llm_jax.inference.generate import Generation, Writer, prepare, row_keys
+from llm_jax.inference.language_model import LanguageModel
+from llm_jax.inference.likelihood import likelihoods
+from llm_jax.inference.sampling import Sampling
+from llm_jax.interop.imports import load
+from llm_jax.models.model import Generator, Translator
+from llm_jax.text.chat import Message
+from llm_jax.text.guard import ROLE_NAMES
+from llm_jax.text.special import frame
+
+ROWS = 16  # of a batch, where the harness is told to find out itself
+UNBOUNDED = 2048  # tokens in view where the model has no bound: the harness's own number
+ANSWER = 256  # tokens of an answer where a task has no bound: the same
+BEGIN, OPEN, CLOSE = "\ue002", "\ue000", "\ue001"  # a conversation begins so; around the name of a special token in it
+
+
+@register_model("llm_jax")
+class Harness(TemplateLM):
+    """A generator as the harness asks for it: how likely is this after that; go on from here.
+
+    A text begins with `bos` where it did in the data (of a published model: where its tokenizer puts one), or as
+    `add_bos_token` says; also where it spells it out. Nothing else in a text is read as a special token. What is too
+    long loses its beginning. A conversation is written by the model's own template, with nothing before it.
+
+    Args:
+      workdir: a run's folder, a Hugging Face folder, a .gguf, or a language model.
+      batch_size: rows; "auto": 16.
+      checkpoint: as of `load`, for a run.
+      max_length: tokens in view; None: as many as the model has.
+      modules: a Python file of yours whose parts the run's manifest names.
+      seed: of what tasks ask to be sampled.
+      device, max_batch_size: the harness gives them to all models; JAX has chosen its devices.
+
+    Raises:
+      InputError: the model cannot be loaded, or does not predict each token from those before it alone.
+    """
+
+    def __init__(
+        self, workdir: str | LanguageModel, batch_size: int | str = "auto", checkpoint: int | str = "newest",
+        max_length: int | None = None, add_bos_token: bool | None = None, modules: str | None = None, seed: int = 0,
+        device: Any = None, max_batch_size: Any = None,
+    ):  # fmt: skip
+        super().__init__()
+        if not isinstance(workdir, LanguageModel):
+            names = () if modules is None else (load_module(modules).__name__,)
+            workdir = load(str(workdir), names, checkpoint=str(checkpoint))
+        self.lm = workdir
+        self.tokenizer: Any = self.lm.tokenizer
+        self._model = conform(self.lm.model, Generator, "model")
+        if isinstance(self._model, Translator) or self._model.beside() or self._model.ahead():
+            raise InputError(f"{type(self._model).__name__} does not go on from text alone: use a causal Decoder")
+        self._params = prepare(self._model, self.lm.params, self.lm.dtype)
+        self._bos = self.lm.bos if add_bos_token is None else add_bos_token
+        self._seed = seed
+        self.batch_size = ROWS if str(batch_size).startswith("auto") else int(batch_size)
+        self.max_length = max_length or self.lm.context or UNBOUNDED
+        if self.lm.context is not None and self.max_length > self.lm.context:
+            raise InputError(f"max_length={max_length} is more than the model's context of {self.lm.context}")
+        named = {**self.tokenizer.special, **self.tokenizer.marks}
+        self._ids = {name: i for name, i in named.items() if i in self.tokenizer.beside}
+        by_role = sorted(self._ids, key=lambda name: name not in ROLE_NAMES)
+        self._names = {self._ids[name]: name for name in by_role}  # as it is published, if it is
+        self._special = re.compile(f"{OPEN}({'|'.join([*map(re.escape, self._ids), '#[0-9]+'])}){CLOSE}")
+
+    # ---------------------------------------------------------------------------------------------- text and its tokens
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.tokenizer.special["eos"]
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What a text without anything before it is read after."""
+        special = self.tokenizer.special
+        if not (found := [special[name] for name in ("bos", "eos") if name in special]):
+            raise InputError("this tokenizer has neither bos nor eos, so nothing can stand before a text")
+        return found[0]
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the harness knows its stored requests by."""
+        return self.tokenizer.identity
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        if string.startswith(BEGIN):
+            return self._read(string.removeprefix(BEGIN))
+        prefix = self.prefix_token_id
+        spelt = self._names[prefix]
+        if spelt not in ROLE_NAMES and string.startswith(spelt):
+            return [prefix, *self.tokenizer.spans(string.removeprefix(spelt), first=False)[0]]
+        bos = frame(self.tokenizer.special, "bos", self._bos and add_special_tokens is not False)
+        return [*bos, *self.tokenizer.encode(string)]
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The conversation as a text that `tok_encode` knows: no content of it yields a special token.
+
+        Without `add_generation_prompt` the last message is the beginning of what the assistant says.
+        """
+        said = [Message(m["role"], re.sub(f"[{BEGIN}{OPEN}{CLOSE}]", "\ufffd", m["content"])) for m in chat_history]
+        begun = "" if add_generation_prompt else said.pop().content
+        try:
+            ids, _ = self.lm.template.render(self.tokenizer, said, reply=True)
+        except InputError as error:
+            if not (rest := [m for m in said if m.role != "system"]) or len(rest) == len(said):
+                raise
+            logging.warning("without the system's message: %s", error)
+            ids, _ = self.lm.template.render(self.tokenizer, rest, reply=True)
+        return BEGIN + self._written(ids) + begun
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The template's settings, for the harness to know what it stores by.
+
+        Raises:
+          InputError: one is asked for by name, and a run has one.
+        """
+        if isinstance(chat_template, str):
+            raise InputError(f"there is no chat template named {chat_template!r}: a run has one, without a name")
+        return show(self.lm.template, whole=True) if chat_template else None
+
+    def _written(self, ids: Sequence[int]) -> str:
+        pieces = []
+        for apart, group in itertools.groupby(ids, key=self._names.__contains__):
+            run = list(group)
+            text = None if apart else self._spelt(run, first=not pieces)
+            names = (self._names.get(i, f"#{i}") for i in run)
+            pieces.append("".join(f"{OPEN}{name}{CLOSE}" for name in names) if text is None else text)
+        return "".join(pieces)
+
+    def _spelt(self, run: list[int], first: bool) -> str | None:
+        """The text that has these tokens; None if there is none (what was unknown, say)."""
+        whole = b"".join(map(self.tokenizer.bytes_of, run)).decode(errors="replace")
+        texts = [self.tokenizer.decode(run), whole]  # without the space that some vocabularies begin with, and with it
+        return next((text for text in texts if self.tokenizer.spans(text, first)[0] == run), None)
+
+    def _read(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for number, piece in enumerate(self._special.split(text)):
+            if number % 2:
+                ids.append(self._ids[piece] if piece in self._ids else int(piece[1:]))
+            elif piece:
+                ids += self.tokenizer.spans(piece, first=not ids)[0]
+        return ids
+
+    # ------------------------------------------------------------------------------------------------------- likelihood
+
+    def _loglikelihood_tokens(self, requests: Sequence[Any], disable_tqdm: bool = False, **kwargs: Any) -> Any:
+        texts = []
+        for _, context, continuation in requests:
+            if not 0 < len(continuation) <= self.max_length:
+                raise InputError(
+                    f"a text to score has {len(continuation)} tokens: 1 to {self.max_length} can be scored"
+                )
+            texts.append(((context + continuation)[-(self.max_length + 1) :], len(continuation)))
+        with tqdm(total=len(texts), disable=disable_tqdm, desc="Running loglikelihood requests") as bar:
+            found = likelihoods(self._model, self._params, texts, rows=self.batch_size, advance=bar.update)
+        for (asked, _, _), answer in zip(requests, found, strict=True):
+            if asked is not None:
+                self.cache_hook.add_partial("loglikelihood", asked, answer)
+        return found
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        windows: list[tuple[int, Any]] = []
+        for number, request in enumerate(requests):
+            (text,) = request.args
+            for window in get_rolling_token_windows(
+                token_list=self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length,
+                context_len=1,
+            ):  # fmt: skip
+                windows.append((number, (None, *make_disjoint_window(window))))
+        scored = self._loglikelihood_tokens([window for _, window in windows], disable_tqdm)
+        totals = [0.0] * len(requests)
+        for (number, _), (logp, _) in zip(windows, scored, strict=True):
+            totals[number] += logp
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    # ---------------------------------------------------------------------------------------------------------- writing
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        prompts = [self.tok_encode(request.args[0]) or [self.prefix_token_id] for request in requests]
+        said = [""] * len(requests)
+        alike: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            alike.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
+        with tqdm(total=len(requests), disable=disable_tqdm, desc="Running generate_until requests") as bar:
+            for numbers in alike.values():
+                wanted = requests[numbers[0]].args[1]
+                sampling, stop, most = self._asked(wanted)
+                numbers.sort(key=lambda number: -len(prompts[number]))
+                for first in range(0, len(numbers), self.batch_size):
+                    batch = numbers[first : first + self.batch_size]
+                    read = [prompts[number][-(self.max_length - most) :] for number in batch]
+                    for number, text in zip(batch, self._write(read, batch, sampling, stop, most), strict=True):
+                        said[number] = text
+                        self.cache_hook.add_partial("generate_until", requests[number].args, text)
+                    bar.update(len(batch))
+        return said
+
+    def _asked(self, wanted: Mapping[str, Any]) -> tuple[Sampling, list[str], int]:
+        """How to draw, where to stop, and the most tokens, of what a task calls generation_kwargs."""
+        from lm_eval.models.utils import normalize_gen_kwargs  # slow to import
+
+        given: dict[str, Any] = {**normalize_gen_kwargs(dict(wanted), ANSWER)}
+        stop, most, sampled = given.pop("until"), given.pop("max_gen_toks"), given.pop("do_sample")
+        if unknown := given.keys() - set(settings(Sampling)):
+            name = min(unknown)
+            raise InputError(f"no setting named {name!r} for writing: {nearest(name, settings(Sampling))}")
+        if not 0 < most < self.max_length:
+            raise InputError(
+                f"an answer of max_gen_toks={most} leaves no room for a prompt in the context of {self.max_length}: "
+                "lower it"
+            )
+        return Sampling(**given if sampled else given | {"temperature": 0.0}), [s for s in stop if s], most
+
+    def _write(
+        self, prompts: list[list[int]], numbers: Sequence[int], sampling: Sampling, stop: list[str], most: int
+    ) -> list[str]:
+        tokenizer = self.tokenizer
+        generation = Generation(
+            self._model, self._params, prompts, max_tokens=most, sampler=sampling,
+            key_B=row_keys(self._seed, numbers), stops=tokenizer.ends,
+            never=tokenizer.beside - tokenizer.ends - {*tokenizer.marks.values()}, vocabulary=tokenizer.vocabulary,
+            dtype=self.lm.dtype,
+        )  # fmt: skip
+        writers, texts = [Writer(tokenizer.stream(), stop) for _ in prompts], [""] * len(prompts)
+        while not generation.finished:
+            for row, new in enumerate(generation.advance()):
+                texts[row] += writers[row].push(new)
+                if writers[row].stopped:
+                    generation.close(row)
+        return [text + writer.flush() for text, writer in zip(texts, writers, strict=True)]
+
+    def get_model_info(self) -> dict[str, Any]:
+        """For the harness's record of what was measured."""
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.lm.params))
+        return dict(model_num_parameters=count, model_dtype=str(self.lm.dtype), add_bos_token=self._bos)
+
+
+def main() -> int:
+    """The exit status: the harness's own command line, where llm_jax is one more model."""
+    from lm_eval.__main__ import cli_evaluate
+
+    try:
+        cli_evaluate()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""What a finished classifier gets right and wrong, by class, in numbers and in a figure."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+from typing import Any
+
+import jax
+import numpy as np
+
+from llm_jax.core.parts import Count
+from llm_jax.core.tables import InputError
+from llm_jax.data.pipeline import SplitName
+from llm_jax.training.intervals import wilson
+from llm_jax.training.report import Finding, Finished, Report
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationReport(Report):
+    """Accuracy, with its 95% interval, and F1 on a split; the figure is the table of confusions.
+
+    F1 is the harmonic mean of precision and recall of a class. `f1_macro` is its mean over the classes that occur or
+    are predicted; where there are two classes, `f1` is that of the class `positive`.
+
+    Attributes:
+      names: of the classes, in the order of their numbers; none: the numbers.
+
+    Raises:
+      InputError: the model does not classify, the split has no labels, or the names are not as many as the classes.
+    """
+
+    split: SplitName = "validation"
+    names: tuple[str, ...] = ()
+    positive: Count = 1
+
+    def __call__(self, finished):
+        confusion_OO = confusions(finished, self.split)
+        classes = len(confusion_OO)
+        if self.names and len(self.names) != classes:
+            raise InputError(f"{len(self.names)} names for the model's {classes} classes: report.names must be as many")
+        names = self.names or tuple(map(str, range(classes)))
+        count, right = int(confusion_OO.sum()), int(confusion_OO.trace())
+        precision_O, recall_O, f1_O = by_class(confusion_OO)
+        low, high = wilson(right, count)
+        found = dict(accuracy=right / count, f1_macro=float(np.nanmean(f1_O)))
+        lines = [
+            f"{self.split}: {right}/{count} right, accuracy {right / count:.4f} (95%: {low:.4f} to {high:.4f}), "
+            f"macro F1 {found['f1_macro']:.4f}"
+        ]
+        if classes == 2:
+            found["f1"] = float(np.nan_to_num(f1_O[min(self.positive, 1)]))
+        for name, total, *scores in zip(names, confusion_OO.sum(1), precision_O, recall_O, f1_O, strict=True):
+            said = ", ".join(f"{what} {s:.4f}" for what, s in zip(("precision", "recall", "F1"), scores, strict=True))
+            lines.append(f"  {name}: {said if np.isfinite(scores[-1]) else 'never'}, of {total}")
+        drawing = draw(confusion_OO, names, f"{self.split}: accuracy {right / count:.3f} of {count}")
+        metrics = {f"{self.split}_{name}": value for name, value in found.items()}
+        return Finding(lines, metrics, {f"{self.split}_confusions.png": drawing})
+
+
+def confusions(finished: Finished, split: SplitName) -> np.ndarray:
+    """int64 [O, O]: how often a text or an image of the one class was taken for the other. Rows are the true classes.
+
+    Raises:
+      InputError: the model does not classify, or the split has no labels.
+    """
+    experiment: Any = finished.experiment
+    model = experiment.model
+    if not hasattr(model, "classify"):
+        raise InputError(f"ClassificationReport needs a model that classifies, and {type(model).__name__} does not")
+    params, confusion_OO = experiment.precision.cast(finished.params), None
+    for batch in experiment.data.evaluation(finished.tokenizer, split=split):
+        if "label_B" not in batch:
+            break
+        score_BO = np.asarray(_classify(model, params, dict(batch)))
+        if confusion_OO is None:
+            confusion_OO = np.zeros((score_BO.shape[1],) * 2, np.int64)
+        known_B = batch["label_B"] >= 0
+        np.add.at(confusion_OO, (batch["label_B"][known_B], score_BO.argmax(-1)[known_B]), 1)
+    if confusion_OO is None or not confusion_OO.any():
+        raise InputError(f"ClassificationReport needs labels, and the {split} documents have none")
+    return confusion_OO
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _classify(model: Any, params: Any, batch: Any) -> Any:
+    return model.apply({"params": params}, batch, None, method="classify")
+
+
+def by_class(confusion_OO: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """float64 [O] each: precision, recall and F1. All are NaN of a class that neither occurs nor is predicted.
+
+    Of one that only occurs, or is only predicted, all are 0.
+    """
+    right_O = confusion_OO.diagonal().astype(np.float64)
+    wanted_O, given_O = confusion_OO.sum(1), confusion_OO.sum(0)
+    there_O = wanted_O + given_O > 0
+    divisors = given_O, wanted_O, (wanted_O + given_O) / 2
+    precision_O, recall_O, f1_O = (np.where(there_O, right_O / np.maximum(d, 0.5), np.nan) for d in divisors)
+    return precision_O, recall_O, f1_O
+
+
+def draw(confusion_OO: np.ndarray, names: tuple[str, ...], title: str) -> bytes:
+    """A PNG of the table: counts, on the share of their row."""
+    from matplotlib.figure import Figure  # slow to import, and only reports draw
+
+    classes = len(names)
+    side = max(3.2, 0.55 * classes + 1.6)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axis: Any = figure.subplots()
+    share_OO = confusion_OO / np.maximum(confusion_OO.sum(1, keepdims=True), 1)
+    image = axis.imshow(share_OO, cmap="Blues", vmin=0, vmax=1)
+    if classes <= 30:  # more would not be read
+        for true, given in np.ndindex(confusion_OO.shape):
+            if number := confusion_OO[true, given]:
+                colour = "white" if share_OO[true, given] > 0.5 else "black"
+                axis.text(given, true, f"{number}", ha="center", va="center", color=colour, fontsize=8)
+    shown = [name.replace("$", r"\$") for name in names]
+    slant = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 3 else {}
+    axis.set_xticks(range(classes), shown, **slant)
+    axis.set_yticks(range(classes), shown)
+    axis.set(xlabel="predicted", ylabel="true", title=title)
+    figure.colorbar(image, ax=axis, shrink=0.8, label="share of the true class")
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=100)
+    return png.getvalue()
+
+
+REPORTS = dict(ClassificationReport=ClassificationReport)
