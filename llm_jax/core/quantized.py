@@ -106,7 +106,7 @@ class Int8(Format):
         return jnp.round(x * 127.0).astype(jnp.int8)
 
     def decode(self, codes):
-        return codes.astype(jnp.float32) / 127.0
+        return codes.astype(jnp.float32) * jnp.float32(1 / 127)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,15 @@ import llm_jax
 from experiments.word2vec_planted import PlantedQuestions
 from llm_jax import experiment as experiments
 from llm_jax.core.tables import InputError
-from llm_jax.data.sources import Download, KingJames, MakemoreNames, TextFiles, TinyShakespeare
+from llm_jax.data.sources import (
+    Conversations,
+    Download,
+    Instructions,
+    KingJames,
+    MakemoreNames,
+    TextFiles,
+    TinyShakespeare,
+)
 from llm_jax.experiment import Experiment
 from llm_jax.interop.imports import make_run
 from llm_jax.layers.attention import Attention
@@ -56,7 +64,7 @@ REPORTS = {
     "reversed_addition": (ExactMatch("train", limit=5),),
     "digits_captions": (Captions(limit=5, drawn=4),),
     "digits_classifier": (),
-    "finetune": (SampledConversations(count=1, turns=1, max_tokens=4),),
+    **dict.fromkeys(("finetune", "finetune_lora"), (SampledConversations(count=1, turns=1, max_tokens=4),)),
     **dict.fromkeys(("translate_gru", "translate_gru_attention", "translate_transformer"), (Bleu(limit=3),)),
     "word2vec_bible": (Neighbours(("king",), count=2),),
     "word2vec_planted": (Analogies(PlantedQuestions()),),
@@ -91,6 +99,8 @@ def small(tmp_path_factory, base):
             changes["data.source"] = TextFiles(str(path), separator)
         elif name in ("small_gpt", "quickstart"):
             changes |= {"tokenizer.vocabulary": 400, "data.evaluation_batches": 1, "data.length": 64}
+        if isinstance(found.data.source, Instructions):
+            changes["data.source"] = Conversations()
         if isinstance(found.model, Inherited):
             del changes["model.stack.repeats"]
             changes |= {"init_from": base, "data.length": 64, "data.evaluation_batches": 1}
