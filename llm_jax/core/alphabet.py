@@ -256,7 +256,9 @@ class Einsum(nn.Module):
         """`y` with what the adapter beside the kernel adds, as a `Tuning` has put it there; the kernels stay apart."""
         operands, out = self.equation.split("->")
         given, weight = operands.split(",")
-        experts, produced = ("".join(a for a in weight if (a == "E") == one and a not in summed) for one in (True, False))
+        experts, produced = (
+            "".join(a for a in weight if (a == "E") == one and a not in summed) for one in (True, False)
+        )
         kept = "".join(a for a in given if a not in summed)
         low = f"{experts}{kept}Z" if experts and experts not in given else f"{kept}Z"
         down, up = (self.get_variable("params", name) for name in ("down", "up"))

@@ -64,9 +64,12 @@ def plain(leaf: Any) -> Any:
 
 
 class Format(Part):
-    """How weights are kept: as codes of numbers from -1 to 1, times a block's greatest absolute value."""
+    """How weights are kept: as codes of numbers up to `greatest`, and a scale that makes a block's greatest of it."""
 
     block: int
+
+    def greatest(self) -> float:
+        return 1.0
 
     def quantize(self, x: jax.Array, before: int = 0) -> Quantized:
         """The nearest codes of `x`, in blocks along the flattened axes after the first `before`; zeros fill the last.
@@ -80,7 +83,7 @@ class Format(Part):
         missing = -flat.shape[-1] % self.block
         flat = jnp.pad(flat, [(0, 0)] * before + [(0, missing)])
         blocks = flat.reshape((*x.shape[:before], -1, self.block))
-        scales = jnp.abs(blocks).max(-1)
+        scales = jnp.abs(blocks).max(-1) / self.greatest()
         codes = self.encode(blocks / jnp.where(scales == 0, 1.0, scales)[..., None])
         return Quantized(codes, scales, self, x.shape[before:])
 
@@ -88,7 +91,7 @@ class Format(Part):
         return 1
 
     def encode(self, x: jax.Array) -> jax.Array:
-        """The codes of numbers from -1 to 1."""
+        """The codes of numbers from -`greatest` to `greatest`."""
         raise NotImplementedError
 
     def decode(self, codes: jax.Array) -> jax.Array:
@@ -98,15 +101,18 @@ class Format(Part):
 
 @dataclasses.dataclass(frozen=True)
 class Int8(Format):
-    """Whole numbers from -127 to 127 (Dettmers et al. 2022): off by scale / 254 at most."""
+    """Whole numbers from -127 to 127 (Dettmers et al. 2022): off by half a scale at most."""
 
     block: Size = 64
 
+    def greatest(self):
+        return 127.0
+
     def encode(self, x):
-        return jnp.round(x * 127.0).astype(jnp.int8)
+        return jnp.round(x).astype(jnp.int8)
 
     def decode(self, codes):
-        return codes.astype(jnp.float32) * jnp.float32(1 / 127)
+        return codes.astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,7 @@ from llm_jax.training.run import Run
 from llm_jax.training.tuning import Dora, Lora, leaves
 
 PREFIX = "base_model.model."
+MERGED = "export the merged model, with llm_jax export"
 SUFFIXES = dict(down=".lora_A.weight", up=".lora_B.weight", magnitude=".lora_magnitude_vector")
 
 
@@ -53,11 +54,13 @@ def write(model: Model, tuning: Any, trained: Any, folder: Path) -> None:
       InputError: parameters are trained whole beside, a family keeps several kernels as one tensor, or there is none.
     """
     if tuning.also:
-        raise InputError(f"tuning.also={tuning.also!r} are no adapters: export the merged model, with llm_jax export")
+        raise InputError(f"tuning.also={tuning.also!r} are no adapters: {MERGED}")
     _, family, _ = family_for(model)
     boxed, base = jax.eval_shape(lambda key: tuning.split(key, model.begin(key)), jax.random.key(0))
     if _blocks(boxed) != _blocks(base):
-        raise InputError("adapters are in some blocks of the pattern alone: export the merged model, with llm_jax export")
+        raise InputError(
+            "adapters are in some blocks of the pattern alone: export the merged model, with llm_jax export"
+        )
     tensors = dict(unload(boxed, trained, _names(boxed, family.names(model))))
     tensors = {PREFIX + name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     modules = {name.removeprefix(PREFIX).partition(".lora_")[0] for name in tensors}
@@ -92,8 +95,10 @@ def _beside(kernel: Theirs, name: str, box: Lettered) -> Theirs:
     """Where an adapter's parameter is, of a kernel that is there. Their kernels are [produced, summed]."""
     produced, *summed = kernel.axes.split()
     if kernel.fused or "{expert}" in kernel.name or len(summed) != 1:
-        raise InputError(f"{kernel.name} has no adapter of its own in peft: export the merged model, with llm_jax export")
+        raise InputError(
+            f"{kernel.name} has no adapter of its own in peft: export the merged model, with llm_jax export"
+        )
     axes = dict(down=f"Z {summed[0]}", up=f"{produced} Z", magnitude=produced)[name]
     if sorted(axes.replace(" ", "")) != sorted(box.letters.replace("L", "")):
-        raise InputError(f"{kernel.name} lies the other way round than peft has it: export the merged model")
+        raise InputError(f"{kernel.name} lies the other way round than peft has it: {MERGED}")
     return Theirs(kernel.name.removesuffix(".weight") + SUFFIXES[name], axes)

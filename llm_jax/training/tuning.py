@@ -144,7 +144,9 @@ class Lora(Tuning):
         frozen = jax.tree.map(plain, frozen, is_leaf=is_quantized)
         joined, found = (leaves(t) for t in (self.join(trained, frozen), self.original(self.kept(trained), frozen)))
         for room in (path.removesuffix("down") for path in joined if _name(path) == "down"):
-            found[room + "kernel"] = self._whole({name: joined.get(room + name) for name in ("kernel", "norm", *ADAPTER)})
+            found[room + "kernel"] = self._whole(
+                {name: joined.get(room + name) for name in ("kernel", "norm", *ADAPTER)}
+            )
         return tree(found)
 
     def _whole(self, weights: Mapping[str, Any]) -> jax.Array:

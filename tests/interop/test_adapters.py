@@ -22,8 +22,9 @@ from llm_jax.interop.adapters import write
 from llm_jax.interop.families import FAMILIES
 from llm_jax.training.tuning import Dora, Lora
 
-from .torch_tensors import boxes, drawn, imported, saved
+from .torch_tensors import boxes, close, drawn, imported, saved
 
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own
 V, STEPS = 61, 4
 CONFIG: dict[str, Any] = dict(
     vocab_size=V, hidden_size=32, intermediate_size=22, num_hidden_layers=2, num_attention_heads=4,
@@ -80,7 +81,9 @@ def test_scores_and_steps_are_pefts(base, tuning, rule, tmp_path):
         for ids_BT in ids:
             trained, state, ours_BTV = step(trained, state, jnp.asarray(ids_BT))
             scored = theirs(torch.tensor(ids_BT))
-            np.testing.assert_allclose(ours_BTV, scored.logits.detach().numpy(), atol=1e-5 * float(np.abs(ours_BTV).max()))
+            np.testing.assert_allclose(
+                ours_BTV, scored.logits.detach().numpy(), atol=1e-5 * float(np.abs(ours_BTV).max())
+            )
             flat = scored.logits[:, :-1].reshape(-1, V)
             their_rule.zero_grad()
             torch.nn.functional.cross_entropy(flat, torch.tensor(ids_BT)[:, 1:].reshape(-1)).backward()
@@ -96,5 +99,5 @@ def test_scores_and_steps_are_pefts(base, tuning, rule, tmp_path):
 
 def test_what_peft_has_no_place_for_is_told(base, tmp_path):
     _, _, model, _ = base
-    with pytest.raises(InputError, match=r"tuning.also=\\('norm.scale',\\) are no adapters: export the merged model"):
+    with pytest.raises(InputError, match=r"tuning.also=\('norm.scale',\) are no adapters: export the merged model"):
         write(model, Lora(also=("norm.scale",)), {}, tmp_path / "a")

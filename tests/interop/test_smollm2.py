@@ -97,6 +97,7 @@ def test_the_answer_is_that_of_transformers_token_for_token(ours, theirs, their_
     assert said == their_tokenizer.decode(expected[:end]) == "The capital of France is Paris."
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own
 def test_adapters_learn_to_answer_and_the_merged_export_answers_alike(workdir, tmp_path):
     """The 1,100 instructions, of which $LLM_JAX_DATA may hold a copy."""
     experiment: Any = llm_jax.get("finetune_lora").override(
