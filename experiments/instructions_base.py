@@ -79,9 +79,9 @@ def experiment() -> Experiment:
         optimizer=AdamW(learning_rate=3e-3, schedule=Cosine(warmup=100)),
         layout=Layout(),
         precision=Precision(),
-        steps=1000,
+        steps=2000,
         log_every=100,
         eval_every=500,
-        save_every=500,
+        save_every=1000,
         report=(Samples(prompts=("kelu backwards is", "kelu sorted is"), max_tokens=20, temperature=0.0),),
     )

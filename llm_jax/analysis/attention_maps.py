@@ -107,7 +107,7 @@ def draw(
     layers = range(len(weights)) if layers is None else layers
     columns, size = max(len(weight) for weight in weights), min(max(1.3, 0.16 * len(tokens)), 5.0)
     font = min(8.0, 0.8 * 72 * size / len(tokens))  # points: as high as a cell, nearly
-    figure = Figure(figsize=(size * columns + 1.9, (size + 0.25) * len(weights) + 1.2), layout="constrained")
+    figure = Figure(figsize=(size * columns + 1.9, (size + 0.25) * len(weights) + 0.8), layout="constrained")
     figure.suptitle(title.replace("$", r"\$"))
     axes: Any = figure.subplots(len(weights), columns, squeeze=False)
     labels, places = [token.replace("$", r"\$") for token in tokens], range(len(tokens))
@@ -118,7 +118,7 @@ def draw(
                 axis.set_axis_off()
                 continue
             # the square root, or all but the strongest would look like none
-            image = axis.imshow(weight_NTS[column], cmap="magma_r", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+            image = axis.imshow(weight_NTS[column], cmap="BuPu", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
             axis.set_title(f"layer {layer}, head {column}", fontsize=8, pad=3)
             last = row == len(weights) - 1
             axis.set_xticks(places if last else [], labels if last else [], rotation=90, fontsize=font)

@@ -44,7 +44,6 @@ ANSWER = 256  # tokens of an answer where a task has no bound: the same
 BEGIN, OPEN, CLOSE = "\ue002", "\ue000", "\ue001"  # a conversation begins so; around the name of a special token in it
 
 
-@register_model("llm_jax")
 class Harness(TemplateLM):
     """A generator as the harness asks for it: how likely is this after that; go on from here.
 
@@ -241,7 +240,8 @@ class Harness(TemplateLM):
                 f"an answer of max_gen_toks={most} leaves no room for a prompt in the context of {self.max_length}: "
                 "lower it"
             )
-        return Sampling(**given if sampled else given | {"temperature": 0.0}), [s for s in stop if s], most
+        settled: dict[str, Any] = given if sampled else given | {"temperature": 0.0}
+        return Sampling(**settled), [s for s in stop if s], most
 
     def _write(
         self, prompts: list[list[int]], numbers: Sequence[int], sampling: Sampling, stop: list[str], most: int
@@ -265,6 +265,9 @@ class Harness(TemplateLM):
         """For the harness's record of what was measured."""
         count = sum(leaf.size for leaf in jax.tree.leaves(self.lm.params))
         return dict(model_num_parameters=count, model_dtype=str(self.lm.dtype), add_bos_token=self._bos)
+
+
+register_model("llm_jax")(Harness)  # as a decorator it would hide the type
 
 
 def main() -> int:

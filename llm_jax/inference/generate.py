@@ -62,16 +62,21 @@ def row_keys(seed: int, rows: Sequence[int]) -> jax.Array:
 
 def prepare(model: Model, params: Any, dtype) -> Any:
     """The parameters as steps want them, in `dtype`. Done once, not for every token."""
+    return _prepare(model, jnp.dtype(dtype), params)
 
-    def one(params: Any) -> Any:
-        cast = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
-        return model.prepared(cast)
 
-    return jax.jit(one)(params)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _prepare(model: Model, dtype, params: Any) -> Any:
+    cast = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
+    return model.prepared(cast)
 
 
 class Generation:
-    """Texts in the making, one for each prompt: `advance` until `finished`."""
+    """Texts in the making, one for each prompt: `advance` until `finished`.
+
+    Attributes:
+      end_B: int32, the token that ended each text; -1: none has.
+    """
 
     def __init__(
         self, model: Generator, params: Any, prompts: Sequence[Sequence[int]], *, max_tokens: int | None,
@@ -114,6 +119,7 @@ class Generation:
         self._model, self._params, self._sampler, self._max_tokens = model, params, sampler, max_tokens
         self._stops_V, self._never_V = stops_V, never_V
         self._open_B = np.ones(len(prompts), bool)
+        self.end_B = np.full(len(prompts), -1, np.int32)
         logits_BV, self._caches, rows = _read(
             model, slots, vocabulary, jnp.dtype(dtype), params, tokens_BT, length_B, key_B, beside
         )
@@ -149,6 +155,7 @@ class Generation:
         ends = np.flatnonzero(self._stops_V[new_N])
         if ends.size:
             self._open_B[row] = False
+            self.end_B[row] = new_N[ends[0]]
             new_N = new_N[: ends[0]]
         if self._made >= self._most_B[row]:
             self._open_B[row] = False

@@ -201,11 +201,9 @@ class LanguageModel:
         beside: Mapping[str, Any] | None = None,
     ) -> Generation:  # fmt: skip
         model = conform(self.model, Generator, "model")
-        stops = self.tokenizer.ends
-        never = self.tokenizer.beside - stops - {*self.tokenizer.marks.values()}
         return Generation(
             model, self._prepared, ids, max_tokens=max_tokens, sampler=sampling,
-            key_B=row_keys(seed, range(len(ids))), stops=stops, never=never,
+            key_B=row_keys(seed, range(len(ids))), stops=self.tokenizer.ends, never=self.tokenizer.unsaid,
             vocabulary=self.tokenizer.vocabulary, dtype=self.dtype, beside=beside,
         )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from llm_jax.core.files import reading
 from llm_jax.core.process import keep_compiled, keep_memory
 from llm_jax.core.tables import InputError, lookup
 from llm_jax.data.documents import Rendering
+from llm_jax.data.noising import Masked
+from llm_jax.data.packing import One
 from llm_jax.data.pipeline import Data
-from llm_jax.data.sources import Conversations
+from llm_jax.data.presentation import WithLabel
+from llm_jax.data.sources import Conversations, PythonHelp
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.interop import names
@@ -25,9 +29,12 @@ from llm_jax.interop.families import FAMILIES
 from llm_jax.interop.family import Family
 from llm_jax.interop.progress import Progress
 from llm_jax.interop.sentences import sentence_encoder
-from llm_jax.models.decoder import Decoder
 from llm_jax.models.encoder import Encoder
+from llm_jax.models.heads import Classifier
 from llm_jax.models.model import Generator, Model, Translator
+from llm_jax.models.vision import ImageClassifier, ImageEncoder
+from llm_jax.objectives.classification import Classification
+from llm_jax.objectives.masked import MaskedTokens
 from llm_jax.objectives.next_token import NextToken
 from llm_jax.parallel.layout import Layout, shardings
 from llm_jax.text.chat import ChatTemplate
@@ -48,13 +55,15 @@ def import_model(source: str | Path, workdir: str | Path) -> Experiment:
     """Makes a run of a published checkpoint, a Hugging Face folder or a .gguf file, and returns what its manifest says.
 
     The run has a manifest, the tokenizer, and a checkpoint of step 0 with the parameters alone, so all that takes a
-    run's folder works on it; `init_from` trains on from it. Its data, for `eval`, is the default corpus.
+    run's folder works on it; `init_from` trains on from it. Its data, for `eval`, is the default corpus; that of an
+    encoder is Python's help with masked tokens, and a classifier's has to be set.
 
     Raises:
       InputError: the checkpoint is of a kind that we do not read, has settings that we cannot honour, or does not hold
         the tensors that these ask for; or there is a model in `workdir` already.
     """
     found = open_source(source)
+    refuse_images(found)
     tokenizer, template = found.tokenizer()
     experiment = fill(experiment_of(found, template), tokenizer)
 
@@ -102,6 +111,7 @@ def load(
     keep_memory()
     keep_compiled()
     found = open_source(path)
+    refuse_images(found)
     tokenizer, template = found.tokenizer()
     with Progress("reading") as progress:
         model, params = read(found, progress=progress)
@@ -113,22 +123,40 @@ def load(
     )  # fmt: skip
 
 
+def refuse_images(source: Source) -> None:
+    """Nothing, if the checkpoint is of a model of texts: a run, and a `LanguageModel`, has a tokenizer.
+
+    Raises:
+      InputError: it is of a model of images.
+    """
+    if isinstance(model_in(source), ImageEncoder | ImageClassifier):
+        raise InputError(
+            f"a {source.config['model_type']} reads images and has no tokenizer, so it is no run: in Python, "
+            "interop.imports.read(interop.checkpoint.open_source(FOLDER)) gives its model and parameters"
+        )
+
+
 def experiment_of(source: Source, template: ChatTemplate) -> Experiment:
     """What the folder of an imported model says that it is; its name is that of the family."""
     model = model_in(source)
     context = model.limit() or ROW
     rendering = rendering_of(source, model, template)
+    data, objective = Data(Conversations(), min(context, ROW), batch=8, rendering=rendering), NextToken()
+    if isinstance(model, Encoder):  # which has no template for conversations
+        data, objective = dataclasses.replace(data, source=PythonHelp(), presentation=Masked()), MaskedTokens()
+    elif isinstance(model, Classifier):
+        data = dataclasses.replace(data, packing=One("truncate"), presentation=WithLabel())
+        objective = Classification()
     return Experiment(
-        name=source.config["model_type"], model=model, tokenizer=Kept(),
-        data=Data(Conversations(), length=min(context, ROW), batch=8, rendering=rendering),
-        objective=NextToken(), optimizer=AdamW(), layout=Layout(), precision=Precision(), steps=1,
+        name=source.config["model_type"], model=model, tokenizer=Kept(), data=data, objective=objective,
+        optimizer=AdamW(), layout=Layout(), precision=Precision(), steps=1,
     )  # fmt: skip
 
 
 def rendering_of(source: Source, model: Model, template: ChatTemplate) -> Rendering:
     """How texts were written for the model, as its tokenizer tells. A generator's document ends with `eos` anyhow."""
     apart = isinstance(model, Translator)
-    ends = source.adds_eos or isinstance(model, Decoder)
+    ends = source.adds_eos or isinstance(model, Generator)
     return Rendering(bos=source.adds_bos, eos=ends, template=template, prompt_eos=apart and source.adds_eos)
 
 
@@ -176,25 +204,37 @@ def read(source: Source, layout: Layout | None = None, progress: Progress | None
     family, model = family_of(source.config), model_in(source)
     boxed = jax.eval_shape(model.begin, jax.random.key(0))
     mesh = (layout or Layout(data=1, fsdp=len(jax.devices()))).mesh()
-    tensors: names.Tensors = source.tensors
-    if family.prefix and not any(name.startswith(family.prefix) for name in tensors.names()):
-        tensors = WithoutHead(tensors, family.prefix)
+    tensors = usual_names(source.tensors, family.prefix)
     note = None if progress is None else progress.of(sum(leaf.size * 4 for leaf in jax.tree.leaves(boxed)))
     return model, names.load(boxed, family.names(model), tensors, shardings(boxed, mesh), family.ignored, note)
 
 
 @dataclasses.dataclass(frozen=True)
-class WithoutHead:
-    """The tensors of a checkpoint that was saved without its head, under the names that they have with one."""
+class Renamed:
+    """The tensors of a checkpoint under other names: `written` has for each of these the one in the checkpoint."""
 
     inner: names.Tensors
-    prefix: str
+    written: Mapping[str, str]
 
     def names(self) -> Sequence[str]:
-        return [self.prefix + name for name in self.inner.names()]
+        return list(self.written)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self.inner.shape(name.removeprefix(self.prefix))
+        return self.inner.shape(self.written[name])
 
     def read(self, name: str) -> np.ndarray:
-        return self.inner.read(name.removeprefix(self.prefix))
+        return self.inner.read(self.written[name])
+
+
+OLD_NORM = re.compile(r"(LayerNorm\.)(gamma|beta)$")  # as BERT was first published
+
+
+def usual_names(tensors: names.Tensors, prefix: str) -> names.Tensors:
+    """With `prefix`, which a checkpoint without its head lacks, and without the names of BERT's first years."""
+    bare = bool(prefix) and not any(name.startswith(prefix) for name in tensors.names())
+
+    def usual(name: str) -> str:
+        new = OLD_NORM.sub(lambda found: found[1] + dict(gamma="weight", beta="bias")[found[2]], name)
+        return prefix + new if bare else new
+
+    return Renamed(tensors, {usual(name): name for name in tensors.names()})

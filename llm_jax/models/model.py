@@ -185,8 +185,10 @@ class Translator(Generator):
         first, second = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         source = self.encode(batch["source_BS"], Tokens(batch["source_position_BS"], batch["source_segment_BS"]), first)
         at = Tokens(batch["position_BT"], batch["segment_BT"])
+        begins_BT = (at.position_BT == 0) & (at.segment_BT >= 0)
+        tokens_BT = jnp.where(begins_BT, self.opening(), batch["tokens_BT"])
         call: Any = self
-        return call(batch["tokens_BT"], at, dropout_key=second, source=source)[0]
+        return call(tokens_BT, at, dropout_key=second, source=source)[0]
 
     def opening(self):
         start = vars(self)["start"]

@@ -36,6 +36,7 @@ class Tokenizer:
       marks: as `special`, but a model may write them and `decode` shows their names ("<think>").
       beside: the ids of both; no text is encoded to them.
       ends: the ids that end a text or a turn.
+      unsaid: the ids beside texts that a model is not to write: those that neither end one nor are marks.
       lossless: `decode(encode(text)) == text` for every text.
       bytes_V: int32 [V], the bytes of text that each token stands for, as `decode` spells it; special tokens have 0.
         Exact where the tokenizer is lossless: the sum over `encode(text)` is `len(text.encode())`. Where it is not
@@ -66,6 +67,7 @@ class Tokenizer:
         tokens = {i: token for token, i in rust.get_vocab().items()}
         own = {*self.special.values(), *self.marks.values()}
         self.beside = frozenset(own - {self.special.get("unk")})
+        self.unsaid = self.beside - self.ends - {*self.marks.values()}
         self.vocabulary = 1 + max(*tokens, *own)
         text_ids = tokens.keys() - own
         self._bytes = [spells.bytes(tokens[i]) if i in text_ids else b"" for i in range(self.vocabulary)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -13,14 +13,17 @@ from llm_jax.core.tables import InputError
 from llm_jax.parallel.layout import place
 from llm_jax.training.program import Program
 
+Batches = Iterable[Mapping[str, np.ndarray]]
+
 
 def evaluate(
-    program: Program, params: Any, batches: Iterable[Mapping[str, np.ndarray]], frozen: Any = None
+    program: Program, params: Any, batches: Batches | Callable[[Program, Any, Any], Batches], frozen: Any = None
 ) -> dict[str, float]:
     """Loss (nats a target), perplexity, bits per byte and accuracy over all `batches`.
 
     Args:
       params: those that are trained, of the program's state.
+      batches: or what makes them of the program, `params` and `frozen`, where they depend on the model.
       frozen: of the state too; None stands for what the program's run keeps, or begins with.
 
     Raises:
@@ -31,7 +34,7 @@ def evaluate(
         if frozen is None and (frozen := program.frozen) is None:
             frozen = program.freeze(params)
     with jax.set_mesh(program.mesh):
-        for batch in batches:
+        for batch in batches(program, params, frozen) if callable(batches) else batches:
             sums = program.measure(params, frozen, place(dict(batch), program.mesh))
             for name, value in sums.items():
                 totals[name] = totals.get(name, 0.0) + float(value)

@@ -25,9 +25,10 @@ from llm_jax.training.finished import Finished
 from llm_jax.training.frozen import keep, kept
 from llm_jax.training.inherit import begin, first_tokenizer, inherit
 from llm_jax.training.interrupt import Interrupt
-from llm_jax.training.metrics import MetricsLog, read
+from llm_jax.training.metrics import MetricsLog, append, cut, read
 from llm_jax.training.program import Program, TrainState, fill
 from llm_jax.training.report import findings
+from llm_jax.training.rollouts import HeldOut
 from llm_jax.training.run import Run
 from llm_jax.training.speed import Speed
 
@@ -81,6 +82,7 @@ class Training:
             begun = int(state.step)
             self.speed = Speed(self.program)
             self.display.note(self.speed.introduction())
+            cut(self.run.completions, begun)
             with MetricsLog(self.run.metrics, self.run.events, begun or None) as self.metrics:
                 for step in range(begun + 1, self.experiment.steps + 1):
                     state = self._step(step, state)
@@ -131,6 +133,7 @@ class Training:
             with self.speed.paused():
                 self.evaluated = evaluate(self.program, state.best, self.held_out, state.frozen)
                 self._write(step, "validation", self.evaluated)
+                self._show_completions(step)
         if step % experiment.save_every == 0:
             with self.speed.paused():
                 self._save(step, state)
@@ -168,6 +171,14 @@ class Training:
         if jax.process_index() == 0:
             self.metrics.write(step, split, found)
             self.display.log(step, split, found)
+
+    def _show_completions(self, step: int) -> None:
+        """What the model completed in the evaluation, where that asks it to."""
+        samples = self.held_out.samples if isinstance(self.held_out, HeldOut) else []
+        if samples and jax.process_index() == 0:
+            append(self.run.completions, step, samples)
+            lines = [f"  reward {s['reward']:.4g}  {s['prompt']!r} -> {s['completion']!r}" for s in samples]
+            self.display.note("\n".join(lines))
 
     def _save(self, step: int, state: TrainState) -> None:
         self.checkpoints.save(step, dataclasses.replace(state, frozen=None), self.batches.save(), self.evaluated)

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class MetricsLog:
         self._events_folder = events
         self._events: Any = None
         with space_for(f"{path} cannot be written"):
-            _cut(path, resumed)
+            cut(path, resumed)
             self._file = open(path, "ab", buffering=0)
 
     def write(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
@@ -124,7 +124,18 @@ def plain(value: Any) -> int | float | bool | str | None:
     return number if not isinstance(number, float) or math.isfinite(number) else None
 
 
-def _cut(path: Path, resumed: int | None) -> None:
+def append(path: Path, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
+    """Adds a line for each of what was said at this step.
+
+    Raises:
+      InputError: the disk is full.
+    """
+    lines = [json.dumps({"step": step} | dict(sample), ensure_ascii=False, allow_nan=False) for sample in samples]
+    with space_for(f"step {step} is not in {path}"), open(path, "ab", buffering=0) as file:
+        file.write("".join(f"{line}\n" for line in lines).encode())
+
+
+def cut(path: Path, resumed: int | None) -> None:
     """Keeps the lines up to step `resumed`; the rest of them, and a torn last one, are dropped."""
     if not path.exists():
         return

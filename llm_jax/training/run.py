@@ -53,6 +53,11 @@ class Run:
         return self.workdir / "metrics.jsonl"
 
     @property
+    def completions(self) -> Path:
+        """What a policy said at each evaluation, one JSON object a line."""
+        return self.workdir / "completions.jsonl"
+
+    @property
     def events(self) -> Path:
         return self.workdir / "events"
 

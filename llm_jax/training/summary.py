@@ -27,7 +27,7 @@ ROOMS = dict(
     attention="attention", cross="cross-attention", ffn="ffn", norm="norms", project="projection", head="head",
     scores="head", pooling="pooling",
 )  # fmt: skip  # the name of a submodule -> the room that it is counted in; any other is a room of its own
-SIDES = ("", "image", "text", "encoder", "decoder")
+SIDES = ("", "image", "text", "encoder", "decoder", "actor", "critic")
 COLUMNS = ("float32", "bfloat16")
 
 

@@ -108,7 +108,8 @@ def saved(folder: Path, first: list[str], bos: str | None, kind: str, **shape: A
         **shape,
     )  # fmt: skip
     model = cls(config)
-    forbidden = sorted({*range(len(first))} - {fast.eos_token_id})
+    end: Any = fast.eos_token_id
+    forbidden = sorted({*range(len(first))} - {end})
     model.generation_config.suppress_tokens = forbidden or None  # as ours: they structure texts, and are not written
     model.save_pretrained(folder)
     return folder
@@ -132,7 +133,8 @@ def gpt2(tmp_path_factory) -> Path:
 def measured(tasks: Path, model: Any, **given: Any) -> dict[str, Any]:
     manager = lm_eval.tasks.TaskManager(include_path=str(tasks), include_defaults=False)
     names = [f"local_{name}" for name in TASKS]
-    found = lm_eval.simple_evaluate(
+    evaluate: Any = lm_eval.simple_evaluate
+    found = evaluate(
         model=model, tasks=names, task_manager=manager, bootstrap_iters=0, batch_size=5, verbosity="ERROR", **given
     )
     assert found is not None
@@ -142,7 +144,8 @@ def measured(tasks: Path, model: Any, **given: Any) -> dict[str, Any]:
 def theirs(folder: Path, **given: Any) -> Any:
     from lm_eval.models.huggingface import HFLM
 
-    return HFLM(pretrained=str(folder), device="cpu", batch_size=5, dtype="float32", **given)
+    wrapper: Any = HFLM
+    return wrapper(pretrained=str(folder), device="cpu", batch_size=5, dtype="float32", **given)
 
 
 def same(ours: dict[str, Any], wanted: dict[str, Any]) -> None:

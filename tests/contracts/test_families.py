@@ -113,7 +113,8 @@ def test_a_variant_within_an_encoder_and_a_judge(number):
 @pytest.mark.parametrize("number", range(max(map(len, LAYERS))))
 def test_a_variant_within_an_encoder_decoder(number):
     model = translate(number)
-    batch = dict(tokens_BT=IDS, source_BS=IDS[:, :S])
+    begun_BT = IDS.at[:, 0].set(model.start)
+    batch = dict(tokens_BT=begun_BT, source_BS=IDS[:, :S])
     for name, ids in (("", IDS), ("source_", IDS[:, :S])):
         letters = "BS" if name else "BT"
         batch[f"{name}position_{letters}"] = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
@@ -132,7 +133,7 @@ def test_a_variant_within_an_encoder_decoder(number):
         for low, high in ((0, T - 1), (T - 1, T)):
             at = type(source.tokens)(batch["position_BT"][:, low:high], batch["segment_BT"][:, low:high])
             given = source if not low else None  # once read, the source is in the caches
-            here = model.apply({"params": params}, IDS[:, low:high], at, caches=caches, start=low, source=given)
+            here = model.apply({"params": params}, begun_BT[:, low:high], at, caches=caches, start=low, source=given)
             scores, caches = [*scores, here[0]], here[1]
         return jax.value_and_grad(loss, has_aux=True)(params), jnp.concatenate(scores, 1)
 

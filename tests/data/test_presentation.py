@@ -129,7 +129,7 @@ def test_what_cannot_be_presented_is_refused(tokenizer):
 
     for changes, message in [
         (dict(rendering=Rendering()), r"set data.rendering=Rendering\(learn='answers'\)"),
-        (dict(rendering=Rendering(learn="answers", bos=False)), "with bos and eos"),
+        (dict(rendering=Rendering(learn="answers", bos=False)), "with eos, and with bos or prompt_eos"),
         (dict(packing=ConcatThenSplit()), r"keeps pairs whole, which data.packing=ConcatThenSplit\(\) does not"),
         (dict(packing=Windows()), "keeps pairs whole"),
         (dict(packing=BestFit("split")), "keeps pairs whole"),

@@ -16,16 +16,20 @@ from llm_jax.data.packaged import E_MAIL, _turns
 from llm_jax.data.sources import (
     SOURCES,
     ArrayRecord,
+    ChatterBot,
     Conversations,
     Download,
     EnglishJapanese,
+    Instructions,
     JsonLines,
     KingJames,
     Mixture,
+    PlainTexts,
     PythonHelp,
     TextFiles,
     Verses,
 )
+from llm_jax.text.calls import Call
 from llm_jax.text.chat import Message
 
 
@@ -51,6 +55,7 @@ def available(tmp_path):
         ArrayRecord=ArrayRecord(str(records)),
         Download=Download("http://nowhere.invalid/", hashlib.sha256(text.read_bytes()).hexdigest(), "a.txt"),
         Mixture=Mixture((PythonHelp(), TextFiles(str(text))), (1.0, 3.0)),
+        PlainTexts=PlainTexts(JsonLines(str(lines))),
     )
     return known | {name: build(cls, [], {}, name) for name, cls in SOURCES.items() if name not in known}
 
@@ -62,7 +67,8 @@ def test_every_source_yields_the_same_each_time_and_can_be_written_down(name, av
     assert from_json(to_json(source)) == source and hash(source) == hash(source)
     fetched = dict(
         TinyShakespeare="tinyshakespeare.txt", MakemoreNames="names.txt", EnglishJapanese="enja/train.en",
-        GoogleAnalogies="questions-words.txt",
+        GoogleAnalogies="questions-words.txt", Instructions="instruction-data.json", SmsSpam="sms_spam.tsv",
+        InstructionPreferences="instruction-data-with-preference.json",
     )  # fmt: skip
     if name in fetched:
         (tmp_path / "enja").mkdir()
@@ -132,6 +138,77 @@ def test_broken_json_lines_are_named(tmp_path, line, message):
     assert "\n" not in str(raised.value)
 
 
+def test_a_list_that_is_the_whole_file(tmp_path):
+    path = tmp_path / "alpaca.json"
+    records = [{"instruction": "Add.", "input": "1 and 2", "output": "3"}, {"instruction": "Hi.", "output": ""}]
+    path.write_text(json.dumps(records + [{"instruction": "Hi.", "input": "", "output": "Ho."}], indent=4))
+    asked = ("Add.\n\n1 and 2", "3"), ("Hi.", ""), ("Hi.", "Ho.")
+    said = [Conversation((Message("user", q), Message("assistant", a))) for q, a in asked]
+    assert listed(JsonLines(str(path))) == said
+    path.write_text('[\n {"instruction": "Add.", "input": 3, "output": "x"}]')
+    with pytest.raises(InputError, match=r"alpaca.json, record 0: the field 'input' must be text, not '3'"):
+        listed(JsonLines(str(path)))
+    path.write_text('[\n {"instruction": "Add."]')
+    with pytest.raises(InputError, match=r"alpaca.json is not JSON: .* at column 24 of line 2"):
+        listed(JsonLines(str(path)))
+
+
+def test_messages_with_tools_as_openai_has_them(tmp_path):
+    path = tmp_path / "a.jsonl"
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}}
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": None, "tool_calls": [call, {"name": "g", "arguments": {}}]},
+        {"role": "tool", "tool_call_id": "c1", "content": "a"},
+        {"role": "tool", "content": "b"},
+        {"role": "assistant", "content": "c", "tool_calls": None},
+    ]
+    path.write_text(json.dumps({"messages": messages, "tools": [{"name": "f"}]}))
+    said = (
+        Message("user", "q"), Message("assistant", "", (Call("f", '{"x": 1}'), Call("g"))), Message("tool", "a"),
+        Message("tool", "b"), Message("assistant", "c"),
+    )  # fmt: skip
+    assert listed(JsonLines(str(path))) == [Conversation(said, ('{"name": "f"}',))]
+
+
+CALL = {"id": "c1", "function": {"name": "f", "arguments": "{}"}}
+ASKS = {"role": "assistant", "tool_calls": [CALL, CALL | {"id": "c2"}]}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"messages": [{"role": "assistant"}]}, "message 0: the field 'content' must be text, not 'None'"),
+        ({"messages": [ASKS | {"role": "user"}]}, "message 0: only the assistant calls tools, not the user"),
+        ({"messages": [ASKS | {"tool_calls": 3}]}, "message 0: 'tool_calls' must be a list, not '3'"),
+        ({"messages": [ASKS | {"tool_calls": [3]}]}, "message 0, call 0 is not an object with a function but '3'"),
+        ({"messages": [ASKS | {"tool_calls": [{}]}]}, "message 0, call 0: the field 'name' must be text"),
+        ({"messages": [ASKS | {"tool_calls": [{"name": "f g"}]}]}, "message 0, call 0: 'f g' is no name of a tool"),
+        (
+            {"messages": [ASKS | {"tool_calls": [{"name": "f", "arguments": "{"}]}]},
+            "message 0, call 0: what f is called with is no JSON",
+        ),
+        (
+            {"messages": [ASKS, {"role": "tool", "tool_call_id": "c3", "content": ""}]},
+            "message 1: no call before it waits for an answer with tool_call_id 'c3'",
+        ),
+        (
+            {"messages": [ASKS, {"role": "tool", "tool_call_id": "c2", "content": ""}]},
+            "message 1: answers must be in the order of the calls, and 'c1' is the first without one",
+        ),
+        ({"messages": None}, "'messages' must be a list, not 'None'"),
+        ({"messages": [], "tools": [3]}, "tool 0 is not an object that describes a tool but '3'"),
+        ({"instruction": "i", "outptu": "o"}, "has no field 'text'"),
+    ],
+)
+def test_broken_calls_are_named(tmp_path, record, message):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(record))
+    with pytest.raises(InputError, match=f"a.jsonl:1(, |: | ){message}") as raised:
+        listed(JsonLines(str(path)))
+    assert "\n" not in str(raised.value)
+
+
 def test_array_records(available, tmp_path):
     want = [Text("plain"), Text("of JSON"), Example("1+1=", "2"), Text("{not JSON}")]
     assert listed(available["ArrayRecord"]) == want
@@ -159,6 +236,27 @@ def test_turns_are_merged_and_e_mail_addresses_dropped():
     said = [("x", ""), ("a", "Hi"), ("a", "you"), ("b", "yo"), ("a", "it is me@example.org"), ("b", "ok"), ("a", "bye")]
     assert list(_turns(said)) == [Message("user", "Hi\nyou"), Message("assistant", "yo\nok"), Message("user", "bye")]
     assert list(_turns([("a", "me@example.org")])) == []
+
+
+def test_the_dialogues_of_chatterbot(monkeypatch):
+    documents = listed(ChatterBot())
+    assert len(documents) == 2025
+    for document in documents:
+        assert isinstance(document, Conversation) and len(document.messages) >= 2
+        assert [m.role for m in document.messages[:2]] == ["user", "assistant"]
+        assert all(m.content and m.content == m.content.strip() for m in document.messages)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pyyaml is not installed: pip install 'llm-jax\[corpora\]'"):
+        listed(ChatterBot())
+
+
+def test_instructions_with_their_answers(tmp_path, monkeypatch):
+    path = tmp_path / "instruction-data.json"
+    path.write_text('[{"instruction": "Spell.", "input": "freind", "output": "friend"}]')
+    monkeypatch.setattr(Download, "fetch", lambda self: path)
+    assert listed(Instructions()) == [
+        Conversation((Message("user", "Spell.\n\nfreind"), Message("assistant", "friend")))
+    ]
 
 
 def test_the_bible_has_1189_chapters():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from llm_jax.core.tables import InputError
+from llm_jax.data.documents import Conversation
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.inference.sampling import Sampling
 from llm_jax.parallel.layout import Layout, shardings
@@ -116,6 +117,14 @@ def test_a_reply_goes_on_from_the_rendered_conversation(lm):
     ids, _ = ChatTemplate().render(TOKENIZER, messages, reply=True)
     best = int(lm.logits([ids])[0, -1, : TOKENIZER.vocabulary].argmax())
     assert "".join(lm.reply(messages, max_tokens=1, temperature=0.0)) == TOKENIZER.decode([best])
+
+
+def test_a_conversation_is_a_prompt_like_another(lm):
+    talk = Conversation((Message("user", "hi"),), tools=('{"name": "f"}',))
+    said = lm.generate([talk, "hi"], max_tokens=4, temperature=0.0)
+    assert said[0] == "".join(lm.reply(talk.messages, max_tokens=4, temperature=0.0, tools=talk.tools))
+    assert said[0] != "".join(lm.reply(talk.messages, max_tokens=4, temperature=0.0))
+    assert said[1] == lm.generate(["hi"], max_tokens=4, temperature=0.0)[0]
 
 
 def test_a_reply_ends_at_the_end_of_its_turn(tiny, lm):

@@ -150,6 +150,7 @@ def t5() -> tuple[tokenizers.Tokenizer, dict]:
     )
     rust.train_from_iterator(CORPUS, trainer)
     rust.add_special_tokens(["<extra_id_1>", "<extra_id_0>"])
+    rust.post_processor = processors.TemplateProcessing("$A </s>", None, [("</s>", 1)])
     return rust, dict(eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
 
 

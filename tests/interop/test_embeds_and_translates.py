@@ -1,5 +1,6 @@
 """Published encoders and translators as runs: vectors and texts are those of `transformers`, also written back."""
 
+import dataclasses
 import json
 import shutil
 from typing import Any
@@ -11,12 +12,19 @@ import transformers
 
 import llm_jax
 from llm_jax import __main__ as command_line
+from llm_jax.core import parts
 from llm_jax.core.tables import InputError
+from llm_jax.data.documents import Example, Rendering
+from llm_jax.data.packing import BestFit, One
+from llm_jax.data.pipeline import Data
+from llm_jax.data.presentation import SourceAndTarget
+from llm_jax.data.sources import Source
 from llm_jax.interop.exports import export_model
 from llm_jax.interop.imports import import_model
 from llm_jax.interop.sentences import sentence_files
 from llm_jax.layers.pooling import Mean, Normalized
 from llm_jax.models.encoder import Encoder
+from llm_jax.parallel.layout import Layout
 
 TEXTS = ["the value", "why, none of them"]
 
@@ -100,3 +108,50 @@ def test_translations_before_and_after_an_export(translator, tmp_path):
     assert all(len(text) > 3 for text in wanted) and wanted[0] != wanted[1]
     export_model(tmp_path / "run", tmp_path / "out")
     assert their_texts(tmp_path / "out", forbidden) == wanted
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs(Source):
+    """One of each length of text; the same are held out."""
+
+    def documents(self):
+        yield from (Example("the value of x", "why"), Example("none", "the names of them"), Example("of", "a, b and c"))
+
+    def validation(self):
+        return self.documents()
+
+
+def their_loss(folder) -> float:
+    """Of all tokens of the pairs' labels together: each pair alone, so that nothing is padded."""
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
+    model: Any = transformers.T5ForConditionalGeneration.from_pretrained(folder).eval()
+    total, count = 0.0, 0
+    for pair in Pairs().documents():
+        source, labels = (torch.tensor([tokenizer(text).input_ids]) for text in (pair.prompt, pair.answer))
+        with torch.no_grad():
+            total += float(model(input_ids=source, labels=labels).loss) * labels.shape[1]
+        count += labels.shape[1]
+    return total / count
+
+
+@pytest.mark.parametrize("packing", [One(), BestFit("refuse")], ids=["alone", "packed"])
+def test_training_on_a_translator_begins_targets_as_it_does(translator, packing, tmp_path):
+    """T5 has no `bos`: a target begins with padding. So does its training, loss for loss."""
+    import_model(translator, tmp_path / "run")
+    experiment = llm_jax.get("finetune").override(
+        {
+            "init_from": str(tmp_path / "run"), "report": (), "steps": 1, "log_every": 1, "layout": Layout(data=1),
+            "data": Data(
+                Pairs(), length=48, batch=3 if packing == One() else 1, packing=packing,
+                rendering=Rendering(learn="answers"), presentation=SourceAndTarget(48),
+            ),
+        }
+    )  # fmt: skip
+    dry = parts.transform(
+        llm_jax.load(tmp_path / "run").model,
+        lambda part: parts.replace(part, dropout=0.0) if "dropout" in parts.settings(part) else part,
+    )
+    llm_jax.train(experiment.override({"model": dry}), tmp_path / "tuned")
+    lines = [json.loads(line) for line in (tmp_path / "tuned/metrics.jsonl").read_text().splitlines()]
+    (loss,) = [line["loss"] for line in lines if line["split"] == "train"]
+    assert abs(loss - their_loss(translator)) < 1e-4

@@ -194,7 +194,7 @@ def test_what_has_no_place_or_no_end_is_refused(made):
     forgetful = Jinja("{{ messages | length }}" + QWEN)
     with pytest.raises(InputError, match="rewrites what comes before calls of tools"):
         forgetful.render(ours, called)
-    assert forgetful.render(ours, called, reply=True)
+    assert forgetful.render(ours, called, reply=True)[0]
 
 
 @pytest.mark.parametrize("template", [ChatTemplate(), ChatML()], ids=["ours", "chatml"])

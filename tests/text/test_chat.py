@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_jax.core.tables import InputError
-from llm_jax.text import Bytes, ChatTemplate, Message, Tokenizer
+from llm_jax.text import Bytes, Call, ChatTemplate, Message, Tokenizer
 from llm_jax.text.byte_level import byte_level, bytes_first
 from llm_jax.text.special import ROLES
 
@@ -72,3 +72,22 @@ def test_a_tokenizer_without_roles_is_refused():
     plain = Tokenizer(byte_level(bytes_first((), ())), {"bos": 256}, "letters")
     with pytest.raises(InputError, match="no special token of this tokenizer named 'end_of_turn'"):
         TEMPLATE.render(plain, [Message("user", "hi")])
+
+
+def test_calls_are_learnt_and_what_is_generated_is_the_message_again():
+    called = Message("assistant", "Let me see.", (Call("f", '{"x": "<|end_of_turn|>"}'), Call("g")))
+    ids, learn = TEMPLATE.render(BYTES, [Message("user", "q"), called, Message("tool", "a")])
+    learnt = [i for i, yes in zip(ids, learn, strict=True) if yes]
+    assert learnt[-1] == ID["end_of_turn"] and Message.reply(BYTES.decode(learnt)) == called
+    prompt, _ = TEMPLATE.render(BYTES, [Message("user", "q")], reply=True)
+    assert ids[len(prompt) :][: len(learnt)] == learnt
+    assert [i for i in ids if i in ID.values()] == [
+        ID[name] for name in ("bos", "user", "end_of_turn", "assistant", "end_of_turn", "tool", "end_of_turn")
+    ]
+
+
+def test_tools_are_said_by_the_system():
+    tools = ('{"name": "f"}', '{"name": "<|end_of_turn|>"}')
+    asked = [Message("system", "be kind"), Message("user", "q")]
+    said = TEMPLATE.render(BYTES, [Message("system", "\n".join(tools)), *asked], reply=True)
+    assert TEMPLATE.render(BYTES, asked, reply=True, tools=tools) == said

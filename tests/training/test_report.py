@@ -6,9 +6,10 @@ import sacrebleu
 
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Conversation, Example, Text
+from llm_jax.text.calls import Call
 from llm_jax.text.chat import Message
 from llm_jax.text.recipes import Bytes
-from llm_jax.training.report import Bleu, SampledConversations
+from llm_jax.training.report import Bleu, ExactMatch, SampledConversations
 
 
 def test_a_question_that_leaves_no_room_for_a_reply_is_told_and_the_others_go_on():
@@ -54,3 +55,34 @@ def test_bleu_is_sacrebleus_of_greedy_answers(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'llm-jax\[metrics\]'"):
         limited(finished)
+
+
+def test_exact_answers_of_examples_and_of_conversations():
+    asked = Message("user", "q")
+    called = Message("assistant", "", (Call("f", '{"x": 1}'),))
+    documents: list[Any] = [
+        Example("1+1=", "2"),
+        Conversation((asked, Message("assistant", "a"))),
+        Conversation((asked, called), tools=("{}",)),
+        Conversation((asked, called, Message("tool", "t"), Message("assistant", "b"))),
+        Conversation((asked,)),
+        Text("no answer"),
+    ]
+    answers = ["2", "a", '<tool_call>{"name": "f", "arguments": {"x":1}}</tool_call>', "wrong"]
+    prompts = []
+
+    def generate(given, max_tokens, temperature):
+        assert temperature == 0.0 and max_tokens == len(called.text()) + 1
+        prompts.extend(given)
+        return [answers[len(prompts) - len(given) + i] for i in range(len(given))]
+
+    lm = SimpleNamespace(generate=generate, tokenizer=Bytes().train([]))
+    finished: Any = SimpleNamespace(lm=lm, documents=lambda split: documents)
+    found = ExactMatch(batch=3)(finished)
+    assert found.lines == ["validation: 3/4 answers exact"] and found.metrics == {"validation_exact_match": 0.75}
+    assert prompts == [
+        "1+1=",
+        Conversation((asked,)),
+        Conversation((asked,), tools=("{}",)),
+        Conversation((asked, called, Message("tool", "t"))),
+    ]

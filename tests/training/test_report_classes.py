@@ -20,6 +20,7 @@ from llm_jax.training.precision import Precision
 from llm_jax.training.report_classes import ClassificationReport, by_class, confusions, draw
 
 ROWS = 60
+ZERO: Any = 0
 
 
 class Fixed(Model):
@@ -65,7 +66,7 @@ def test_the_numbers_are_those_of_scikit_learn(classes, skip):
     found = ClassificationReport()(told)
     wanted = {
         "validation_accuracy": sklearn.metrics.accuracy_score(true_N, said_N),
-        "validation_f1_macro": sklearn.metrics.f1_score(true_N, said_N, average="macro", zero_division=0),
+        "validation_f1_macro": sklearn.metrics.f1_score(true_N, said_N, average="macro", zero_division=ZERO),
     }
     if classes == 2:
         wanted["validation_f1"] = sklearn.metrics.f1_score(true_N, said_N)
@@ -73,7 +74,7 @@ def test_the_numbers_are_those_of_scikit_learn(classes, skip):
         assert other == pytest.approx(sklearn.metrics.f1_score(true_N, said_N, pos_label=0), abs=1e-12)
     assert found.metrics == pytest.approx(wanted, abs=1e-12) and 0.2 < wanted["validation_accuracy"] < 0.95
     there = sorted({*true_N, *said_N})
-    theirs: Any = sklearn.metrics.precision_recall_fscore_support(true_N, said_N, labels=there, zero_division=0)
+    theirs: Any = sklearn.metrics.precision_recall_fscore_support(true_N, said_N, labels=there, zero_division=ZERO)
     for ours, their in zip(by_class(table_OO), theirs, strict=False):
         np.testing.assert_allclose(ours[there], their, atol=1e-12)
     if skip is not None:

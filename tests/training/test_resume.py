@@ -60,16 +60,76 @@ def experiment():
     )
 '''
 
+ROLLOUTS = '''
+"""Is a policy that was killed the same policy, also between the updates on one rollout?"""
+
+import dataclasses
+
+import numpy as np
+
+from llm_jax.data.files import JsonLines
+from llm_jax.experiment import Experiment
+from llm_jax.layers.attention import Attention
+from llm_jax.layers.block import Block
+from llm_jax.layers.embedding import Embed
+from llm_jax.layers.feedforward import SwiGLU
+from llm_jax.models.actor_critic import ActorCritic
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.heads import Scorer
+from llm_jax.models.stack import Stack
+from llm_jax.objectives.divergence import AdaptiveKl
+from llm_jax.objectives.ppo import Ppo
+from llm_jax.objectives.rewards import Reward
+from llm_jax.parallel.layout import Layout
+from llm_jax.text.recipes import Bytes
+from llm_jax.training.optimizers import AdamW, Cosine
+from llm_jax.training.precision import Precision
+from llm_jax.training.rollouts import Rollouts
+
+
+@dataclasses.dataclass(frozen=True)
+class Capitals(Reward):
+    """The share of bytes below 128 that are capitals, roughly."""
+
+    def __call__(self, prompts, completions, examples):
+        return np.array([sum(letter.isupper() for letter in text) for text in completions], np.float64)
+
+
+def experiment():
+    def decoder():
+        return Decoder(Embed(16), Stack((Block(Attention(1, 2, 8), SwiGLU(16)),), 1))
+
+    return Experiment(
+        model=ActorCritic(decoder(), Scorer(decoder())),
+        tokenizer=Bytes(),
+        data=Rollouts(JsonLines({texts!r}), length=20, batch=8, group=4, batches=2, updates=2, max_tokens=6,
+                      rewards=(Capitals(),), evaluation_batches=1),
+        objective=Ppo(kl=AdaptiveKl(0.1, target=0.01)),
+        optimizer=AdamW(learning_rate=3e-3, schedule=Cosine(warmup=5)),
+        layout=Layout(1),
+        precision=Precision(),
+        steps={steps},
+        microbatches=2,
+        log_every=3,
+        eval_every=5,
+        save_every=3,
+    )
+'''
+
 
 class Runs:
     """Trainings of one experiment in processes of their own, which share what was compiled."""
 
-    def __init__(self, folder: Path, workers: int = 0):
+    def __init__(self, folder: Path, workers: int = 0, file: str = FILE):
         self.folder = folder
         texts = folder / "texts.txt"
-        texts.write_text("\n".join(f"{i} is followed by {i + 1}" for i in range(400)))
+        if file == FILE:
+            texts.write_text("\n".join(f"{i} is followed by {i + 1}" for i in range(400)))
+        else:
+            texts = folder / "prompts.jsonl"
+            texts.write_text("\n".join(json.dumps(dict(prompt=f"{i}, ", answer="A")) for i in range(40)))
         self.file = folder / "killed.py"
-        self.file.write_text(FILE.format(texts=str(texts), workers=workers, steps=STEPS))
+        self.file.write_text(file.format(texts=str(texts), workers=workers, steps=STEPS))
         self.environment = os.environ | {"LLM_JAX_CACHE": str(folder / "cache"), "JAX_PLATFORMS": "cpu"}
 
     def command(self, name: str) -> list[str]:
@@ -97,6 +157,9 @@ class Runs:
         """Every saved array, the place in the data, and every metric but the timings are the same."""
         timings = ("tokens_per_second", "mfu")
         logged = [self.logged(n) for n in (name, other)]
+        said = [self.folder / n / "completions.jsonl" for n in (name, other)]
+        assert said[0].exists() == said[1].exists()
+        assert not said[0].exists() or said[0].read_bytes() == said[1].read_bytes()
         plain = [[{k: v for k, v in line.items() if k not in timings} for line in lines] for lines in logged]
         assert plain[0] == plain[1]
         assert plain[0][-1]["step"] == STEPS
@@ -136,6 +199,16 @@ def test_sigkill_changes_nothing(runs):
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_sigkill_changes_no_rollout(tmp_path):
+    runs = Runs(tmp_path, file=ROLLOUTS)
+    runs.finish("whole")
+    between = json.loads((tmp_path / "whole" / "checkpoints" / f"{STEPS - 3:08d}" / "data.json").read_text())
+    assert between["rollout"] and between["kl_coefficient"] != 0.1, "it was saved between the updates on one rollout"
+    assert kill_at_random(runs, "killed", 2, seed=2) == 2
+    runs.ends_as("killed", "whole")
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_same_command_goes_on(runs, number):
     name = number.name
@@ -156,9 +229,9 @@ def test_a_signal_saves_and_the_same_command_goes_on(runs, number):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
-@pytest.mark.parametrize("workers", [0, 2])
-def test_twenty_sigkills_change_nothing(tmp_path, workers):
-    runs = Runs(tmp_path, workers)
+@pytest.mark.parametrize(("workers", "file"), [(0, FILE), (2, FILE), (0, ROLLOUTS)], ids=["0", "2", "rollouts"])
+def test_twenty_sigkills_change_nothing(tmp_path, workers, file):
+    runs = Runs(tmp_path, workers, file)
     runs.finish("whole")
     assert kill_at_random(runs, "killed", 20, seed=1) >= 18
     runs.ends_as("killed", "whole")

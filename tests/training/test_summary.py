@@ -34,7 +34,10 @@ def test_how_many_parameters_are_trained(tiny):
     plain, tuned, few = (summary(tiny.override({"tuning": t})) for t in (None, Lora(2), Dora(2, base=Nf4())))
     total = 272 * 16 + 4 * 16 * 16 + 3 * 16 * 24 + 3 * 16
     assert "trained" not in plain and f"{total:,} parameters\n" in plain
-    assert f"496 parameters are trained, {496 / total:.2%} of the model's number; the frozen ones take {4 * total:,}" in tuned
+    assert (
+        f"496 parameters are trained, {496 / total:.2%} of the model's number; the frozen ones take {4 * total:,}"
+        in tuned
+    )
     kernels = 4 * 16 * 16 + 3 * 16 * 24  # of 4.5 bits each; the norms of what they produce are kept besides
     norms = 4 * 16 + 2 * 24 + 16
     stored = 4 * (total - kernels) + kernels * 4.5 / 8 + 4 * norms

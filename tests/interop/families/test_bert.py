@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 import transformers
 
 from llm_jax.core.tables import InputError
+from llm_jax.interop.checkpoint import open_source
 from llm_jax.interop.families.bert import BERT, ROBERTA
+from llm_jax.interop.imports import read
 from llm_jax.layers.norms import RMSNorm
 from llm_jax.layers.pooling import Mean, Normalized
 from llm_jax.models.encoder import Encoder
@@ -100,3 +103,15 @@ def test_a_sentence_model_has_no_use_for_the_pooler(tmp_path):
     family = BERT.__class__(BERT.architectures, lambda config: model, BERT.config, BERT.names, BERT.ignored)
     assert "pooling" not in imported(family, config, tensors)[1]
     assert BERT.config(model)["max_position_embeddings"] == 24
+
+
+def test_the_names_of_its_first_years_are_read(tmp_path):
+    _, tensors = saved(theirs_of("BertForMaskedLM", 0, num_attention_heads=2, hidden_size=8), tmp_path)
+    now = read(open_source(tmp_path))[1]
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in tensors.items()
+    }
+    assert old.keys() != tensors.keys()
+    safetensors.numpy.save_file(old, tmp_path / "model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, read(open_source(tmp_path))[1], now)

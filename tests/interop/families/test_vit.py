@@ -8,7 +8,9 @@ import pytest
 import torch
 import transformers
 
+from llm_jax.core.tables import InputError
 from llm_jax.interop.families.vit import VIT
+from llm_jax.interop.imports import import_model
 from llm_jax.models.vision import ImageEncoder
 
 from ..torch_tensors import close, comes_back, drawn, exported, imported, saved
@@ -43,3 +45,10 @@ def test_a_model_is_theirs_and_comes_back(kind, settings, tmp_path):
     again = comes_back(VIT, model, params, tensors, tmp_path / "ours")
     with torch.no_grad():
         close(again(torch.tensor(images).permute(0, 3, 1, 2))[0], said[0], within=1e-6)
+
+
+def test_it_is_no_run_without_a_tokenizer(tmp_path):
+    saved(transformers.ViTModel(transformers.ViTConfig(**SETTINGS | CASES[2][1])), tmp_path / "vit")
+    with pytest.raises(InputError, match=r"a vit reads images and has no tokenizer, so it is no run: in Python, "):
+        import_model(tmp_path / "vit", tmp_path / "run")
+    assert not (tmp_path / "run").exists()

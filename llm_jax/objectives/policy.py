@@ -1,0 +1,287 @@
+"""Policy gradients: completions that were rewarded become likelier, those that were not less likely.
+
+Completions come from `Rollouts`, with what was known when they were drawn: rewards, log-probabilities then and under
+the reference, values. `credit` makes advantages of that, once for each rollout; the objective itself is the loss of a
+batch. The policy is the distribution that was drawn from: at the temperature, among the tokens that a model may write.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.core.aside import ASIDE, heard
+from llm_jax.core.parts import Range, conform
+from llm_jax.core.tables import InputError
+from llm_jax.layers.moe import routing
+from llm_jax.models.model import Generator
+from llm_jax.objectives.divergence import Divergence, FixedKl, Penalty
+from llm_jax.objectives.objective import Objective, Sums
+
+NEVER = -1e30  # the score of a token that is not drawn
+Share = Annotated[float, Range(least=0, most=1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """What is known of completions, those of one prompt side by side, `group` of them. NumPy, float64.
+
+    weight_BT is 1 where the target was drawn. value_BT is the critic's before each target, 0 where there is none.
+    """
+
+    reward_B: np.ndarray
+    weight_BT: np.ndarray
+    old_BT: np.ndarray
+    reference_BT: np.ndarray
+    value_BT: np.ndarray
+    group: int
+
+    @property
+    def divergence_B(self) -> np.ndarray:
+        """[B]: the estimate of the divergence from the reference that each completion gives, in nats."""
+        return ((self.old_BT - self.reference_BT) * self.weight_BT).sum(1)
+
+    def grouped(self, x_B: np.ndarray) -> np.ndarray:
+        """[prompts, group]."""
+        return x_B.reshape(-1, self.group)
+
+
+class Credit(NamedTuple):
+    """What a rollout is worth: [B, T] for each target, and the coefficient of the divergence for the next rollout."""
+
+    advantage_BT: np.ndarray
+    return_BT: np.ndarray
+    coefficient: float
+
+
+# -------------------------------------------------------------------------------------------------------- the family
+
+
+class Read(NamedTuple):
+    """What a model makes of a batch: [B, T] for each target."""
+
+    logp_BT: jax.Array
+    entropy_BT: jax.Array
+    value_BT: jax.Array
+    said: Any  # aside
+
+
+class PolicyGradient(Objective, abc.ABC):
+    """What policy gradients share. The model is read without dropout, which would be noise in the ratio.
+
+    Sums: weight and loss; with weights of their own reward, `reward_spread` (the deviation within a group), kl (nats a
+    token from the reference, by the estimate of Schulman that is never negative), kl_per_reply (nats a completion),
+    entropy (nats a token), length, truncated (completions without an end); in training clip_fraction. In evaluation the
+    loss is the reward, negated.
+
+    Raises:
+      InputError: the batch has no completions, or the model does not write.
+    """
+
+    likelihood: ClassVar[bool] = False
+
+    def prepare(self, data, tokenizer):
+        if not hasattr(data, "temperature"):
+            raise InputError(f"{type(self).__name__} learns from completions: set data=Rollouts(...)")
+        rollouts: Any = data
+        allowed_V = np.ones(tokenizer.vocabulary, bool)
+        allowed_V[list(tokenizer.unsaid)] = False
+        return dict(
+            allowed_V=allowed_V,
+            temperature=np.float32(rollouts.temperature),
+            max_tokens=np.float32(rollouts.max_tokens),
+        )
+
+    def keeps_reference(self):
+        return True
+
+    def first_coefficient(self) -> float:
+        """Of the divergence, for the first rollout; 0 where rewards have no part in it."""
+        return 0.0
+
+    @abc.abstractmethod
+    def credit(self, rollout: Rollout, coefficient: float) -> Credit:
+        """What the completions are worth, where a nat of divergence from the reference costs `coefficient`."""
+        raise NotImplementedError
+
+    def read(self, model: Any, params: Any, frozen: Mapping[str, Any], batch: Mapping[str, jax.Array]) -> Read:
+        conform(model, Generator, "model")
+        predicted: Any = model.apply({"params": params}, batch, None, method="predict", mutable=[ASIDE])
+        score_BTV, said = predicted
+        unsaid = score_BTV.shape[-1] - frozen["allowed_V"].shape[0]  # ids that a model has beyond its tokenizer
+        allowed_V = jnp.pad(frozen["allowed_V"], (0, unsaid))
+        score_BTV = jnp.where(allowed_V[None, None], score_BTV / frozen["temperature"], NEVER)
+        log_BTV = jax.nn.log_softmax(score_BTV, axis=-1)
+        logp_BT = jnp.take_along_axis(log_BTV, batch["targets_BT"][..., None], axis=-1)[..., 0]
+        drawn_BT = batch["weight_BT"] > 0
+        entropy_BT = -(jnp.exp(log_BTV) * log_BTV).sum(-1)
+        return Read(jnp.where(drawn_BT, logp_BT, 0), entropy_BT, jnp.zeros_like(logp_BT), said)
+
+    def recall(self, model: Any, params: Any, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """What a rollout remembers of its targets: [B, T] under the policy that drew them, and under the reference."""
+        now, reference = (self.read(model, p, frozen, batch) for p in (params, frozen["reference"]))
+        return dict(old_BT=now.logp_BT, reference_BT=reference.logp_BT, value_BT=now.value_BT)
+
+    def __call__(self, model, params, frozen, batch, key):
+        if "old_BT" not in batch:
+            raise InputError(f"{type(self).__name__} learns from completions: set data=Rollouts(...)")
+        read = self.read(model, params, frozen, batch)
+        weight_BT = batch["weight_BT"]
+        row_B = (weight_BT > 0).any(1).astype(jnp.float32)
+        kl = (_k3(read.logp_BT, batch["reference_BT"]) * weight_BT).sum()
+        logged = dict(
+            kl=(kl, weight_BT.sum()),
+            kl_per_reply=(kl, row_B.sum()),
+            entropy=((read.entropy_BT * weight_BT).sum(), weight_BT.sum()),
+            length=(weight_BT.sum(), row_B.sum()),
+            truncated=(((1 - batch["ended_B"]) * row_B).sum(), row_B.sum()),
+        )
+        of_rows = [name for name in batch if name.startswith(("reward", "kl_coefficient"))]
+        logged |= {name.removesuffix("_B"): ((batch[name] * row_B).sum(), row_B.sum()) for name in of_rows}
+        if key is None:
+            sums = dict(weight=row_B.sum(), loss=-logged["reward"][0])
+        else:
+            sums, logged["clip_fraction"] = self.lose(read, batch, frozen)
+        for name, (total, divisor) in logged.items():
+            sums |= {name: total, f"{name}_weight": divisor}
+        return sums | routing(heard(read.said), weight_BT.sum(1))
+
+    @abc.abstractmethod
+    def lose(self, read: Read, batch: Mapping[str, jax.Array], frozen: Any) -> tuple[Sums, tuple[jax.Array, jax.Array]]:
+        """The sums that are the loss; and how many ratios are clipped, of how many."""
+        raise NotImplementedError
+
+
+def _k3(logp_BT: jax.Array, reference_BT: jax.Array) -> jax.Array:
+    """[B, T]: an estimate of the divergence from the reference, unbiased and never negative (Schulman 2020)."""
+    difference_BT = reference_BT - logp_BT
+    return jnp.exp(difference_BT) - difference_BT - 1
+
+
+def clipped(ratio: jax.Array, advantage: jax.Array, low: float, high: float) -> tuple[jax.Array, jax.Array]:
+    """The surrogate to be minimised (Schulman et al. 2017), and 1 where it has no gradient."""
+    surrogate = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - low, 1 + high) * advantage)
+    outside = ((ratio < 1 - low) & (advantage < 0)) | ((ratio > 1 + high) & (advantage > 0))
+    return -surrogate, outside.astype(jnp.float32)
+
+
+# ------------------------------------------------------------------------------------------------------------- groups
+
+
+@dataclasses.dataclass(frozen=True)
+class Grpo(PolicyGradient):
+    """Group-relative policy optimisation (Shao et al. 2024): a completion is compared with others of its prompt.
+
+    Its advantage is its reward less the group's mean, in deviations of the group. The loss is the mean over the tokens
+    of a completion, then over completions; `kl` weighs the divergence from the reference, in the loss.
+    """
+
+    clip_low: Share = 0.2
+    clip_high: Penalty = 0.2
+    kl: Penalty = 0.04
+
+    def credit(self, rollout, coefficient):
+        reward = rollout.grouped(rollout.reward_B)
+        advantage_B = self.scaled(reward - reward.mean(1, keepdims=True), reward).reshape(-1)
+        return Credit(advantage_B[:, None] * rollout.weight_BT, np.zeros_like(rollout.weight_BT), coefficient)
+
+    def scaled(self, advantage: np.ndarray, reward: np.ndarray) -> np.ndarray:
+        """[prompts, group]."""
+        deviation = reward.std(1, ddof=1, keepdims=True) if reward.shape[1] > 1 else 0.0
+        return advantage / (deviation + 1e-4)
+
+    def shares(self, weight_BT: jax.Array, frozen: Any) -> tuple[jax.Array, jax.Array]:
+        """[B, T]: how much each token counts; and what the loss is divided by."""
+        length_B = weight_BT.sum(1)
+        return weight_BT / jnp.maximum(length_B, 1)[:, None], (length_B > 0).sum().astype(jnp.float32)
+
+    def lose(self, read, batch, frozen):
+        weight_BT = batch["weight_BT"]
+        ratio_BT = jnp.exp(read.logp_BT - batch["old_BT"])
+        loss_BT, clipped_BT = clipped(ratio_BT, batch["advantage_BT"], self.clip_low, self.clip_high)
+        loss_BT = loss_BT + self.kl * _k3(read.logp_BT, batch["reference_BT"])
+        share_BT, weight = self.shares(weight_BT, frozen)
+        sums = dict(weight=weight, loss=(loss_BT * share_BT).sum())
+        return sums, ((clipped_BT * weight_BT).sum(), weight_BT.sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class DrGrpo(Grpo):
+    """GRPO done right (Liu et al. 2025): no division by the deviation, nor by the completion's own length.
+
+    Each token counts alike, whatever completion it is in: the loss is a sum over them, divided by `max_tokens`.
+    """
+
+    kl: Penalty = 0.0
+
+    def scaled(self, advantage, reward):
+        return advantage
+
+    def shares(self, weight_BT, frozen):
+        return weight_BT / frozen["max_tokens"], (weight_BT > 0).any(1).sum().astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dapo(Grpo):
+    """DAPO's loss (Yu et al. 2025): a wider clip above than below, and the mean over all tokens of a batch."""
+
+    clip_high: Penalty = 0.28
+    kl: Penalty = 0.0
+
+    def shares(self, weight_BT, frozen):
+        return weight_BT, weight_BT.sum()
+
+
+# --------------------------------------------------------------------------------------------------- whole completions
+
+
+@dataclasses.dataclass(frozen=True)
+class Reinforce(PolicyGradient):
+    """REINFORCE (Williams 1992): a completion is one action, and the baseline is the rollout's mean.
+
+    The divergence from the reference is part of the reward (`kl`). Completions of an earlier policy count by their
+    ratio, clipped.
+    """
+
+    kl: Divergence = FixedKl()
+    clip: Share = 0.2
+
+    def first_coefficient(self):
+        return self.kl.coefficient
+
+    def credit(self, rollout, coefficient):
+        score_B = rollout.reward_B - coefficient * rollout.divergence_B
+        advantage_B = score_B - self.baseline(rollout, score_B)
+        after = self.kl.after(coefficient, float(rollout.divergence_B.mean()))
+        return Credit(advantage_B[:, None] * rollout.weight_BT, np.zeros_like(rollout.weight_BT), after)
+
+    def baseline(self, rollout: Rollout, score_B: np.ndarray) -> Any:
+        return score_B.mean()
+
+    def lose(self, read, batch, frozen):
+        weight_BT = batch["weight_BT"]
+        row_B = (weight_BT > 0).any(1).astype(jnp.float32)
+        ratio_B = jnp.exp(((read.logp_BT - batch["old_BT"]) * weight_BT).sum(1))
+        advantage_B = (batch["advantage_BT"] * weight_BT).sum(1) / jnp.maximum(weight_BT.sum(1), 1)
+        loss_B, clipped_B = clipped(ratio_B, advantage_B, self.clip, self.clip)
+        return dict(weight=row_B.sum(), loss=(loss_B * row_B).sum()), ((clipped_B * row_B).sum(), row_B.sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class Rloo(Reinforce):
+    """REINFORCE leave-one-out (Ahmadian et al. 2024): the baseline is the mean of the prompt's other completions."""
+
+    def baseline(self, rollout, score_B):
+        score = rollout.grouped(score_B)
+        if score.shape[1] < 2:
+            raise InputError("Rloo compares completions of one prompt: data.group must be 2 or more")
+        return ((score.sum(1, keepdims=True) - score) / (score.shape[1] - 1)).reshape(-1)
+
+
+OBJECTIVES = dict(Grpo=Grpo, DrGrpo=DrGrpo, Dapo=Dapo, Reinforce=Reinforce, Rloo=Rloo)

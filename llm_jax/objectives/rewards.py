@@ -1,0 +1,118 @@
+"""How good a completion is: plain functions of texts, which policies are trained on and reports measure."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.core.parts import Part, conform
+from llm_jax.core.tables import InputError
+from llm_jax.data.documents import Conversation, Document, Example, Rendering
+from llm_jax.layers.tokens import PADDING, Tokens
+from llm_jax.models.heads import Scorer
+from llm_jax.models.pretrained import Pretrained
+from llm_jax.text.chat import Message
+from llm_jax.text.tokenizer import Tokenizer
+
+
+class Reward(Part):
+    """`reward(prompts, completions, examples) -> scores`. An experiment may make its own: subclass, and score."""
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], examples: Sequence[Document]) -> np.ndarray:
+        """float64 [N]: a score for each completion, the higher the better.
+
+        Args:
+          prompts: what was to be gone on from.
+          completions: what was written, without the token that ends it.
+          examples: the document that each prompt is of, with what else is known of it.
+        """
+        raise NotImplementedError
+
+    def ready(self, tokenizer: Tokenizer, rendering: Rendering, frozen: Any) -> Reward:
+        """The reward as a training asks it: one that reads texts as a model does is given what that needs."""
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactAnswer(Reward):
+    """1 where the completion, without white space around it, is the answer of the example; else 0.
+
+    Raises:
+      InputError: a document is no example.
+    """
+
+    def __call__(self, prompts, completions, examples):
+        wanted = [e.answer for e in examples if isinstance(e, Example)]
+        if len(wanted) < len(examples):
+            raise InputError("ExactAnswer needs examples with a prompt and an answer: no other document has one answer")
+        return np.array([c.strip() == w.strip() for c, w in zip(completions, wanted, strict=True)], np.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelReward(Reward):
+    """The score that a reward model, the Scorer of another run, gives to the prompt with its completion.
+
+    It reads what it would have been trained on: an example with this answer, or the conversation with this reply.
+
+    Raises:
+      InputError: the run's model is no Scorer, or a text is longer than it reads.
+    """
+
+    judge: Pretrained
+
+    def ready(self, tokenizer, rendering, frozen):
+        scorer = conform(self.judge.model, Scorer, f"the model of {self.judge.run}")
+        return _Judging(scorer, self.judge.params(frozen), tokenizer, rendering)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Judging(Reward):
+    """A reward model at work."""
+
+    scorer: Scorer
+    params: Any
+    tokenizer: Tokenizer
+    rendering: Rendering
+
+    def __call__(self, prompts, completions, examples):
+        whole = [completed(example, text) for example, text in zip(examples, completions, strict=True)]
+        ids = [document.tokens(self.tokenizer, self.rendering)[0] for document in whole]
+        most, longest = self.scorer.limit(), max(map(len, ids))
+        if most is not None and longest > most:
+            raise InputError(f"a completion has {longest} tokens with its prompt, the reward model reads {most}: "
+                             "lower data.length or data.max_tokens")  # fmt: skip
+        padded = min(1 << (longest - 1).bit_length(), most or longest * 2)  # so that few lengths are compiled
+        ids_BT, real_BT = np.zeros((len(ids), padded), np.int32), np.zeros((len(ids), padded), bool)
+        for row, text in enumerate(ids):
+            ids_BT[row, : len(text)], real_BT[row, : len(text)] = text, True
+        return np.asarray(_scores(self.scorer, self.params, ids_BT, real_BT), np.float64)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _scores(scorer: Scorer, params: Any, ids_BT: jax.Array, real_BT: jax.Array) -> jax.Array:
+    at = Tokens(Tokens.of(ids_BT.shape).position_BT, jnp.where(real_BT, 0, PADDING))
+    scores: Any = scorer.apply({"params": params}, ids_BT, at, method="reward")
+    return scores
+
+
+def completed(document: Document, completion: str) -> Document:
+    """The document with this as the example's answer, or as what the assistant says last.
+
+    Raises:
+      InputError: it has no place for an answer.
+    """
+    if isinstance(document, Example):
+        return dataclasses.replace(document, answer=completion)
+    if isinstance(document, Conversation):
+        last = max((at for at, message in enumerate(document.messages) if message.role == "assistant"), default=0)
+        return Conversation((*document.messages[:last], Message("assistant", completion)))
+    raise InputError(f"a {type(document).__name__} has no place for an answer: use examples or conversations")
+
+
+REWARDS = dict(ExactAnswer=ExactAnswer, ModelReward=ModelReward)

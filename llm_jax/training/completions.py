@@ -1,0 +1,100 @@
+"""Completions of prompts by the model in training: written, scored, and laid out as rows of a batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from llm_jax.core.tables import InputError
+from llm_jax.data.documents import Conversation, Document, Example, Rendering
+from llm_jax.data.presentation import Batch, blank
+from llm_jax.inference.generate import Generation, prepare
+from llm_jax.inference.sampling import Sampler
+from llm_jax.models.model import Generator
+from llm_jax.text.special import frame
+from llm_jax.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """What is to be gone on from. `anew`: what follows is a turn of its own, not more of the same text."""
+
+    document: Document
+    ids: tuple[int, ...]
+    text: str
+    anew: bool = False
+
+    @classmethod
+    def of(cls, document: Document, tokenizer: Tokenizer, rendering: Rendering) -> Prompt:
+        """An example's prompt, or a conversation up to the assistant's last turn.
+
+        Raises:
+          InputError: it is neither, or the assistant says nothing in it.
+        """
+        if isinstance(document, Example):
+            before = frame(tokenizer.special, "bos", rendering.bos)
+            after = frame(tokenizer.special, "eos", rendering.prompt_eos)
+            return cls(document, (*before, *tokenizer.encode(document.prompt), *after), document.prompt)
+        if isinstance(document, Conversation):
+            turns = [at for at, message in enumerate(document.messages) if message.role == "assistant"]
+            if not turns or not turns[-1]:
+                raise InputError("a conversation without an assistant's answer is no prompt: leave it out of the data")
+            before = document.messages[: turns[-1]]
+            ids, _ = rendering.template.render(tokenizer, before, reply=True)
+            return cls(document, tuple(ids), before[-1].content, anew=True)
+        raise InputError(f"prompts are of examples and conversations: a {type(document).__name__} has none")
+
+
+@dataclasses.dataclass
+class Completions:
+    """What was written, for each prompt: the ids, with that which ended the text where one did, and the text."""
+
+    prompts: Sequence[Prompt]
+    ids: list[list[int]]
+    texts: list[str]
+    ended_B: np.ndarray
+
+    def laid(self, length: int, pad: int, bytes_V: np.ndarray) -> Batch:
+        """Rows of `length` tokens, one completion each; the targets that were drawn have weight 1."""
+        batch = blank(len(self.ids), length, pad)
+        del batch["number_B"]
+        for row, (prompt, written) in enumerate(zip(self.prompts, self.ids, strict=True)):
+            whole = np.array([*prompt.ids, *written], np.int32)
+            size = len(whole) - 1
+            batch["tokens_BT"][row, :size], batch["targets_BT"][row, :size] = whole[:-1], whole[1:]
+            batch["weight_BT"][row, len(prompt.ids) - 1 : size] = 1
+            batch["segment_BT"][row, :size], batch["position_BT"][row, :size] = 0, np.arange(size)
+        batch["bytes_BT"] = np.where(batch["segment_BT"] == 0, bytes_V[batch["targets_BT"]], 0).astype(np.int32)
+        return batch | dict(ended_B=self.ended_B.astype(np.float32))
+
+
+def write(
+    model: Generator, params: Any, tokenizer: Tokenizer, prompts: Sequence[Prompt], *,
+    max_tokens: int, sampler: Sampler, key_B: jax.Array, dtype: Any,
+) -> Completions:  # fmt: skip
+    """One completion for each prompt, of at most `max_tokens`, an end included. `params` as in training."""
+    generation = Generation(
+        model, prepare(model, params, dtype), [prompt.ids for prompt in prompts], max_tokens=max_tokens,
+        sampler=sampler, key_B=key_B, stops=tokenizer.ends, never=tokenizer.unsaid, vocabulary=tokenizer.vocabulary,
+        dtype=dtype,
+    )  # fmt: skip
+    ids: list[list[int]] = [[] for _ in prompts]
+    while not generation.finished:
+        for row, new in enumerate(generation.advance()):
+            ids[row] += new
+    texts = [_text(tokenizer, prompt, written) for prompt, written in zip(prompts, ids, strict=True)]
+    ended_B = generation.end_B >= 0
+    for row in np.flatnonzero(ended_B):
+        ids[row].append(int(generation.end_B[row]))
+    return Completions(prompts, ids, texts, ended_B)
+
+
+def _text(tokenizer: Tokenizer, prompt: Prompt, ids: Sequence[int]) -> str:
+    stream = tokenizer.stream()
+    for token in () if prompt.anew else prompt.ids:
+        stream.push(token)
+    return "".join([*map(stream.push, ids), stream.flush()])

@@ -1,0 +1,318 @@
+"""Data that the model in training makes itself: completions of prompts, with what they are worth."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import io
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import jax
+import numpy as np
+
+from llm_jax.core.files import digest
+from llm_jax.core.parts import Count, Positive, Size, conform
+from llm_jax.core.spelling import to_json
+from llm_jax.core.tables import InputError
+from llm_jax.data.loader import permuted
+from llm_jax.data.pipeline import Data, SplitName
+from llm_jax.data.presentation import Batch, blank
+from llm_jax.inference.sampling import Sampler, Sampling
+from llm_jax.models.model import Generator
+from llm_jax.objectives.objective import Objective
+from llm_jax.objectives.policy import PolicyGradient, Rollout
+from llm_jax.objectives.rewards import ExactAnswer, Reward
+from llm_jax.parallel.layout import place
+from llm_jax.text.tokenizer import Tokenizer
+from llm_jax.training.completions import Completions, Prompt, write
+from llm_jax.training.program import Program
+
+RECALLED = ("old_BT", "reference_BT", "value_BT")
+CREDITED = ("advantage_BT", "return_BT")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollouts(Data):
+    """Completions that the model writes to the prompts of documents, and the rewards that they get.
+
+    A rollout is `batches` batches of completions, `group` to each prompt, by the weights of that moment; it is trained
+    on `updates` times over, in another order each time. Prompts are of examples, or conversations up to the assistant's
+    last turn; those that leave no room for `max_tokens` in `length` are left out. The reward is the sum of `rewards`,
+    by their `weights` (none: 1 each).
+
+    Completions are drawn at `temperature`, from all tokens that a model may write: a sampler that left some out would
+    not draw from the policy whose probabilities are trained. Held-out prompts get one completion each by the `answers`
+    sampler; the first `shown` of them are written down at each evaluation.
+
+    A batch is that of `Data` with what a policy gradient asks of targets (`old_BT`, `reference_BT`, `value_BT`,
+    `advantage_BT`, `return_BT`) and of rows (`reward_B`, `reward_spread_B`, `ended_B`, `kl_coefficient_B`).
+    """
+
+    rewards: tuple[Reward, ...] = (ExactAnswer(),)
+    weights: tuple[float, ...] = ()
+    group: Size = 8
+    batches: Size = 1
+    updates: Size = 1
+    max_tokens: Size = 16
+    temperature: Positive = 1.0
+    answers: Sampler = Sampling(temperature=0.0)
+    shown: Count = 3
+
+    def train(self, tokenizer, *, seed, process=0, processes=1, program=None) -> Any:
+        """Endless batches of completions by the model of `program`.
+
+        Raises:
+          InputError: there is no prompt with room for an answer, the numbers of completions or of rewards do not fit,
+            or the training has several processes.
+        """
+        if processes > 1:
+            raise InputError(f"rollouts are made in one process, not {processes}: use more devices of one host")
+        if program is None:
+            raise InputError("rollouts are made by the model in training: there is none here")
+        if not self.rewards or len(self.weights) not in (0, len(self.rewards)):
+            raise InputError(
+                f"there are {len(self.rewards)} data.rewards, {len(self.weights)} data.weights: give one each"
+            )
+        if self.batch * self.batches % self.group:
+            raise InputError(
+                f"a rollout of data.batch={self.batch} x data.batches={self.batches} completions is no whole number of "
+                f"groups of data.group={self.group}"
+            )
+        return RolloutIterator(self, program, tokenizer, seed)
+
+    def evaluation(self, tokenizer, *, split="validation", process=0, processes=1) -> Any:
+        return HeldOut(self, tokenizer, split)
+
+    def blank(self, rows):
+        batch = blank(rows, self.length)
+        del batch["number_B"]
+        batch |= {name: np.zeros((rows, self.length), np.float32) for name in RECALLED + CREDITED}
+        of_rows = ("ended_B", "kl_coefficient_B", "reward_spread_B", "reward_B", *self.reward_names())
+        return batch | {name: np.zeros(rows, np.float32) for name in of_rows}
+
+    def prompts(self, split: SplitName, tokenizer: Tokenizer) -> list[Prompt]:
+        """Those of the split that leave room for an answer.
+
+        Raises:
+          InputError: none does.
+        """
+        found = [Prompt.of(document, tokenizer, self.rendering) for document in self.documents(split)]
+        fitting = [prompt for prompt in found if 0 < len(prompt.ids) <= self.length - self.max_tokens]
+        if not fitting:
+            shortest = min(len(prompt.ids) for prompt in found)
+            raise InputError(
+                f"no {split} prompt leaves room for data.max_tokens={self.max_tokens} in data.length={self.length}: "
+                f"the shortest has {shortest} tokens"
+            )
+        return fitting
+
+    def reward_names(self) -> list[str]:
+        """What each reward is called in a batch, where there are several."""
+        kinds = [type(reward).__name__ for reward in self.rewards]
+        return [f"reward_{kind}_{i}_B" for i, kind in enumerate(kinds)] if len(kinds) > 1 else []
+
+    def judged(self, completions: Completions, ready: Sequence[Reward]) -> Batch:
+        """The rewards of each row, in float64."""
+        texts = [prompt.text for prompt in completions.prompts]
+        examples = [prompt.document for prompt in completions.prompts]
+        each = [np.asarray(reward(texts, completions.texts, examples), np.float64) for reward in ready]
+        for reward, score_B in zip(self.rewards, each, strict=True):
+            if score_B.shape != (len(texts),) or not np.isfinite(score_B).all():
+                raise InputError(
+                    f"{type(reward).__name__} must give a finite number for each of {len(texts)} completions"
+                )
+        weights = self.weights or (1.0,) * len(each)
+        total_B = sum((w * score_B for w, score_B in zip(weights, each, strict=True)), np.zeros(len(texts)))
+        return dict(zip(self.reward_names(), each, strict=False)) | dict(reward_B=total_B)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recall(Objective):
+    """No loss: what a policy gradient remembers of a batch, so that a program may be asked for it."""
+
+    policy: PolicyGradient
+
+    def __call__(self, model, params, frozen, batch, key):
+        return self.policy.recall(model, params, frozen, batch)
+
+
+class Author:
+    """Writes completions with the model of a program, and looks up what is known of them."""
+
+    def __init__(self, data: Rollouts, program: Program, tokenizer: Tokenizer):
+        experiment = program.experiment
+        self.data, self.program, self.tokenizer = data, program, tokenizer
+        self.policy = conform(experiment.objective, PolicyGradient, "objective")
+        self.model = conform(experiment.model, Generator, "model")
+        asked = dataclasses.replace(experiment, objective=_Recall(self.policy))
+        self._recall = dataclasses.replace(program, experiment=asked).measure
+
+    def write(
+        self, params: Any, frozen: Any, prompts: Sequence[Prompt], sampler: Sampler, key_B: jax.Array
+    ) -> Completions:
+        precision: Any = self.program.experiment.precision
+        return write(
+            self.model, self.program.whole(params, frozen), self.tokenizer, prompts, sampler=sampler, key_B=key_B,
+            max_tokens=self.data.max_tokens, dtype=precision.compute,
+        )  # fmt: skip
+
+    def known(self, params: Any, frozen: Any, completions: Completions) -> Batch:
+        """Rows with their rewards, and what the model says of them now."""
+        laid = completions.laid(self.data.length, self.tokenizer.padding, np.asarray(self.tokenizer.bytes_V, np.int32))
+        recalled = []
+        for first in range(0, len(completions.ids), self.data.batch):
+            part = {name: array[first : first + self.data.batch] for name, array in laid.items()}
+            recalled.append(jax.device_get(self._recall(params, frozen, place(part, self.program.mesh))))
+        laid |= {name: np.concatenate([part[name] for part in recalled]) for name in RECALLED}
+        ready = [reward.ready(self.tokenizer, self.data.rendering, frozen) for reward in self.data.rewards]
+        return laid | self.data.judged(completions, ready)
+
+
+class RolloutIterator(Iterator[Batch]):
+    """Endless batches. Its state is how many were seen, and the rollout that is not used up: its weights are gone."""
+
+    def __init__(self, data: Rollouts, program: Program, tokenizer: Tokenizer, seed: int):
+        self._data, self._program, self._seed = data, program, seed
+        self._author = Author(data, program, tokenizer)
+        self._prompts = data.prompts("train", tokenizer)
+        self._seen = 0
+        self._coefficient = self._author.policy.first_coefficient()
+        self._rollout: Batch | None = None
+        free = dataclasses.replace(data, evaluation_batches=None, workers=0, shown=0, answers=Sampling())
+        written = [json.dumps(to_json(free)), tokenizer.identity, str(seed), json.dumps([p.ids for p in self._prompts])]
+        self._stream = digest(*written)
+
+    @property
+    def _each(self) -> int:
+        """Batches that are made of one rollout."""
+        return self._data.batches * self._data.updates
+
+    def next(self, state: Any) -> Batch:
+        """The next batch; where a rollout is used up, the model of `state` makes another."""
+        number, place = divmod(self._seen, self._each)
+        if self._rollout is None:
+            self._rollout = self._make(number, state)
+        update, part = divmod(place, self._data.batches)
+        order = np.random.default_rng((self._seed, number, update)).permutation(len(self._rollout["reward_B"]))
+        chosen = order[part * self._data.batch : (part + 1) * self._data.batch]
+        batch = {name: array[chosen] for name, array in self._rollout.items()}
+        self._seen += 1
+        if self._seen % self._each == 0:
+            self._rollout = None
+        return batch
+
+    def __next__(self) -> Batch:
+        raise TypeError("rollouts depend on the state of the training: call next(state)")
+
+    def _make(self, number: int, state: Any) -> Batch:
+        data = self._data
+        rows = data.batch * data.batches
+        count = rows // data.group
+        epoch_P, index_P = np.divmod(np.arange(number * count, (number + 1) * count), len(self._prompts))
+        if data.shuffle:
+            for epoch in np.unique(epoch_P):
+                here = epoch_P == epoch
+                index_P[here] = permuted(index_P[here], len(self._prompts), (self._seed, int(epoch)))
+        prompts = [self._prompts[i] for i in np.repeat(index_P, data.group)]
+        sampler = Sampling(temperature=data.temperature)
+        with jax.set_mesh(self._program.mesh):
+            key_B = _keys(self._seed, number, rows)
+            completions = self._author.write(state.params, state.frozen, prompts, sampler, key_B)
+            known = self._author.known(state.params, state.frozen, completions)
+        return self._credited(known)
+
+    def _credited(self, known: Batch) -> Batch:
+        """With advantages, all in float32."""
+        exact = {name: known[name].astype(np.float64) for name in ("reward_B", "weight_BT", *RECALLED)}
+        rollout = Rollout(**exact, group=self._data.group)
+        credit = self._author.policy.credit(rollout, self._coefficient)
+        spread_B = np.repeat(rollout.grouped(rollout.reward_B).std(1), self._data.group)
+        known |= dict(advantage_BT=credit.advantage_BT, return_BT=credit.return_BT, reward_spread_B=spread_B)
+        known["kl_coefficient_B"] = np.full(len(spread_B), self._coefficient)
+        self._coefficient = credit.coefficient
+        return {name: a.astype(np.float32) if a.dtype == np.float64 else a for name, a in known.items()}
+
+    def save(self) -> dict[str, Any]:
+        """The state, as JSON."""
+        rollout = None if self._rollout is None else _packed(self._rollout)
+        return dict(batches=self._seen, stream=self._stream, kl_coefficient=self._coefficient, rollout=rollout)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on after the last batch that was seen before `save`.
+
+        Raises:
+          InputError: the state is of another stream: other prompts, tokenizer or seed, or another setting of the data.
+        """
+        if state.get("stream") != self._stream:
+            raise InputError(
+                "the state of the data is of other rollouts: the prompts, the tokenizer, the seed, or a setting of "
+                "the data (rewards, group, batch, updates, temperature) is not what it was"
+            )
+        self._seen, self._coefficient = int(state["batches"]), float(state["kl_coefficient"])
+        self._rollout = None if state["rollout"] is None else _unpacked(state["rollout"])
+
+    def close(self) -> None:
+        """Nothing to end: the model itself is the worker."""
+
+
+@dataclasses.dataclass
+class HeldOut:
+    """`held_out(program, params, frozen)`: batches of completions of held-out prompts, by these parameters.
+
+    Attributes:
+      samples: what was completed last: prompt, completion and reward, of the first few.
+    """
+
+    data: Rollouts
+    tokenizer: Tokenizer
+    split: SplitName
+    samples: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    _author: Author | None = None
+
+    @functools.cached_property
+    def prompts(self) -> list[Prompt]:
+        found = self.data.prompts(self.split, self.tokenizer)
+        limit = self.data.evaluation_batches
+        return found if limit is None else found[: limit * self.data.batch]
+
+    def __len__(self) -> int:
+        return -(-len(self.prompts) // self.data.batch)
+
+    def __call__(self, program: Program, params: Any, frozen: Any) -> Iterator[Batch]:
+        if self._author is None or self._author.program is not program:
+            self._author = Author(self.data, program, self.tokenizer)
+        author, rows, self.samples = self._author, self.data.batch, []
+        for number in range(len(self)):
+            prompts = self.prompts[number * rows : (number + 1) * rows]
+            filled = [*prompts, *prompts[:1] * (rows - len(prompts))]
+            completions = author.write(params, frozen, filled, self.data.answers, _keys(0, number, rows))
+            known = author.known(params, frozen, completions)
+            for row, prompt in enumerate(prompts[: max(0, self.data.shown - len(self.samples))]):
+                said = dict(prompt=prompt.text, completion=completions.texts[row])
+                self.samples.append(said | dict(reward=float(known["reward_B"][row])))
+            known["weight_BT"][len(prompts) :] = 0
+            yield {name: a.astype(np.float32) if a.dtype == np.float64 else a for name, a in known.items()}
+
+
+def _keys(seed: int, number: int, rows: int) -> jax.Array:
+    """A key for each row of a rollout."""
+    key = jax.random.fold_in(jax.random.key(seed), number)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(rows, dtype=np.uint32))
+
+
+def _packed(arrays: Batch) -> str:
+    """Arrays as text: a compressed .npz, the same for the same arrays."""
+    file = io.BytesIO()
+    np.savez_compressed(file, **cast(Any, arrays))
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _unpacked(text: str) -> Batch:
+    with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as file:
+        return dict(file)
+
+
+DATA = dict(Rollouts=Rollouts)

@@ -1,0 +1,235 @@
+"""Completions as data: what was drawn, what is remembered of it, and a state that goes on in the middle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from llm_jax.core.tables import InputError
+from llm_jax.data.documents import Conversation, Example, Rendering, Text
+from llm_jax.data.files import JsonLines
+from llm_jax.models.heads import Scorer
+from llm_jax.models.pretrained import Pretrained
+from llm_jax.objectives.policy import Dapo, DrGrpo, Grpo
+from llm_jax.objectives.rewards import ModelReward, Reward, completed
+from llm_jax.parallel.layout import Layout, place
+from llm_jax.text.chat import Message
+from llm_jax.training.completions import Prompt
+from llm_jax.training.evaluation import evaluate
+from llm_jax.training.optimizers import AdamW, Constant
+from llm_jax.training.program import Program
+from llm_jax.training.rollouts import Rollouts
+
+
+@dataclasses.dataclass(frozen=True)
+class Ones(Reward):
+    """How many bytes of the completion are odd."""
+
+    def __call__(self, prompts, completions, examples):
+        return np.array([sum(byte % 2 for byte in text.encode()) for text in completions], np.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Short(Reward):
+    def __call__(self, prompts, completions, examples):
+        return np.array([-len(text) for text in completions], np.float64)
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    file = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    lines = [dict(prompt=f"{i}+", answer="A") for i in range(40)] + [dict(prompt="far too long for a row", answer="A")]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    return JsonLines(str(file))
+
+
+@pytest.fixture(scope="module")
+def experiment(tiny, prompts):
+    data = Rollouts(
+        prompts, length=12, batch=8, group=4, batches=2, updates=2, max_tokens=5, rewards=(Ones(), Short()),
+        weights=(1.0, 0.5), temperature=1.5,
+    )  # fmt: skip
+    return dataclasses.replace(
+        tiny, data=data, objective=Grpo(), optimizer=AdamW(learning_rate=0.05, schedule=Constant())
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def program(experiment, tokenizer):
+    return Program(experiment, experiment.layout.mesh(), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def state(program):
+    return program.begin()
+
+
+def made(program, tokenizer, seed=0):
+    return program.experiment.data.train(tokenizer, seed=seed, program=program)
+
+
+@pytest.fixture(scope="module")
+def rollout(program, state, tokenizer):
+    """The batches of one rollout, all updates."""
+    batches = made(program, tokenizer)
+    return [batches.next(state) for _ in range(4)]
+
+
+def test_rows_hold_what_was_drawn(rollout, tokenizer):
+    sizes = {name: array.shape[1:] for name, array in rollout[0].items()}
+    assert all(shape == ((12,) if name.endswith("_BT") else ()) for name, shape in sizes.items())
+    for batch in rollout:
+        weight, targets = batch["weight_BT"], batch["targets_BT"]
+        for row in range(8):
+            drawn = targets[row, weight[row] > 0]
+            assert 1 <= len(drawn) <= 5 and not set(drawn.tolist()) & tokenizer.unsaid
+            assert (drawn[-1] in tokenizer.ends) == bool(batch["ended_B"][row])
+            assert len(drawn) == 5 or batch["ended_B"][row]
+            assert not set(drawn[:-1].tolist()) & tokenizer.ends
+            real = batch["segment_BT"][row] == 0
+            assert tokenizer.decode(batch["tokens_BT"][row, real & (weight[row] == 0)]).rstrip("+").isdigit()
+            assert np.array_equal(batch["tokens_BT"][row, 1 : real.sum()], targets[row, : real.sum() - 1])
+            text = tokenizer.decode(drawn)
+            each = Ones()([""], [text], []), Short()([""], [text], [])
+            assert batch["reward_Ones_0_B"][row] == each[0] and batch["reward_Short_1_B"][row] == each[1]
+            assert batch["reward_B"][row] == each[0] + 0.5 * each[1]
+
+
+def test_a_rollout_is_trained_on_so_many_times_each_in_another_order(rollout):
+    rows = [[row.tobytes() for row in batch["targets_BT"]] for batch in rollout]
+    first, second = rows[0] + rows[1], rows[2] + rows[3]
+    assert sorted(first) == sorted(second) and first != second
+    for batch in (rollout[0], rollout[1]):
+        assert np.isfinite(batch["advantage_BT"]).all() and (batch["reward_spread_B"] >= 0).all()
+    both = {name: np.concatenate([rollout[i][name] for i in (0, 1)]) for name in rollout[0]}
+    opening_BT = (both["segment_BT"] == 0) & (both["weight_BT"] == 0)
+    prompt_B = [tuple(tokens[opening]) for tokens, opening in zip(both["tokens_BT"], opening_BT, strict=True)]
+    advantage_B = (both["advantage_BT"] * both["weight_BT"]).sum(1) / both["weight_BT"].sum(1)
+    for prompt in set(prompt_B):
+        group = [i for i, other in enumerate(prompt_B) if other == prompt]
+        assert len(group) == 4
+        reward = both["reward_B"][group].astype(np.float64)
+        wanted = (reward - reward.mean()) / (reward.std(ddof=1) + 1e-4)
+        np.testing.assert_allclose(advantage_B[group], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_the_state_holds_a_rollout_whose_weights_are_gone(program, state, rollout, tokenizer):
+    first = made(program, tokenizer)
+    for number in range(4):
+        saved = json.loads(json.dumps(first.save()))
+        assert (saved["rollout"] is None) == (number == 0)
+        again = made(program, tokenizer)
+        again.restore(saved)
+        assert again.save() == saved
+        gone = state if number == 0 else None  # within a rollout no state is asked for
+        for batch in (first.next(gone), again.next(gone)):
+            for name, array in rollout[number].items():
+                np.testing.assert_array_equal(batch[name], array, err_msg=name)
+    assert first.save()["rollout"] is None
+    other = made(program, tokenizer).next(state)
+    assert not np.array_equal(first.next(state)["targets_BT"], other["targets_BT"]), "the next rollout is another one"
+    with pytest.raises(InputError, match="is of other rollouts"):
+        made(program, tokenizer, seed=1).restore(first.save())
+
+
+@pytest.mark.parametrize("objective", [Grpo(), DrGrpo(), Dapo()], ids=["Grpo", "DrGrpo", "Dapo"])
+def test_the_first_step_is_on_the_policy_and_the_same_however_it_is_divided(
+    experiment, state, rollout, tokenizer, objective
+):
+    """Microbatches and devices change nothing; at first the ratio is 1, nothing diverges and GRPO's loss is 0."""
+    after = []
+    for layout, microbatches in ((1, 1), (4, 2)):
+        changes = dict(objective=objective, layout=Layout(layout), microbatches=microbatches)
+        program = Program(dataclasses.replace(experiment, **changes), Layout(layout).mesh(), tokenizer)
+        with jax.set_mesh(program.mesh):
+            done, metrics = program.update(program.begin(), place(rollout[0], program.mesh))
+        after.append(jax.device_get((done.params, done.sums, metrics)))
+    (params, sums, metrics), other = after
+    assert abs(sums["kl"]) < 1e-9 and sums["clip_fraction"] == 0 and metrics["gradient_norm"] > 1e-3
+    assert sums["reward_Ones_0"] == rollout[0]["reward_Ones_0_B"].sum()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), sums, other[1])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), params, other[0])
+    if type(objective) is Grpo:  # over whole groups
+        first = [{name: batch[name] for name in ("advantage_BT", "weight_BT")} for batch in rollout[:2]]
+        of_rows = np.concatenate([(b["advantage_BT"].sum(1) / b["weight_BT"].sum(1)) for b in first])
+        assert abs(of_rows.mean()) < 1e-6
+
+
+def test_what_is_remembered_is_the_distribution_that_was_drawn_from(program, state, rollout, tokenizer):
+    batch = rollout[0]
+    scores, _ = program.experiment.model.apply({"params": state.params}, batch["tokens_BT"])
+    scores = np.asarray(scores, np.float64) / 1.5
+    scores[..., list(tokenizer.unsaid)] = scores[..., tokenizer.vocabulary :] = -np.inf
+    log = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+    chosen = np.take_along_axis(log, batch["targets_BT"][..., None], -1)[..., 0]
+    drawn = batch["weight_BT"] > 0
+    np.testing.assert_allclose(batch["old_BT"][drawn], chosen[drawn], atol=1e-5)
+    assert not batch["old_BT"][~drawn].any()
+    np.testing.assert_array_equal(batch["old_BT"], batch["reference_BT"])
+
+
+def test_held_out_prompts_are_answered_and_shown(program, state, tokenizer):
+    held_out = program.experiment.data.evaluation(tokenizer)
+    found = evaluate(program, state.params, held_out, state.frozen)
+    assert found["loss"] == -found["reward"] and {"kl", "entropy", "length", "truncated"} <= found.keys()
+    assert len(held_out.samples) == min(3, len(held_out.prompts))
+    texts = [
+        Ones()([""], [s["completion"]], [])[0] + 0.5 * Short()([""], [s["completion"]], [])[0] for s in held_out.samples
+    ]
+    assert texts == [s["reward"] for s in held_out.samples]
+    assert found == evaluate(program, state.params, held_out, state.frozen)
+
+
+def test_prompts_are_what_comes_before_the_answer(tokenizer):
+    rendering = Rendering()
+    example = Prompt.of(Example("1+1=", "2"), tokenizer, rendering)
+    assert list(example.ids) == [tokenizer.special["bos"], *tokenizer.encode("1+1=")] and example.text == "1+1="
+    said = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
+    turn = Prompt.of(Conversation(said), tokenizer, rendering)
+    assert list(turn.ids) == rendering.template.render(tokenizer, said[:3], reply=True)[0] and turn.text == "c"
+    assert completed(turn.document, "e") == Conversation((*said[:3], Message("assistant", "e")))
+    with pytest.raises(InputError, match="a Text has none"):
+        Prompt.of(Text("a"), tokenizer, rendering)
+    with pytest.raises(InputError, match="without an assistant's answer"):
+        Prompt.of(Conversation(said[:1]), tokenizer, rendering)
+
+
+def test_a_reward_model_reads_the_whole_text(tiny, tokenizer):
+    model: Any = Scorer(tiny.model)
+    params = jax.jit(model.begin)(jax.random.key(0))
+    params = jax.tree.map(lambda leaf: leaf * 3, nn.meta.unbox(params))
+    reward = ModelReward(Pretrained("runs/judge", model)).ready(
+        tokenizer, Rendering(), {"pretrained": {"runs/judge": params}}
+    )
+    examples = [Example("1+1=", "2"), Example("20+2=", "22")]
+    found = reward(["1+1=", "20+2="], ["33", "4"], examples)
+    for score, example, text in zip(found, examples, ("33", "4"), strict=True):
+        ids = np.array([[tokenizer.special["bos"], *tokenizer.encode(example.prompt + text), tokenizer.special["eos"]]])
+        wanted = model.apply({"params": params}, ids.astype(np.int32), method="reward")
+        np.testing.assert_allclose(score, float(wanted[0]), rtol=1e-4, atol=1e-6)
+    with pytest.raises(InputError, match="the reward model reads 16"):
+        reward([""], ["a" * 20], examples[:1])
+    with pytest.raises(InputError, match=r"the model of runs/judge must be .*Scorer"):
+        ModelReward(Pretrained("runs/judge", tiny.model)).ready(tokenizer, Rendering(), {})
+
+
+def test_what_cannot_be_rolled_out_is_refused(experiment, tiny, program, tokenizer):
+    data = experiment.data
+    for changes, message in (
+        (dict(group=3), "no whole number of groups of data.group=3"),
+        (dict(weights=(1.0,)), "2 data.rewards, 1 data.weights: give one each"),
+        (dict(max_tokens=10), "leaves room for data.max_tokens=10 in data.length=12"),
+    ):
+        with pytest.raises(InputError, match=message):
+            dataclasses.replace(data, **changes).train(tokenizer, seed=0, program=program)
+    with pytest.raises(InputError, match="in one process, not 2"):
+        data.train(tokenizer, seed=0, processes=2, program=program)
+    with pytest.raises(InputError, match=r"Grpo learns from completions: set data=Rollouts"):
+        Grpo().prepare(tiny.data, tokenizer)
+    assert all(len(prompt.ids) <= 7 for split in ("train", "validation") for prompt in data.prompts(split, tokenizer))
