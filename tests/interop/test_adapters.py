@@ -22,7 +22,7 @@ from llm_jax.interop.adapters import write
 from llm_jax.interop.families import FAMILIES
 from llm_jax.training.tuning import Dora, Lora
 
-from .torch_tensors import boxes, close, drawn, imported, saved
+from .torch_tensors import boxes, drawn, imported, saved
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own
 V, STEPS = 61, 4
