@@ -1,7 +1,7 @@
 """The alphabet: one capital letter per array dimension, project-wide.
 
 A letter is in a variable's name (`q_BTKGH`), in an equation (`Einsum("BTD,DKGH->BTKGH", ...)`) and in the sharding
-table `RULES`. Weight shape, fan-in and partitioning follow from the equation, so nobody writes them twice.
+table `RULES`. Weight shape, fan-in, partitioning and adapters follow from the equation, so nobody writes them twice.
 """
 
 from __future__ import annotations
@@ -18,18 +18,22 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from llm_jax.core.adapters import magnification
 from llm_jax.core.parts import Part
+from llm_jax.core.quantized import Quantized
+from llm_jax.core.tables import InputError
 
 LEGEND = dict(
     B="batch", T="query time", S="key time", D="model width", K="key heads", G="queries per key head", H="head width",
     F="hidden", E="experts", C="expert capacity", V="vocabulary", L="layers", P="positions", N="new tokens",
     R="rows of a stream", Y="pixel rows", X="pixel columns", A="channels of a pixel", O="classes",
-    J="gates of a recurrent cell", M="decisions that predict a word",
+    J="gates of a recurrent cell", M="decisions that predict a word", Z="rank of an adapter",
+    Q="blocks of quantised weights",
 )  # fmt: skip
 
 RULES = dict(
     L=("stage",), B=("data", "fsdp"), C=("data", "fsdp"), T=("sequence",), E=("expert",),
-    V=("tensor",), K=("tensor",), F=("tensor",), D=("fsdp",),
+    V=("tensor",), K=("tensor",), F=("tensor",), D=("fsdp",), Q=("fsdp",),
 )  # fmt: skip  # letter -> the mesh axes that may split it
 
 
@@ -195,6 +199,7 @@ class Lettered(nn.meta.AxisMetadata):
     value: Any
     letters: str = flax.struct.field(pytree_node=False)
     active: float = flax.struct.field(pytree_node=False, default=1.0)  # the share of it that one token is worked with
+    summed: str | None = flax.struct.field(pytree_node=False, default=None)  # an Einsum's kernel: the fan-in's letters
 
     def unbox(self) -> Any:
         return self.value
@@ -235,24 +240,52 @@ class Einsum(nn.Module):
         operands, out = self.equation.split("->")
         given, weight = operands.split(",")
         sizes = dict(zip(given, x.shape, strict=True)) | dict(self.sizes)
-        fan_in = prod(sizes[a] for a in weight if a not in out and a != "E")
-        kernel = weigh(self, "kernel", weight, sizes, self.init, fan_in, self.active)
+        summed = "".join(a for a in weight if a not in out and a != "E")
+        fan_in = prod(sizes[a] for a in summed)
+        kernel = weigh(self, "kernel", weight, sizes, self.init, fan_in, self.active, summed)
         y = contract(self.equation, x, kernel)
+        if self.has_variable("params", "down"):
+            y = self._adapted(y, x, kernel, summed)
         if self.bias:
             new = "".join(a for a in out if a in weight)
             bias = weigh(self, "bias", new, sizes, Fill(0.0), 1)
             y = y + jnp.expand_dims(bias, [i for i, a in enumerate(out) if a not in new]).astype(jnp.float32)
         return shard(y.astype(x.dtype), out)
 
+    def _adapted(self, y: jax.Array, x: jax.Array, kernel: jax.Array, summed: str) -> jax.Array:
+        """`y` with what the adapter beside the kernel adds, as a `Tuning` has put it there; the kernels stay apart."""
+        operands, out = self.equation.split("->")
+        given, weight = operands.split(",")
+        experts, produced = (
+            "".join(a for a in weight if (a == "E") == one and a not in summed) for one in (True, False)
+        )
+        kept = "".join(a for a in given if a not in summed)
+        low = f"{experts}{kept}Z" if experts and experts not in given else f"{kept}Z"
+        down, up = (self.get_variable("params", name) for name in ("down", "up"))
+        x_low = contract(f"{given},{experts}{summed}Z->{low}", x, down).astype(x.dtype)
+        y = y + contract(f"{low},{experts}Z{produced}->{out}", x_low, up)
+        if not self.has_variable("params", "magnitude"):
+            return y
+        if experts and experts not in out:
+            raise InputError(
+                f"Dora cannot scale {self.equation}, which sums over experts: set dispatch=Capacity(), or use Lora"
+            )
+        norm, magnitude = (self.get_variable("params", name) for name in ("norm", "magnitude"))
+        scale = magnification(kernel, down, up, norm, magnitude)
+        return y * jnp.expand_dims(scale, [i for i, a in enumerate(out) if a not in experts + produced])
+
 
 def weigh(
-    module: nn.Module, name: str, letters: str, sizes: Mapping[str, int], init: Init, fan_in: int, active: float = 1.0
-) -> jax.Array:
-    """A parameter of `module` whose shape and partitioning come from its letters."""
+    module: nn.Module, name: str, letters: str, sizes: Mapping[str, int], init: Init, fan_in: int, active: float = 1.0,
+    summed: str | None = None,
+) -> jax.Array:  # fmt: skip
+    """A parameter of `module` whose shape and partitioning come from its letters. If it is quantised, it is read."""
     shape = tuple(sizes[a] for a in letters)
+    if module.has_variable("params", name) and isinstance(known := module.get_variable("params", name), Quantized):
+        return known.read()
 
     def begin(key: jax.Array) -> Any:  # `param` takes the box off
-        return Lettered(init.draw(key, shape, fan_in), letters, active)
+        return Lettered(init.draw(key, shape, fan_in), letters, active, summed)
 
     return module.param(name, begin)
 

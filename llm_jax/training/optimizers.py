@@ -106,11 +106,13 @@ class Optimizer(Part):
 
 
 def is_matrix(boxed: Any) -> Any:
-    """True for kernels and tables of vectors; False for scales, biases, and tables of biases (T5's, of letters PKG)."""
+    """True for kernels and tables of vectors; False for scales, biases, tables of biases (T5's, of letters PKG), and
+    the magnitudes of adapters.
+    """
 
     def one(path: Any, leaf: Lettered) -> bool:
         letters = leaf.letters.replace("L", "")
-        return len(letters) > 1 and path[-1].key != "bias" and ("P" not in letters or "D" in letters)
+        return len(letters) > 1 and path[-1].key not in ("bias", "magnitude") and ("P" not in letters or "D" in letters)
 
     return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=is_lettered)
 

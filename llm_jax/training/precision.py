@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.parts import Part
+from llm_jax.core.quantized import is_quantized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +19,10 @@ class Precision(Part):
     compute: Literal["float32", "bfloat16"] = "float32"
 
     def cast(self, params: Any) -> Any:
-        return jax.tree.map(lambda x: x.astype(self.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
+        def one(x: Any) -> Any:
+            return x.astype(self.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+        return jax.tree.map(one, params, is_leaf=is_quantized)
 
     @property
     def dtype(self) -> Any:

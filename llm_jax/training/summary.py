@@ -44,7 +44,7 @@ def summary(experiment: Experiment) -> str:
     program = Program(experiment, layout.mesh(), tokenizer)
     model = _any(experiment.model)
     lines = [f"{path} = {value}" for path, value in settings(experiment)]
-    lines += ["", *cost(model, program.boxed, data.length)]
+    lines += ["", *cost(model, program.boxed, data.length), *trained(program)]
     template = program.template
     with jax.set_mesh(program.mesh), choices() as picked:
         program.sums(template.params, template.frozen)
@@ -56,6 +56,19 @@ def summary(experiment: Experiment) -> str:
             f"{data.batch} x {data.length}"
         )
     return "\n".join(lines)
+
+
+def trained(program: Program) -> list[str]:
+    """How many parameters are trained, and what the frozen ones take, where there are any."""
+    if program.experiment.tuning is None:
+        return []
+    moved, frozen = program.parted
+    size, stored = count(moved), sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(frozen))
+    return [
+        f"{size:,} parameters are trained, {size / count(program.boxed):.2%} of the model's number; "
+        f"the frozen ones take {stored:,} bytes",
+        "  their gradients are not computed, though FLOPs are given as if they were: up to a third less is done",
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,17 @@ from experiments.word2vec_planted import PlantedQuestions
 from llm_jax import experiment as experiments
 from llm_jax.core.parts import transform, walk
 from llm_jax.core.tables import InputError
-from llm_jax.data.sources import Download, JsonLines, KingJames, MakemoreNames, SmsSpam, TextFiles, TinyShakespeare
+from llm_jax.data.sources import (
+    Conversations,
+    Download,
+    Instructions,
+    JsonLines,
+    KingJames,
+    MakemoreNames,
+    SmsSpam,
+    TextFiles,
+    TinyShakespeare,
+)
 from llm_jax.experiment import Experiment
 from llm_jax.interop.imports import make_run
 from llm_jax.layers.attention import Attention
@@ -76,7 +86,9 @@ REPORTS = {
     "digits_captions": (Captions(limit=5, drawn=4),),
     "digits_classifier": (),
     "instructions_tuned": (ExactMatch("validation", limit=5),),
-    **dict.fromkeys(("finetune", "chatbot/instruct"), (SampledConversations(count=1, turns=1, max_tokens=4),)),
+    **dict.fromkeys(
+        ("finetune", "finetune_lora", "chatbot/instruct"), (SampledConversations(count=1, turns=1, max_tokens=4),)
+    ),
     **dict.fromkeys(("translate_gru", "translate_gru_attention", "translate_transformer"), (Bleu(limit=3),)),
     **dict.fromkeys(("dpo_base", "dpo"), (Rewarded(Sorted(), limit=5, max_tokens=4, show=1),)),
     **dict.fromkeys(("reward_ratings", "chatbot/reward"), (PairAccuracy(),)),
@@ -143,6 +155,8 @@ def small(tmp_path_factory, base, read, judge):
             changes |= {"data.source": JsonLines(str(labelled)), "data.length": 32}
         elif name in ("small_gpt", "quickstart", "chatbot/pretrain"):
             changes |= {"tokenizer.vocabulary": 400, "data.evaluation_batches": 1, "data.length": 64}
+        if isinstance(found.data.source, Instructions):
+            changes["data.source"] = Conversations()
         if isinstance(found.model, Classifier):
             changes["model.backbone.stack.repeats"] = changes.pop("model.stack.repeats")
         if inherits(found):

@@ -1,18 +1,27 @@
 """A real chat model from its GGUF file, beside `transformers` with its own reading of the same file."""
 
 from types import SimpleNamespace
+from typing import Any
 
+import jax
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+import llm_jax
 from llm_jax.inference.generate import Generation, row_keys
 from llm_jax.inference.sampling import Sampling
+from llm_jax.interop.adapters import export_adapter
 from llm_jax.interop.gguf import Gguf
 from llm_jax.interop.imports import import_model, load
 from llm_jax.text import Message
+from llm_jax.training import metrics
+from llm_jax.training.evaluation import evaluate
+from llm_jax.training.inherit import begin, first_tokenizer, inherit
+from llm_jax.training.program import Program, fill
 
 from .wheels import wheel
 
@@ -44,9 +53,14 @@ def their_tokenizer(folder):
 
 
 @pytest.fixture(scope="module")
-def ours(folder, tmp_path_factory):
+def workdir(folder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("smollm2")
     import_model(folder / NAME, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def ours(workdir):
     return load(workdir)
 
 
@@ -81,6 +95,49 @@ def test_the_answer_is_that_of_transformers_token_for_token(ours, theirs, their_
     end = expected.index(ours.tokenizer.special["end_of_turn"])
     said = "".join(ours.reply(QUESTION, max_tokens=TOKENS, temperature=0.0))
     assert said == their_tokenizer.decode(expected[:end]) == "The capital of France is Paris."
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own
+def test_adapters_learn_to_answer_and_the_merged_export_answers_alike(workdir, tmp_path):
+    """The 1,100 instructions, of which $LLM_JAX_DATA may hold a copy."""
+    experiment: Any = llm_jax.get("finetune_lora").override(
+        {"init_from": str(workdir), "layout.data": 1, "steps": 30, "report": ()}
+    )
+    filled: Any = fill(inherit(experiment), tokenizer := first_tokenizer(experiment))
+    held_out = filled.data.evaluation(tokenizer)
+    before = Program(filled, filled.layout.mesh(), tokenizer)
+    state = begin(before)
+    size = sum(x.nbytes for x in jax.tree.leaves(state.params))
+    loss_before = evaluate(before, state.params, held_out, state.frozen)["loss"]
+    del state
+    llm_jax.train(experiment, tmp_path / "run")
+    measured = metrics.read(tmp_path / "run" / "metrics.jsonl")
+    loss_after = [line["loss"] for line in measured if line["split"] == "validation"][-1]
+    assert loss_after < 0.9 * loss_before
+    saved = sum(path.stat().st_size for path in (tmp_path / "run" / "checkpoints").rglob("*") if path.is_file())
+    assert saved < 4 * size  # the adapters, Adam's two moments of them, and what says so
+
+    llm_jax.export_model(tmp_path / "run", tmp_path / "merged")
+    export_adapter(tmp_path / "run", tmp_path / "adapter")
+    llm_jax.export_model(workdir, tmp_path / "base")
+    tuned = load(tmp_path / "run")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    beside = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    texts = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
+    for question in ("Rewrite this sentence in the passive voice: The chef cooked the meal.", "Name three colors."):
+        asked = [Message("user", question)]
+        prompt, _ = tuned.template.render(tuned.tokenizer, asked, reply=True)
+        end = tuned.tokenizer.special["end_of_turn"]
+        said = "".join(tuned.reply(asked, max_tokens=24, temperature=0.0))
+        for theirs in (merged, beside):
+            ids_BT = torch.tensor([prompt])
+            whole = theirs.generate(
+                input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=24, do_sample=False,
+                eos_token_id=end, pad_token_id=0,
+            )  # fmt: skip
+            answer = [i for i in whole[0, len(prompt) :].tolist() if i != end]
+            assert said == texts.decode(answer).strip()
 
 
 def test_text_is_encoded_alike(folder, their_tokenizer):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from llm_jax.core.quantized import Nf4
 from llm_jax.core.tables import InputError
 from llm_jax.data.images import Digits, Images
 from llm_jax.data.pipeline import Data
@@ -32,6 +33,7 @@ from llm_jax.training.checkpoints import Checkpoints
 from llm_jax.training.optimizers import Adafactor, AdamW, Constant, Lion, Muon
 from llm_jax.training.precision import Precision
 from llm_jax.training.program import Program
+from llm_jax.training.tuning import Dora, Lora
 
 ROWS, LENGTH = 16, 12
 LAYOUTS = dict(eight=Layout(8), fsdp=Layout(2, 4), all=Layout(2, 2, 2))
@@ -75,6 +77,10 @@ CASES = {
     "experts without drops, scanned": {
         "model.stack": Stack((Block(Attention(2, 2, 8), MoE(24, experts=4)),), 2, "scan", "dots"),
     },
+    "adapters, scanned, microbatches": {
+        "model.stack": Stack((PLAIN,), 2, "scan", "full"), "tuning": Dora(4, also=("norm.scale",)), "microbatches": 2,
+    },
+    "adapters on quantised weights, Muon": {"tuning": Lora(4, base=Nf4(32)), "optimizer": Muon(schedule=Constant())},
     "a captioner": {"model": Captioner(IMAGE, Decoder(Embed(16, 64), Stack((PLAIN,), 1))), "data": PICTURES},
     "an image classifier": {
         "model": ImageClassifier(IMAGE, classes=10), "data": PICTURES, "objective": Classification(smoothing=0.1),

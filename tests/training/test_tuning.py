@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from llm_jax.core.quantized import Nf4, is_quantized, plain
 from llm_jax.core.tables import InputError
 from llm_jax.data.sources import TextFiles
 from llm_jax.experiment import Experiment, load_module
@@ -21,11 +22,14 @@ from llm_jax.training.inherit import begin, inherit
 from llm_jax.training.loop import train
 from llm_jax.training.program import Program, fill
 from llm_jax.training.restore import restore
-from llm_jax.training.tuning import TUNINGS, Only, leaves, merge, part, tree
+from llm_jax.training.tuning import TUNINGS, Dora, Lora, Only, leaves, merge, part, tree
 
 EXAMPLES = {  # of every entry of the table
     "Only": Only(("stack.*.query.*", "norm.scale")),
+    "Lora": Lora(2, paths=("*.query.kernel", "*.ffn.*.kernel"), also=("norm.scale",)),
+    "Dora": Dora(2),
 }
+QUANTISED = Dora(2, also=("norm.scale",), base=Nf4(32))
 
 
 FILE = '''
@@ -50,7 +54,8 @@ class Anchored(NextToken):
 
     def __call__(self, model, params, frozen, batch, key):
         sums = super().__call__(model, params, frozen, batch, key)
-        pairs = zip(*map(jax.tree.leaves, (params, frozen["reference"])), strict=True)
+        now, then = (dict(jax.tree_util.tree_leaves_with_path(t)) for t in (params, frozen["reference"]))
+        pairs = [(now[path], leaf) for path, leaf in then.items() if leaf.dtype == jnp.float32]  # adapters are no part
         sums["moved"] = sum(((a - b) ** 2).sum() for a, b in pairs) * sums["weight"]
         if self.teacher is not None:
             taught: Any = self.teacher.model.apply({"params": self.teacher.params(frozen)}, batch["tokens_BT"])
@@ -114,7 +119,7 @@ def test_it_begins_as_the_whole_model_and_moves_only_what_is_trained(tiny, tunin
     assert 0 < sum(x.size for x in jax.tree.leaves(state.params)) < sum(x.size for x in jax.tree.leaves(drawn))
 
 
-@pytest.mark.parametrize("tuning", [None, *EXAMPLES.values()], ids=["None", *EXAMPLES])
+@pytest.mark.parametrize("tuning", [None, *EXAMPLES.values(), QUANTISED], ids=["None", *EXAMPLES, "quantised"])
 def test_what_is_frozen_is_kept_once_and_a_run_resumes_to_the_bit(tiny, base, own, tmp_path, tuning):
     teacher = Pretrained(str(base))
     experiment = on(tiny, base, tuning=tuning, objective=own.Anchored(teacher=teacher), steps=4, save_every=2)
@@ -127,10 +132,15 @@ def test_what_is_frozen_is_kept_once_and_a_run_resumes_to_the_bit(tiny, base, ow
     assert (tmp_path / "halves" / "frozen" / "00000000").exists() and saved.exists()
     program, _, params = restore(tmp_path / "halves", modules=(own.__name__,))
     before = restore(base)[2]
+    reference = jax.tree.map(plain, program.frozen["reference"], is_leaf=is_quantized)
+    if tuning == QUANTISED:  # training began with what the codes of the base stand for
+        kept = jax.tree.map(lambda a, b: a.shape == b.shape and np.allclose(a, b, atol=0.2), reference, before)
+        assert all(jax.tree.leaves(kept))
+        before = reference
     moved = {path for path, leaf in leaves(params).items() if (leaf != leaves(before)[path]).any()}
     assert moved and (tuning is None) == (moved == leaves(params).keys())
-    same(program.frozen["reference"], before)
-    same(program.frozen["pretrained"][str(base)], before)
+    same(reference, before)
+    same(program.frozen["pretrained"][str(base)], restore(base)[2])
 
 
 def test_it_sees_the_reference_and_the_teacher(tiny, base, own):
