@@ -37,14 +37,14 @@ TALKS = [
 TASKS = [Example(f"{i}+{i}=", str(2 * i)) for i in range(12)]
 
 
-def drawn(model: Any, seed: int) -> Any:
+def drawn(model: Any, seed: int, scale: float = 4.0) -> Any:
     params = jax.jit(lambda key: nn.meta.unbox(model.begin(key)))(jax.random.key(seed))
-    return jax.tree.map(lambda x: 4 * x, params)
+    return jax.tree.map(lambda x: scale * x, params)
 
 
 @pytest.fixture(scope="module")
 def params() -> dict[str, Any]:
-    return {"own": drawn(MODEL, 0), "other": drawn(MODEL, 1), "judge": drawn(SCORER, 2)}
+    return {"own": drawn(MODEL, 0), "other": drawn(MODEL, 1), "judge": drawn(SCORER, 2, 1.0)}
 
 
 def finished(params: dict[str, Any], documents: list[Any]) -> Any:
