@@ -40,7 +40,7 @@ RULES = {
 def base(tmp_path_factory) -> tuple[Any, Path, Any, Any]:
     """Their model, its folder, ours and its parameters."""
     folder = tmp_path_factory.mktemp("llama")
-    theirs = drawn(transformers.LlamaForCausalLM(transformers.LlamaConfig(**CONFIG, attn_implementation="eager")), 0)
+    theirs = drawn(transformers.LlamaForCausalLM(transformers.LlamaConfig(**CONFIG)), 0)
     return theirs, folder, *imported(FAMILIES["llama"], *saved(theirs, folder))
 
 

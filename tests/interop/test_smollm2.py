@@ -123,7 +123,7 @@ def test_adapters_learn_to_answer_and_the_merged_export_answers_alike(workdir, t
     tuned = load(tmp_path / "run")
     merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    beside = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    beside: Any = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     texts = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
     for question in ("Rewrite this sentence in the passive voice: The chef cooked the meal.", "Name three colors."):
         asked = [Message("user", question)]

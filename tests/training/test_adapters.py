@@ -43,8 +43,8 @@ def decoder(ffn: Any = None, run: Any = "loop", remat: Any = "none") -> Decoder:
 
 def translator() -> EncoderDecoder:
     read, write = Block(READING, FeedForward(10)), Block(ATTENTION, FeedForward(10), cross=CrossAttention(2, 1, 4))
-    sides = (Side(Stack((block,), 1), Rope(), RMSNorm(), NoNorm()) for block in (read, write))
-    return EncoderDecoder(Embed(8, V), *sides, Untied(), start=1)
+    reader, writer = (Side(Stack((block,), 1), Rope(), RMSNorm(), NoNorm()) for block in (read, write))
+    return EncoderDecoder(Embed(8, V), reader, writer, Untied(), start=1)
 
 
 FAMILIES = {
@@ -59,7 +59,7 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def scores(model: Any, params: Any) -> jax.Array:
+def scores(model: Any, params: Any) -> Any:
     match model:
         case EncoderDecoder():
             source = model.apply({"params": params}, TOKENS[:, ::-1], method="encode")
@@ -177,7 +177,8 @@ def test_no_gradient_of_a_frozen_kernel_is_computed():
 
         trained, frozen = jax.eval_shape(functools.partial(split, model, tuning), jax.random.key(0))
         given = (trained, frozen) if tuned else (tuning.original({}, frozen), {})
-        return jax.jit(jax.grad(loss)).lower(*given).compile().as_text().count(" dot(")
+        text: Any = jax.jit(jax.grad(loss)).lower(*given).compile().as_text()
+        return text.count(" dot(")
 
     kernels = 2 * 7
     whole, tuned = products(False), products(True)
