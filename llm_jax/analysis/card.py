@@ -125,8 +125,9 @@ def _replies(stages: Sequence[Stage], prompts: Sequence[str], seed: int) -> str:
         said = []
         for stage in writing:
             assert stage.lm is not None
+            room = min(48, (stage.lm.context or 96) // 2)
             said.append(
-                "".join(stage.lm.reply([Message("user", prompt)], 48, 0.7, top_p=0.95, seed=seed + number)).strip()
+                "".join(stage.lm.reply([Message("user", prompt)], room, 0.7, top_p=0.95, seed=seed + number)).strip()
             )
         rows.append((prompt, *said))
     return "<h2>The same prompts, at every stage</h2>" + _table(("a person says", *(s.name for s in writing)), rows)

@@ -1,4 +1,4 @@
-"""What sources yield (a text, a conversation, an example with prompt and answer, a picture), as token ids."""
+"""What sources yield (texts, conversations, prompts with answers, pairs to compare, pictures), as token ids."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from llm_jax.core.parts import Part
+from llm_jax.core.tables import InputError
 from llm_jax.text.chat import ChatTemplate, Message
 from llm_jax.text.special import frame
 from llm_jax.text.tokenizer import Tokenizer
@@ -25,6 +26,7 @@ class Rendering(Part):
     `bos` and `eos` go around texts and examples; conversations are rendered by the `template`, which has its own.
     With `prompt_eos` the prompt of an example, and so the source of a translation, ends with `eos` as well (BART, T5).
     `learn="answers"` puts the loss only on what the assistant says and on `Example.answer`: a plain text has no answer.
+    Of pairs to compare, what is learnt is always what is compared.
     """
 
     bos: bool = True
@@ -82,6 +84,17 @@ class Text(_Document):
 
 
 @dataclasses.dataclass(frozen=True)
+class Labelled(Text):
+    """A text and the number of its class."""
+
+    label: int
+
+    @property
+    def number(self) -> float:
+        return float(self.label)
+
+
+@dataclasses.dataclass(frozen=True)
 class Conversation(_Document):
     """Messages, and the JSON objects that describe the tools that the assistant may call (as in OpenAI's interface)."""
 
@@ -120,6 +133,69 @@ class Example(_Document):
         return rendering.enclose(tokenizer, prompt + answer, learnt)
 
 
+@dataclasses.dataclass(frozen=True)
+class Preference(_Document):
+    """A conversation up to a reply, and two replies, of which one is preferred: by `margin`, if that is known.
+
+    It is two texts, the chosen and the rejected. Only the reply is learnt of them, not what was said before.
+
+    Raises:
+      InputError: a reply is blank.
+    """
+
+    messages: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    margin: float = math.nan
+
+    def __post_init__(self) -> None:
+        for name in ("chosen", "rejected"):
+            if not getattr(self, name).strip():
+                raise InputError(f"the {name} reply of a preference is blank: there is nothing to compare")
+
+    @property
+    def number(self) -> float:
+        return self.margin
+
+    def text(self) -> str:
+        return "\n".join(self.strings())
+
+    def strings(self) -> tuple[str, ...]:
+        return (*(message.content for message in self.messages), self.chosen, self.rejected)
+
+    def parts(self, tokenizer: Tokenizer, rendering: Rendering) -> list[Ids]:
+        return [self._replied(tokenizer, rendering, reply) for reply in (self.chosen, self.rejected)]
+
+    def _replied(self, tokenizer: Tokenizer, rendering: Rendering, reply: str) -> Ids:
+        ids, learnt = rendering.template.render(tokenizer, (*self.messages, Message("assistant", reply)))
+        end = max((i + 1 for i, learns in enumerate(learnt) if learns), default=0)
+        begin = max((i + 1 for i, learns in enumerate(learnt[:end]) if not learns), default=0)
+        return ids, [begin <= i < end for i in range(len(ids))]  # the last thing that the assistant says
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison(_Document):
+    """Two conversations, of which one is preferred as a whole: by `margin`, if that is known. All of both is learnt."""
+
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    margin: float = math.nan
+
+    @property
+    def number(self) -> float:
+        return self.margin
+
+    def text(self) -> str:
+        return "\n".join(self.strings())
+
+    def strings(self) -> tuple[str, ...]:
+        return tuple(message.content for message in (*self.chosen, *self.rejected))
+
+    def parts(self, tokenizer: Tokenizer, rendering: Rendering) -> list[Ids]:
+        rendered = [rendering.template.render(tokenizer, said)[0] for said in (self.chosen, self.rejected)]
+        return [(ids, [True] * len(ids)) for ids in rendered]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Picture(_Document):
     """An image, what it is called, and the number of its class. Its tokens are those of the caption, all learnt."""
@@ -146,7 +222,7 @@ class Picture(_Document):
         return rendering.enclose(tokenizer, ids, [True] * len(ids))
 
 
-Document = Text | Conversation | Example | Picture
+Document = Text | Conversation | Example | Preference | Comparison | Picture
 
 
 class Encoded:

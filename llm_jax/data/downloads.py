@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from llm_jax.core.files import cache_folder, reading
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Document, Example
+from llm_jax.data.documents import Document, Example, Labelled, Preference
 from llm_jax.data.files import JsonLines, Source, bytes_of, decode, texts
+from llm_jax.text.chat import Message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +123,18 @@ class GoogleAnalogies(Source):
 
 
 @dataclasses.dataclass(frozen=True)
+class SmsSpam(Source):
+    """5,574 text messages, 747 of them spam (class 1), a document each (UCI; Almeida et al. 2011, CC BY)."""
+
+    def documents(self) -> Iterator[Document]:
+        url = f"https://raw.githubusercontent.com/justmarkham/pycon-2016-tutorial/{SMS}/data/sms.tsv"
+        sha256 = "7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d"
+        for line in Download(url, sha256, "sms_spam.tsv", separator="\n").documents():
+            kind, _, message = line.text().partition("\t")
+            yield Labelled(message.strip(), int(kind == "spam"))
+
+
+@dataclasses.dataclass(frozen=True)
 class Instructions(Source):
     """1,100 instructions with their answers (Raschka's "Build a Large Language Model From Scratch", Apache-2.0)."""
 
@@ -130,7 +144,26 @@ class Instructions(Source):
         return JsonLines(str(Download(url, sha256, "instruction-data.json").fetch())).documents()
 
 
+@dataclasses.dataclass(frozen=True)
+class InstructionPreferences(Source):
+    """1,094 of those instructions with two replies, of which one is preferred; six more have two equal ones."""
+
+    def documents(self) -> Iterator[Document]:
+        name = "instruction-data-with-preference.json"
+        sha256 = "305315abf14f65fa42c01a0877572f832606571c2a7d49f152ac1d758b16756e"
+        path = Download(f"{PREFERENCES}/{name}", sha256, name).fetch()
+        for record in json.loads(decode(bytes_of(path), path)):
+            if record["chosen"] != record["rejected"]:
+                asked = "\n\n".join(filter(None, (record["instruction"], record["input"])))
+                yield Preference((Message("user", asked),), record["chosen"], record["rejected"])
+
+
+SMS = "master"
 FROM_SCRATCH = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/b80e7804b30830a00eb55d2abc7ac25a07f36fdc/ch07"
+PREFERENCES = (
+    "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/2b7bd46a93311c1a77446ab1a83ff013ba3f6a70"
+    "/ch07/04_preference-tuning-with-dpo"
+)
 WORD2VEC = "https://raw.githubusercontent.com/tmikolov/word2vec/20c129af10659f7c50e86e3be406df663beff438"
 ENJA = "https://raw.githubusercontent.com/odashi/small_parallel_enja/312408a11c5fbcbc09443bebb18121f7efdcd61e"
 ENJA_SHA256 = {
@@ -144,5 +177,6 @@ ENJA_SHA256 = {
 
 DOWNLOADS = dict(
     Download=Download, TinyShakespeare=TinyShakespeare, MakemoreNames=MakemoreNames, EnglishJapanese=EnglishJapanese,
-    GoogleAnalogies=GoogleAnalogies, Instructions=Instructions,
+    GoogleAnalogies=GoogleAnalogies, InstructionPreferences=InstructionPreferences, Instructions=Instructions,
+    SmsSpam=SmsSpam,
 )  # fmt: skip

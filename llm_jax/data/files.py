@@ -93,7 +93,9 @@ class JsonLines(Source):
     """A JSON object a line, or a list of them that is the whole file.
 
     Each has its text in `field`, or is `{"messages": [{"role", "content"}]}` (OpenAI's format, with `tool_calls` and
-    `tools`), `{"prompt", "answer"}`, or `{"instruction", "input", "output"}` (Alpaca's).
+    `tools`), `{"prompt", "answer"}`, or `{"instruction", "input", "output"}` (Alpaca's). Replies to compare are
+    `{"prompt" or "messages", "chosen", "rejected"}`, with a `"margin"` if it is known. Beside a text in `field` there
+    may be its class, `"label"`: a whole number from 0 on.
     """
 
     path: str

@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import grain
@@ -23,7 +23,7 @@ from absl import flags
 from llm_jax.core.tables import InputError
 from llm_jax.data.cache import Corpus
 from llm_jax.data.packing import Packing, Plan, WindowPlan, ramps
-from llm_jax.data.presentation import AsIs, Batch, Presentation, blank
+from llm_jax.data.presentation import AsIs, Batch, Presentation, Vocabulary, blank
 
 PERIOD = 10_000  # rows after which the pattern of a mixture repeats: weights are exact to a part in so many
 
@@ -120,7 +120,7 @@ class Filler:
     components: list[Rows]
     length: int
     bytes_V: np.ndarray
-    special: Mapping[str, int]
+    special: Vocabulary
     seed: int
     presentation: Presentation
 
@@ -144,13 +144,14 @@ class Filler:
         place = np.repeat(row * self.row - before[opening], size) + np.arange(size.sum())
         position = ramps(size)
         source = np.repeat(start, size) + position
-        targets = corpus.tokens[source + 1]
+        after = np.minimum(source + 1, len(corpus.tokens) - 1)  # the last token of all has none, nor asks for it
+        targets = corpus.tokens[after]
         batch["tokens_BT"].reshape(-1)[place] = corpus.tokens[source]
         batch["targets_BT"].reshape(-1)[place] = targets
-        batch["weight_BT"].reshape(-1)[place] = corpus.learnt[source + 1]
+        batch["weight_BT"].reshape(-1)[place] = corpus.learnt[after]
         batch["segment_BT"].reshape(-1)[place] = np.repeat(np.arange(len(row)) - opening, size)
         batch["position_BT"].reshape(-1)[place] = position
-        bytes_of_targets = self.bytes_V[targets] if corpus.bytes is None else corpus.bytes[source + 1]
+        bytes_of_targets = self.bytes_V[targets] if corpus.bytes is None else corpus.bytes[after]
         batch["bytes_BT"].reshape(-1)[place] = bytes_of_targets
         if corpus.numbers is not None:
             first = np.flatnonzero(opening == np.arange(len(row)))

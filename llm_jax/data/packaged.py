@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llm_jax.core.parts import Count
+from llm_jax.core.files import digest
+from llm_jax.core.parts import Count, Rate, Size
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Conversation, Document, Example, Text
+from llm_jax.data.documents import Comparison, Conversation, Document, Example, Text
 from llm_jax.data.files import Source, bytes_of, decode
 from llm_jax.text.chat import Message
 
@@ -35,11 +36,56 @@ class Conversations(Source):
     """7,168 conversations of two people in modern English (chitchat-dataset, MIT); the first to speak is the user."""
 
     def documents(self) -> Iterator[Document]:
-        records = json.loads(_packaged("chitchat_dataset", "dataset.json", distribution="chitchat-dataset"))
-        for record in records.values():
-            said = [message for turn in record["messages"] for message in turn]
-            if messages := tuple(_turns((message["sender"], message["text"].strip()) for message in said)):
+        for record in _chats():
+            if messages := _said(record):
                 yield Conversation(messages)
+
+
+@dataclasses.dataclass(frozen=True)
+class RatedConversations(Source):
+    """Pairs of those conversations whose ratings differ, the better rated chosen; the margin is the difference.
+
+    A rating is the mean of three (witty, upbeat, interesting), from 1 to 10, that one of the two gave; the 2,957 of
+    exactly 5, where the sliders stood, are left out. By the hash of its text a conversation is held out (`held_out`, a
+    share) or trained on, and either way paired with others at random: once where it is held out, so that the pairs are
+    independent, and about 2 * `rounds` times in training.
+    """
+
+    rounds: Size = 2
+    held_out: Rate = 0.2
+
+    def documents(self) -> Iterator[Document]:
+        rated = self._rated(held_out=False)
+        for step in range(1, self.rounds + 1):
+            yield from _compared(zip(rated, rated[step:] + rated[:step], strict=True))
+
+    def validation(self) -> Iterator[Document]:
+        rated = self._rated(held_out=True)
+        return _compared(zip(rated[::2], rated[1::2], strict=False))
+
+    def _rated(self, held_out: bool) -> list[tuple[float, tuple[Message, ...]]]:
+        """Rating and messages of each conversation, in the order of their hashes."""
+        found = {}
+        for record in _chats():
+            if "ratings" in record and (rating := sum(record["ratings"].values()) / 3) != 5 and (said := _said(record)):
+                found[digest("\n".join(m.content for m in said))] = rating, said
+        cut = int(self.held_out * 16**12)
+        return [found[key] for key in sorted(found) if (int(key[:12], 16) < cut) == held_out]
+
+
+def _compared(pairs: Iterable[tuple[tuple[float, Any], tuple[float, Any]]]) -> Iterator[Comparison]:
+    for pair in pairs:
+        (more, chosen), (less, rejected) = sorted(pair, key=lambda rated: -rated[0])
+        if more > less:
+            yield Comparison(chosen, rejected, more - less)
+
+
+def _chats() -> Iterable[dict[str, Any]]:
+    return json.loads(_packaged("chitchat_dataset", "dataset.json", distribution="chitchat-dataset")).values()
+
+
+def _said(record: dict[str, Any]) -> tuple[Message, ...]:
+    return tuple(_turns((said["sender"], said["text"].strip()) for turn in record["messages"] for said in turn))
 
 
 E_MAIL = re.compile(r"\S+@\S+\.\w+")
@@ -142,5 +188,6 @@ def _verse(bible: Any, verse: int) -> str:
 
 
 PACKAGED = dict(
-    ChatterBot=ChatterBot, Conversations=Conversations, KingJames=KingJames, PythonHelp=PythonHelp, Verses=Verses
-)
+    ChatterBot=ChatterBot, Conversations=Conversations, KingJames=KingJames, PythonHelp=PythonHelp,
+    RatedConversations=RatedConversations, Verses=Verses,
+)  # fmt: skip

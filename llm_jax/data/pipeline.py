@@ -17,11 +17,10 @@ from llm_jax.data.cache import Corpus, corpus, trained
 from llm_jax.data.documents import Document, Rendering
 from llm_jax.data.loader import DataIterator, Evaluation, Filler, Mixed, Rows, TrainingBatches
 from llm_jax.data.packing import ConcatThenSplit, Packing
-from llm_jax.data.presentation import AsIs, Batch, Presentation, blank
+from llm_jax.data.presentation import AsIs, Batch, Presentation, Vocabulary, blank
 from llm_jax.data.sources import Source
 from llm_jax.data.split import ByHash, Split
 from llm_jax.text.recipes import TokenizerRecipe
-from llm_jax.text.special import SPECIAL
 from llm_jax.text.tokenizer import Tokenizer
 
 SplitName = Literal["train", "validation"]
@@ -121,7 +120,7 @@ class Data(Part):
           InputError: the split is empty or nothing of it is learnt, or the batch cannot be divided.
         """
         self._check(process, processes)
-        packing = self.packing.once(self.length)
+        packing = self.packing.once(self.presentation.row(self.length))
         corpora = self._corpora(tokenizer, split)
         rows = [Rows(c, packing, self.length, None, self.presentation) for c in corpora if c is not None]
         return Evaluation(self._filler(rows, tokenizer, 0), self.batch, process, processes, self.evaluation_batches)
@@ -137,7 +136,7 @@ class Data(Part):
     def blank(self, rows: int) -> Batch:
         """A batch of padding: what a batch of so many rows consists of."""
         filled = blank(rows, self.presentation.row(self.length))
-        return self.presentation(filled, self.length, dict.fromkeys(SPECIAL, 0), [(0, row) for row in range(rows)])
+        return self.presentation(filled, self.length, Vocabulary(), [(0, row) for row in range(rows)])
 
     def _check(self, process: int, processes: int) -> None:
         if self.batch % processes:
@@ -148,7 +147,8 @@ class Data(Part):
 
     def _filler(self, rows: list[Rows], tokenizer: Tokenizer, seed: int) -> Filler:
         bytes_V = np.asarray(tokenizer.bytes_V, np.int32)
-        special = tokenizer.special | {"pad": tokenizer.padding}
+        special = Vocabulary(tokenizer)
+        self.presentation.check_vocabulary(special, self.length)
         return Filler(rows, self.length, bytes_V, special, seed, self.presentation)
 
     def _corpora(self, tokenizer: Tokenizer, split: SplitName) -> list[Corpus | None]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from llm_jax.core.tables import InputError, nearest
-from llm_jax.data.documents import Conversation, Document, Example, Text
+from llm_jax.data.documents import Conversation, Document, Example, Labelled, Preference, Text
 from llm_jax.text.calls import Call, to_json
 from llm_jax.text.chat import Message
 from llm_jax.text.tokenizer import check_text
@@ -20,7 +21,10 @@ def document_of(record: Any, field: str, where: str) -> Document:
     if not isinstance(record, dict):
         raise InputError(f"{where} is not a JSON object but {str(record)[:40]!r}")
     if field in record:
-        return Text(_text_in(record, field, where))
+        text = _text_in(record, field, where)
+        return Labelled(text, _label_in(record, where)) if "label" in record else Text(text)
+    if "chosen" in record and "rejected" in record:
+        return _preference(record, where)
     if "messages" in record:
         return _conversation(record, where)
     if "prompt" in record and "answer" in record:
@@ -28,6 +32,21 @@ def document_of(record: Any, field: str, where: str) -> Document:
     if "instruction" in record and "output" in record:
         return instruction(record, where)
     raise InputError(f"{where} has no field {field!r}: {nearest(field, record)}")
+
+
+def _preference(record: dict[str, Any], where: str) -> Preference:
+    if "messages" in record:
+        before = _conversation(record, where).messages
+    else:
+        before = (Message("user", _text_in(record, "prompt", where)),)
+    margin = record.get("margin", math.nan)
+    if not isinstance(margin, (int, float)) or isinstance(margin, bool):
+        raise InputError(f"{where}: 'margin' must be a number, not {str(margin)[:40]!r}")
+    chosen, rejected = (_text_in(record, name, where) for name in ("chosen", "rejected"))
+    try:
+        return Preference(before, chosen, rejected, float(margin))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def instruction(record: dict[str, Any], where: str, answer: str = "output") -> Conversation:
@@ -42,6 +61,14 @@ def _text_in(record: dict[str, Any], field: str, where: str) -> str:
         raise InputError(f"{where}: the field {field!r} must be text, not {str(value)[:40]!r}")
     check_text(value, f"{where}: the field {field!r}")
     return value
+
+
+def _label_in(record: dict[str, Any], where: str) -> int:
+    if type(label := record["label"]) is not int or not 0 <= label < 2**24:
+        raise InputError(
+            f"{where}: the field 'label' must be the number of a class, from 0 on, not {str(label)[:40]!r}"
+        )
+    return label
 
 
 def _list_in(record: dict[str, Any], field: str, where: str) -> list[Any]:

@@ -12,17 +12,19 @@ from llm_jax.data.downloads import (
     Download,
     EnglishJapanese,
     GoogleAnalogies,
+    InstructionPreferences,
     Instructions,
     MakemoreNames,
+    SmsSpam,
     TinyShakespeare,
 )
 from llm_jax.data.files import FILES, ArrayRecord, JsonLines, Source, TextFiles
-from llm_jax.data.packaged import PACKAGED, ChatterBot, Conversations, KingJames, PythonHelp, Verses
+from llm_jax.data.packaged import PACKAGED, ChatterBot, Conversations, KingJames, PythonHelp, RatedConversations, Verses
 
 __all__ = [
     "SOURCES", "ArrayRecord", "ChatterBot", "Conversations", "Download", "EnglishJapanese", "GoogleAnalogies",
-    "Instructions", "JsonLines", "KingJames", "MakemoreNames", "Mixture", "PlainTexts", "PythonHelp", "Source",
-    "TextFiles", "TinyShakespeare", "Verses",
+    "InstructionPreferences", "Instructions", "JsonLines", "KingJames", "MakemoreNames", "Mixture", "PlainTexts",
+    "PythonHelp", "RatedConversations", "SmsSpam", "Source", "TextFiles", "TinyShakespeare", "Verses",
 ]  # fmt: skip
 
 

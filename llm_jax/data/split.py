@@ -78,7 +78,7 @@ class WithinText(Split):
             cut = int(len(document.content) * (1 - self.validation))
             for part, content in zip(parts, (document.content[:cut], document.content[cut:]), strict=True):
                 if content:
-                    part.append(Text(content))
+                    part.append(dataclasses.replace(document, content=content))
         return parts
 
 

@@ -16,8 +16,11 @@ from llm_jax.core.files import reading
 from llm_jax.core.process import keep_compiled, keep_memory
 from llm_jax.core.tables import InputError, lookup
 from llm_jax.data.documents import Rendering
+from llm_jax.data.noising import Masked
+from llm_jax.data.packing import One
 from llm_jax.data.pipeline import Data
-from llm_jax.data.sources import Conversations
+from llm_jax.data.presentation import WithLabel
+from llm_jax.data.sources import Conversations, PythonHelp
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.interop import names
@@ -27,8 +30,11 @@ from llm_jax.interop.family import Family
 from llm_jax.interop.progress import Progress
 from llm_jax.interop.sentences import sentence_encoder
 from llm_jax.models.encoder import Encoder
+from llm_jax.models.heads import Classifier
 from llm_jax.models.model import Generator, Model, Translator
 from llm_jax.models.vision import ImageClassifier, ImageEncoder
+from llm_jax.objectives.classification import Classification
+from llm_jax.objectives.masked import MaskedTokens
 from llm_jax.objectives.next_token import NextToken
 from llm_jax.parallel.layout import Layout, shardings
 from llm_jax.text.chat import ChatTemplate
@@ -49,7 +55,8 @@ def import_model(source: str | Path, workdir: str | Path) -> Experiment:
     """Makes a run of a published checkpoint, a Hugging Face folder or a .gguf file, and returns what its manifest says.
 
     The run has a manifest, the tokenizer, and a checkpoint of step 0 with the parameters alone, so all that takes a
-    run's folder works on it; `init_from` trains on from it. Its data, for `eval`, is the default corpus.
+    run's folder works on it; `init_from` trains on from it. Its data, for `eval`, is the default corpus; that of an
+    encoder is Python's help with masked tokens, and a classifier's has to be set.
 
     Raises:
       InputError: the checkpoint is of a kind that we do not read, has settings that we cannot honour, or does not hold
@@ -134,10 +141,15 @@ def experiment_of(source: Source, template: ChatTemplate) -> Experiment:
     model = model_in(source)
     context = model.limit() or ROW
     rendering = rendering_of(source, model, template)
+    data, objective = Data(Conversations(), min(context, ROW), batch=8, rendering=rendering), NextToken()
+    if isinstance(model, Encoder):  # which has no template for conversations
+        data, objective = dataclasses.replace(data, source=PythonHelp(), presentation=Masked()), MaskedTokens()
+    elif isinstance(model, Classifier):
+        data = dataclasses.replace(data, packing=One("truncate"), presentation=WithLabel())
+        objective = Classification()
     return Experiment(
-        name=source.config["model_type"], model=model, tokenizer=Kept(),
-        data=Data(Conversations(), length=min(context, ROW), batch=8, rendering=rendering),
-        objective=NextToken(), optimizer=AdamW(), layout=Layout(), precision=Precision(), steps=1,
+        name=source.config["model_type"], model=model, tokenizer=Kept(), data=data, objective=objective,
+        optimizer=AdamW(), layout=Layout(), precision=Precision(), steps=1,
     )  # fmt: skip
 
 

@@ -92,10 +92,12 @@ class Classifier(_Judge):
 class Scorer(_Judge):
     """Token ids [B, T] -> a number for each token [B, T] in float32: the value of the text so far.
 
-    The last token's is a score of the whole text, `reward` (Stiennon et al. 2020).
+    The last token's is a score of the whole text, `reward` (Stiennon et al. 2020). With `head_init=Fill(0.0)` every
+    score is 0 at first.
     """
 
     bias: bool = True
+    head_init: Init = FanIn()
 
     @nn.compact
     def __call__(
@@ -103,7 +105,7 @@ class Scorer(_Judge):
     ) -> jax.Array:
         at = Tokens.of(tokens_BT.shape) if at is None else at
         x_BTD = self.backbone.vectors(tokens_BT, at, dropout_key=dropout_key)
-        return Scores(1, self.bias, name="head")(x_BTD)[..., 0]
+        return Scores(1, self.bias, self.head_init, name="head")(x_BTD)[..., 0]
 
     def reward(
         self, tokens_BT: jax.Array, at: Tokens | None = None, *, dropout_key: jax.Array | None = None

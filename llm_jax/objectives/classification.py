@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from llm_jax.core.parts import Rate
 from llm_jax.core.tables import InputError
-from llm_jax.objectives.objective import Objective, cross_entropy
+from llm_jax.objectives.objective import Objective, smoothed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +30,11 @@ class Classification(Objective):
         if not hasattr(model, "classify"):
             raise InputError(f"{type(model).__name__} does not classify: use an ImageClassifier or a Classifier")
         if "label_B" not in batch:
-            raise InputError("Classification needs labels: use data=Images(...), or data that names classes")
+            raise InputError("Classification needs labels: use data=Images(...), or data.presentation=WithLabel()")
         label_B = batch["label_B"]
         score_BO: Any = model.apply({"params": params}, batch, key, method="classify")
         weight_B = (label_B >= 0).astype(jnp.float32)
-        loss_B = cross_entropy(score_BO, label_B)
-        if key is not None and self.smoothing:
-            spread_B = jax.nn.logsumexp(score_BO, axis=-1) - score_BO.mean(-1)
-            loss_B = (1 - self.smoothing) * loss_B + self.smoothing * spread_B
+        loss_B = smoothed(score_BO, label_B, 0.0 if key is None else self.smoothing)
         sums = dict(weight=weight_B.sum(), loss=jnp.where(label_B >= 0, loss_B, 0).sum())
         if key is None:
             sums["correct"] = jnp.where(score_BO.argmax(-1) == label_B, weight_B, 0).sum()

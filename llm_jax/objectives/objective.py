@@ -42,7 +42,33 @@ class Objective(Part):
         raise NotImplementedError
 
 
+class Relating(Objective):
+    """An objective that compares the rows of a batch with each other: it is no sum over pieces of the batch.
+
+    `represent` makes vectors of rows, each of its own row alone, and `relate` the sums of all vectors together. So the
+    step can go through the model by microbatches and yet relate all rows of the batch, on whichever device they are.
+    """
+
+    def represent(self, model: nn.Module, params: Any, frozen: Any, batch: dict[str, jax.Array], key: Any) -> Any:
+        """Arrays [B, ...] in float32."""
+        raise NotImplementedError
+
+    def relate(self, vectors: Any, batch: dict[str, jax.Array], key: Any) -> Sums:
+        raise NotImplementedError
+
+    def __call__(self, model, params, frozen, batch, key):
+        return self.relate(self.represent(model, params, frozen, batch, key), batch, key)
+
+
 def cross_entropy(score_BTV: jax.Array, target_BT: jax.Array) -> jax.Array:
     """-log softmax(score)[target], [B, T] nats."""
     chosen_BT = jnp.take_along_axis(score_BTV, target_BT[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(score_BTV, axis=-1) - chosen_BT
+
+
+def smoothed(score: jax.Array, target: jax.Array, smoothing: float) -> jax.Array:
+    """`cross_entropy` [...] with a target of which the share `smoothing` is spread over all there is to choose from."""
+    loss = cross_entropy(score, target)
+    if not smoothing:
+        return loss
+    return (1 - smoothing) * loss + smoothing * (jax.nn.logsumexp(score, axis=-1) - score.mean(-1))

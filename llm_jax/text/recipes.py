@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
-from llm_jax.core.parts import Part
+from llm_jax.core.parts import Count, Part
 from llm_jax.core.tables import InputError
 from llm_jax.text.byte_level import LETTERS, byte_level, bytes_first
 from llm_jax.text.special import SPECIAL, specials_from
@@ -24,7 +24,10 @@ PAIR_RECURS = 2  # a pair of symbols must occur so often to be merged: one that 
 
 
 class TokenizerRecipe(Part):
-    """How a tokenizer is made. `vocabulary` is the largest number of ids, special tokens included."""
+    """How a tokenizer is made. `vocabulary` is the largest number of ids, special tokens included.
+
+    `sentinels` is how many of these stand for spans that were taken from a text (`SpanCorruption`).
+    """
 
     def train(self, texts: Iterable[str]) -> Tokenizer:
         """The tokenizer learnt from `texts`.
@@ -40,9 +43,10 @@ class Bpe(TokenizerRecipe):
     """Byte pair encoding (Sennrich et al. 2016) of bytes (Radford et al. 2019). Ids 0..255 are the bytes; lossless."""
 
     vocabulary: int = 4096
+    sentinels: Count = 0
 
     def train(self, texts: Iterable[str]) -> Tokenizer:
-        room = _room(self, self.vocabulary, fixed=256, least=0)
+        room = _room(self, self.vocabulary, self.sentinels, fixed=256, least=0)
         rust = byte_level(models.BPE())
         rust.train_from_iterator(
             _checked(texts),
@@ -53,7 +57,7 @@ class Bpe(TokenizerRecipe):
         learnt = json.loads(rust.to_str())["model"]
         in_order = sorted(learnt["vocab"], key=learnt["vocab"].__getitem__)
         model = bytes_first(in_order, [(left, right) for left, right in learnt["merges"]])
-        return Tokenizer(byte_level(model), specials_from(len(in_order)), "letters")
+        return Tokenizer(byte_level(model), specials_from(len(in_order), self.sentinels), "letters")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +68,10 @@ class WordPiece(TokenizerRecipe):
     """
 
     vocabulary: int = 4096
+    sentinels: Count = 0
 
     def train(self, texts: Iterable[str]) -> Tokenizer:
-        room = _room(self, self.vocabulary, fixed=1, least=64)
+        room = _room(self, self.vocabulary, self.sentinels, fixed=1, least=64)
         characters, texts = _without_rare_characters(texts, room)
         # Given first and in order, since the trainer numbers what it meets in no certain order, and ties go by number.
         letters = [c for c in characters if c.isprintable() and not c.isspace()]
@@ -79,7 +84,7 @@ class WordPiece(TokenizerRecipe):
             ),
         )
         vocab = json.loads(rust.to_str())["model"]["vocab"]
-        special = {"unk": vocab[UNK]} | specials_from(len(vocab))
+        special = {"unk": vocab[UNK]} | specials_from(len(vocab), self.sentinels)
         return Tokenizer(self._rust(models.WordPiece(vocab=vocab, unk_token=UNK)), special, "words")
 
     def _rust(self, model: models.WordPiece) -> tokenizers.Tokenizer:
@@ -97,9 +102,10 @@ class Unigram(TokenizerRecipe):
     """
 
     vocabulary: int = 4096
+    sentinels: Count = 0
 
     def train(self, texts: Iterable[str]) -> Tokenizer:
-        room = _room(self, self.vocabulary, fixed=256, least=64)
+        room = _room(self, self.vocabulary, self.sentinels, fixed=256, least=64)
         _, texts = _without_rare_characters(texts, room)  # the rare ones are left to the bytes
         rust = self._rust(models.Unigram())
         no_nul = (text.replace("\0", "") for text in texts)  # it means the end of a sentence to the trainer
@@ -111,7 +117,7 @@ class Unigram(TokenizerRecipe):
         vocab = [(f"<0x{byte:02X}>", 0.0) for byte in range(256)] + pieces
         # The algorithm asks for an unknown token; the bytes stand in for it always, so any id will do.
         model = models.Unigram(vocab=vocab, unk_id=0, byte_fallback=True)
-        return Tokenizer(self._rust(model), specials_from(len(vocab)), "pieces")
+        return Tokenizer(self._rust(model), specials_from(len(vocab), self.sentinels), "pieces")
 
     def _rust(self, model: models.Unigram) -> tokenizers.Tokenizer:
         rust = tokenizers.Tokenizer(model)
@@ -133,13 +139,15 @@ class Gpt2(TokenizerRecipe):
 class Characters(TokenizerRecipe):
     """The characters of the training texts, in the order of their code points; [UNK] for every other character."""
 
+    sentinels: Count = 0
+
     def train(self, texts: Iterable[str]) -> Tokenizer:
         characters = set()
         for text in _checked(texts):
             characters.update(text)
         vocab = {token: i for i, token in enumerate([*sorted(characters), UNK])}
         rust = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=UNK))
-        return Tokenizer(rust, {"unk": vocab[UNK]} | specials_from(len(vocab)), "pieces")
+        return Tokenizer(rust, {"unk": vocab[UNK]} | specials_from(len(vocab), self.sentinels), "pieces")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,9 +159,10 @@ class Words(TokenizerRecipe):
 
     vocabulary: int = 10_000
     lowercase: bool = False
+    sentinels: Count = 0
 
     def train(self, texts: Iterable[str]) -> Tokenizer:
-        room = _room(self, self.vocabulary, fixed=1, least=1)
+        room = _room(self, self.vocabulary, self.sentinels, fixed=1, least=1)
         counts: Counter[str] = Counter()
         split = self._rust(models.WordLevel(vocab={UNK: 0}, unk_token=UNK))
         assert split.normalizer is not None and split.pre_tokenizer is not None
@@ -161,7 +170,7 @@ class Words(TokenizerRecipe):
             counts.update(w for w, _ in split.pre_tokenizer.pre_tokenize_str(split.normalizer.normalize_str(text)))
         by_frequency = sorted(counts, key=lambda word: (-counts[word], word))[:room]
         vocab = {word: i for i, word in enumerate([UNK, *by_frequency])}
-        special = {"unk": 0} | specials_from(len(vocab))
+        special = {"unk": 0} | specials_from(len(vocab), self.sentinels)
         return Tokenizer(self._rust(models.WordLevel(vocab=vocab, unk_token=UNK)), special, "words")
 
     def _rust(self, model: models.WordLevel) -> tokenizers.Tokenizer:
@@ -175,8 +184,11 @@ class Words(TokenizerRecipe):
 class Bytes(TokenizerRecipe):
     """The 256 bytes; learns nothing. Lossless."""
 
+    sentinels: Count = 0
+
     def train(self, texts: Iterable[str]) -> Tokenizer:
-        return Tokenizer(byte_level(bytes_first((), ()), words=False), specials_from(256), "letters")
+        special = specials_from(256, self.sentinels)
+        return Tokenizer(byte_level(bytes_first((), ()), words=False), special, "letters")
 
 
 def _checked(texts: Iterable[str]) -> Iterator[str]:
@@ -189,9 +201,9 @@ def _checked(texts: Iterable[str]) -> Iterator[str]:
         raise InputError("the corpus is empty: a tokenizer has nothing to learn from")
 
 
-def _room(recipe: TokenizerRecipe, vocabulary: int, fixed: int, least: int) -> int:
+def _room(recipe: TokenizerRecipe, vocabulary: int, sentinels: int, fixed: int, least: int) -> int:
     """The ids left to learn, when `fixed` ones and the special ones are taken; the algorithm needs `least` of them."""
-    taken = fixed + len(SPECIAL)
+    taken = fixed + len(SPECIAL) + sentinels
     if vocabulary < taken + least:
         needs = f"it needs {taken + least} or more"
         raise InputError(f"{type(recipe).__name__}(vocabulary={vocabulary}) is too small: {needs}")

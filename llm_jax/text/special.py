@@ -11,9 +11,14 @@ SPECIAL = ("bos", "eos", "pad", "mask", *ROLES, "end_of_turn")
 ENDS = ("bos", "eos", "end_of_turn")  # what ends a text; no other token that structures texts is ever drawn
 
 
-def specials_from(first: int) -> dict[str, int]:
+def sentinel(number: int) -> str:
+    """The special token that stands for a span which was taken from a text; named as T5's are."""
+    return f"<extra_id_{number}>"
+
+
+def specials_from(first: int, sentinels: int = 0) -> dict[str, int]:
     """An id for every special token, from `first` on: after the vocabulary that text is encoded with."""
-    return {name: first + i for i, name in enumerate(SPECIAL)}
+    return {name: first + i for i, name in enumerate((*SPECIAL, *map(sentinel, range(sentinels))))}
 
 
 def frame(special: Mapping[str, int], name: str, wanted: bool) -> list[int]:

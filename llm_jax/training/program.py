@@ -21,6 +21,7 @@ from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment
 from llm_jax.models.model import Model
 from llm_jax.models.pretrained import Pretrained
+from llm_jax.objectives.objective import Relating
 from llm_jax.parallel.layout import batch_sharding, shardings
 from llm_jax.text.tokenizer import Tokenizer
 
@@ -210,15 +211,19 @@ class Program:
         return jax.eval_shape(sums, params, frozen, data.blank(1), key)
 
     def _objective(self, params: Any, batch: Batch, key: jax.Array | None, frozen: Any) -> dict[str, jax.Array]:
-        """Of the trained parameters: the objective sees whole ones."""
-        objective, tuning = (cast(Any, part) for part in (self.experiment.objective, self.experiment.tuning))
+        objective: Any = self.experiment.objective
+        return objective(self.experiment.model, *self._seen(params, frozen), batch, key)
+
+    def _seen(self, params: Any, frozen: Any) -> tuple[Any, Any]:
+        """Of the trained parameters and what is frozen: what an objective sees, whole parameters."""
+        tuning: Any = self.experiment.tuning
         whole = self.whole(params, frozen)
         if tuning is not None:
             base = frozen["base"]
             frozen = {name: value for name, value in frozen.items() if name != "base"}
             if "reference" in frozen:
                 frozen["reference"] = tuning.original(frozen["reference"], base)
-        return objective(self.experiment.model, whole, frozen, batch, key)
+        return whole, frozen
 
     def _cast(self, frozen: Any) -> Any:
         """What is frozen, its weights in the precision that computes; what the objective made stays as it is."""
@@ -313,10 +318,40 @@ class Program:
         def add(total: Any, each: Any):
             return jax.tree.map(jnp.add, total, one(*each)), None
 
-        # rows i, i + count, ...: so every device keeps its own rows
-        pieces = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
+        pieces, keys = _pieces(batch, count), jax.random.split(key, count)
+        if isinstance(self.experiment.objective, Relating):
+            return self._related(params, frozen, batch, pieces, keys)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (state.params, state.sums))
-        return jax.lax.scan(add, zeros, (pieces, jax.random.split(key, count)))[0]
+        return jax.lax.scan(add, zeros, (pieces, keys))[0]
+
+    def _related(self, params: Any, frozen: Any, batch: Batch, pieces: Batch, keys: jax.Array) -> tuple[Any, Any]:
+        """As `_gradients`, where rows are compared: the vectors of all pieces, then the gradient by these, and with it
+        each piece's own, which is gone through again (Gao et al. 2021, "Scaling Deep Contrastive Learning ...").
+        """
+        objective, model = cast(Any, self.experiment.objective), self.experiment.model
+
+        def represent(params: Any, piece: Batch, key: jax.Array) -> Any:
+            return objective.represent(model, *self._seen(params, frozen), piece, key)
+
+        def loss(vectors: Any):
+            sums = objective.relate(vectors, batch, keys[0])
+            return sums["loss"] + sums.get("auxiliary", 0.0), sums
+
+        def add(total: Any, each: Any):
+            piece, key, slope = each
+            (gradients,) = jax.vjp(lambda params: represent(params, piece, key), params)[1](slope)
+            return jax.tree.map(lambda sum, g: sum + g.astype(jnp.float32), total, gradients), None
+
+        by_piece = jax.lax.map(lambda each: represent(params, *each), (pieces, keys))
+        vectors = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), by_piece)
+        slopes, sums = jax.grad(loss, has_aux=True)(vectors)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
+        return jax.lax.scan(add, zeros, (pieces, keys, _pieces(slopes, len(keys))))[0], sums
+
+
+def _pieces(batch: Any, count: int) -> Any:
+    """Rows i, i + count, ...: so every device keeps its own rows."""
+    return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 def fill(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:

@@ -67,7 +67,8 @@ def test_every_source_yields_the_same_each_time_and_can_be_written_down(name, av
     assert from_json(to_json(source)) == source and hash(source) == hash(source)
     fetched = dict(
         TinyShakespeare="tinyshakespeare.txt", MakemoreNames="names.txt", EnglishJapanese="enja/train.en",
-        GoogleAnalogies="questions-words.txt", Instructions="instruction-data.json",
+        GoogleAnalogies="questions-words.txt", Instructions="instruction-data.json", SmsSpam="sms_spam.tsv",
+        InstructionPreferences="instruction-data-with-preference.json",
     )  # fmt: skip
     if name in fetched:
         (tmp_path / "enja").mkdir()

@@ -1,30 +1,38 @@
 """Every experiment: its manifest, its shapes, and two shrunken steps through the real loop, reports included."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
 
 import llm_jax
+from experiments.dpo_base import Sorted
 from experiments.word2vec_planted import PlantedQuestions
 from llm_jax import experiment as experiments
+from llm_jax.core.parts import transform, walk
 from llm_jax.core.tables import InputError
-from llm_jax.data.sources import Download, KingJames, MakemoreNames, TextFiles, TinyShakespeare
+from llm_jax.data.sources import Download, JsonLines, KingJames, MakemoreNames, SmsSpam, TextFiles, TinyShakespeare
 from llm_jax.experiment import Experiment
 from llm_jax.interop.imports import make_run
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
-from llm_jax.layers.embedding import Embed
+from llm_jax.layers.embedding import Embed, Tied
 from llm_jax.layers.feedforward import SwiGLU
+from llm_jax.layers.masks import Full
 from llm_jax.models.actor_critic import ActorCritic
 from llm_jax.models.decoder import Decoder
+from llm_jax.models.encoder import Encoder
 from llm_jax.models.encoder_decoder import EncoderDecoder
+from llm_jax.models.heads import Classifier, Scorer
 from llm_jax.models.inherited import Inherited
-from llm_jax.models.model import Generator
+from llm_jax.models.model import Generator, Model
+from llm_jax.models.pretrained import Pretrained
 from llm_jax.models.stack import Stack
 from llm_jax.models.vision import Captioner, ImageClassifier
 from llm_jax.models.word2vec import Word2Vec
+from llm_jax.objectives.masked import MaskedTokens
 from llm_jax.objectives.policy import PolicyGradient
 from llm_jax.text.recipes import Bytes
 from llm_jax.text.tokenizer import load_tokenizer
@@ -33,6 +41,7 @@ from llm_jax.training.inherit import first_tokenizer, inherit
 from llm_jax.training.program import Program, fill
 from llm_jax.training.report import Bleu, Compression, ExactMatch, SampledConversations, Samples
 from llm_jax.training.report_pictures import Captions
+from llm_jax.training.report_preferences import PairAccuracy, Rewarded
 from llm_jax.training.report_words import Analogies, Neighbours
 from llm_jax.training.summary import summary
 
@@ -46,24 +55,33 @@ TRANSLATION = {
     "data.presentation.sources": 64,
 }
 SMALLER = {  # where there is no model.stack
+    "reward_ratings": {"model.backbone.stack.repeats": 1, "tokenizer.vocabulary": 400, "data.length": 32}
+    | {"data.evaluation_batches": 2},
     "translate_gru": TRANSLATION | {"model.layers": 1},
     "translate_gru_attention": TRANSLATION | {"model.layers": 1},
     "translate_transformer": TRANSLATION | {f"model.{side}.stack.repeats": 1 for side in ("encoder", "decoder")},
     "word2vec_bible": {"data.evaluation_batches": 1, "model.embed.width": 8},
     "word2vec_planted": {"data.source.sentences": 300},
     "grpo_arithmetic": {"data.group": 2},
+    "chatbot/align": {"data.group": 2, "data.max_tokens": 4},
     "ppo_arithmetic": {"data.batches": 1},
 }
 REPORTS = {
-    "quickstart": (Compression(), SampledConversations(count=1, turns=1, max_tokens=4)),
+    **dict.fromkeys(
+        ("quickstart", "chatbot/pretrain"), (Compression(), SampledConversations(count=1, turns=1, max_tokens=4))
+    ),
     "sort": (ExactMatch("validation", limit=5),),
     "reversed_addition": (ExactMatch("train", limit=5),),
     **dict.fromkeys(("arithmetic_base", "grpo_arithmetic", "ppo_arithmetic"), (ExactMatch(limit=5),)),
     "digits_captions": (Captions(limit=5, drawn=4),),
     "digits_classifier": (),
     "instructions_tuned": (ExactMatch("validation", limit=5),),
-    "finetune": (SampledConversations(count=1, turns=1, max_tokens=4),),
+    **dict.fromkeys(("finetune", "chatbot/instruct"), (SampledConversations(count=1, turns=1, max_tokens=4),)),
     **dict.fromkeys(("translate_gru", "translate_gru_attention", "translate_transformer"), (Bleu(limit=3),)),
+    **dict.fromkeys(("dpo_base", "dpo"), (Rewarded(Sorted(), limit=5, max_tokens=4, show=1),)),
+    **dict.fromkeys(("reward_ratings", "chatbot/reward"), (PairAccuracy(),)),
+    "chatbot/align": (Rewarded(Sorted(), limit=5, max_tokens=4, show=1),),
+    **dict.fromkeys(("finetune_masked", "spam", "spam_masked_pretraining", "spam_pretrained", "spam_few_labels"), ()),
     "word2vec_bible": (Neighbours(("king",), count=2),),
     "word2vec_planted": (Analogies(PlantedQuestions()),),
 }
@@ -74,18 +92,44 @@ def base(tmp_path_factory) -> str:
     """The folder of a tiny model that came from elsewhere, to train on from."""
     folder = tmp_path_factory.mktemp("base") / "run"
     block = Block(Attention(2, head=8), SwiGLU(24))
-    model = Decoder(Embed(16, 270), Stack((block,), 1), context=256)
-    experiment: Any = llm_jax.get("finetune").override({"name": "tiny", "model": model, "layout.data": 1})
+    return made("finetune", Decoder(Embed(16, 270), Stack((block,), 1), context=256), folder)
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory) -> str:
+    """The same of an encoder."""
+    folder = tmp_path_factory.mktemp("read") / "run"
+    block = Block(Attention(2, head=8, mask=Full()), SwiGLU(24))
+    encoder = Encoder(Embed(16, 270), Stack((block,), 1), head=Tied(), context=256)
+    return made("finetune_masked", encoder, folder)
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory) -> str:
+    """The same of a reward model."""
+    block = Block(Attention(2, head=8), SwiGLU(24))
+    scorer = Scorer(Decoder(Embed(16, 270), Stack((block,), 1), context=256))
+    return made("reward_ratings", scorer, tmp_path_factory.mktemp("judge") / "run")
+
+
+def made(name: str, model: Model, folder: Path) -> str:
+    experiment: Any = llm_jax.get(name).override({"name": "tiny", "model": model, "layout.data": 1})
     params = Program(experiment, experiment.layout.mesh()).begin().params
     make_run(folder, experiment, Bytes().train(["a"]), lambda: params)
     return str(folder)
 
 
+def inherits(experiment: Experiment) -> bool:
+    return any(isinstance(part, Inherited) for _, part in walk(experiment.model))
+
+
 @pytest.fixture(scope="module")
-def small(tmp_path_factory, base):
+def small(tmp_path_factory, base, read, judge):
     """An experiment by its name, with small data where it would download, and a small vocabulary."""
     path = tmp_path_factory.mktemp("data") / "text.txt"
     path.write_text("\n".join(f"name{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(300)) * 3)
+    labelled = path.with_name("labelled.jsonl")
+    labelled.write_text("\n".join(f'{{"text": "a message, number {i}", "label": {i % 2}}}' for i in range(40)))
 
     def make(name: str) -> Experiment:
         found: Any = llm_jax.get(name)
@@ -95,11 +139,17 @@ def small(tmp_path_factory, base):
         if isinstance(found.data.source, (TinyShakespeare, MakemoreNames, Download)):
             separator = "\n" if isinstance(found.data.source, MakemoreNames) else ""
             changes["data.source"] = TextFiles(str(path), separator)
-        elif name in ("small_gpt", "quickstart"):
+        elif isinstance(found.data.source, SmsSpam):
+            changes |= {"data.source": JsonLines(str(labelled)), "data.length": 32}
+        elif name in ("small_gpt", "quickstart", "chatbot/pretrain"):
             changes |= {"tokenizer.vocabulary": 400, "data.evaluation_batches": 1, "data.length": 64}
-        if isinstance(found.model, (Inherited, ActorCritic)):
-            changes.pop("model.stack.repeats", None)
-            changes |= {"init_from": base, "data.length": 64, "data.evaluation_batches": 1}
+        if isinstance(found.model, Classifier):
+            changes["model.backbone.stack.repeats"] = changes.pop("model.stack.repeats")
+        if inherits(found):
+            changes = {path: value for path, value in changes.items() if not path.endswith("stack.repeats")}
+            begun = read if name == "finetune_masked" else base
+            changes |= {"init_from": begun, "data.length": 64, "data.evaluation_batches": 1}
+        found = transform(found, lambda part: Pretrained(judge) if isinstance(part, Pretrained) else part)
         samples = Samples(("", "a") if found.data.rendering.bos else ("a",), max_tokens=3)
         return found.override(changes | {"report": REPORTS.get(name, (samples,))})
 
@@ -118,22 +168,24 @@ def test_manifest_and_question(name):
 def test_two_shrunken_steps(name, small, tmp_path, capfd):
     experiment = small(name)
     said = summary(experiment)
-    writes = isinstance(experiment.model, (Generator, Inherited))
+    reads = isinstance(experiment.objective, MaskedTokens)
+    writes = isinstance(experiment.model, (Generator, Inherited)) and not reads
     assert "parameters" in said and (
         isinstance(experiment.model, Word2Vec) or "FLOPs a token" in said or "FLOPs a target" in said
     )
     bounded = isinstance(experiment.model, (ActorCritic, Captioner, Decoder, EncoderDecoder, Inherited))
-    assert ("cache bytes" in said) == bounded
+    assert ("cache bytes" in said) == (bounded and not reads)
     state = llm_jax.train(experiment, tmp_path)
     assert int(state.step) == 2 and int(state.skipped) == 0
     lines = [line for line in metrics.read(tmp_path / "metrics.jsonl") if line["split"] != "report"]
     assert [(line["step"], line["split"]) for line in lines] == [(1, "train"), (2, "train"), (2, "validation")]
-    assert {"loss", "learning_rate", "gradient_norm", "skipped_steps"} <= lines[1].keys()
     objective: Any = experiment.objective
+    policy = isinstance(objective, PolicyGradient)
+    assert {"loss", "learning_rate", "gradient_norm", "skipped_steps"} <= lines[1].keys()
     assert ("perplexity" in lines[1]) == objective.likelihood
     assert ("bits_per_byte" in lines[1]) == (writes and objective.likelihood)
-    assert ("accuracy" in lines[2]) == (objective.likelihood and not isinstance(experiment.model, Word2Vec))
-    if isinstance(objective, PolicyGradient):
+    assert ("accuracy" in lines[2]) == (not policy and not isinstance(experiment.model, Word2Vec))
+    if policy:
         assert {"reward", "kl", "kl_per_reply", "entropy", "clip_fraction", "length", "truncated"} <= lines[1].keys()
         assert "reward" in lines[2] and (tmp_path / "completions.jsonl").exists()
     assert lines[1]["tokens_per_second"] > 0
@@ -148,18 +200,20 @@ def test_two_shrunken_steps(name, small, tmp_path, capfd):
             Bleu: "BLEU nrefs:1|case:mixed|eff:no|tok:13a",
             Neighbours: "nearest to king: ",
             Analogies: "analogies: ",
+            Rewarded: "5 held-out prompts: reward ",
+            PairAccuracy: "held-out pairs: 0.",
         }
         assert expected[type(report)] in said
-    if not writes:
+    if not (writes or reads):
         with pytest.raises(InputError, match="model must be a Generator"):
             llm_jax.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", experiments.names())
-def test_shapes_at_full_size(name, base):
+def test_shapes_at_full_size(name, base, read):
     found, tokenizer = llm_jax.get(name), load_tokenizer("gpt2")
-    if isinstance(found.model, (Inherited, ActorCritic)):
-        found = inherit(found.override({"init_from": base}))
+    if inherits(found):
+        found = inherit(found.override({"init_from": read if name == "finetune_masked" else base}))
         tokenizer = first_tokenizer(found)
     experiment: Any = fill(found, tokenizer).override({"layout.data": 1})
     if isinstance(experiment.model, Word2Vec):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,10 +20,12 @@ import transformers
 import llm_jax
 from llm_jax import __main__ as command_line
 from llm_jax.core.tables import InputError
+from llm_jax.data.noising import Masked
 from llm_jax.experiment import Experiment
 from llm_jax.interop import checkpoint, exports
 from llm_jax.interop.checkpoint import Folder, open_source
 from llm_jax.interop.imports import read
+from llm_jax.objectives.masked import MaskedTokens
 from llm_jax.text import Bytes, ChatTemplate
 from llm_jax.text.kept import Kept
 from llm_jax.training.checkpoints import Checkpoints
@@ -108,6 +111,22 @@ def test_an_imported_checkpoint_is_a_run(folder, theirs, tmp_path, capsys, token
         assert command_line.main(["", *words]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+
+
+def test_an_imported_encoder_is_measured_on_masked_tokens(published, tmp_path, capsys):
+    folder = tmp_path / "bert"
+    shutil.copytree(published["bert"], folder)
+    sizes: Any = dict(vocab_size=700, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    torch.manual_seed(0)
+    transformers.BertForMaskedLM(transformers.BertConfig(**sizes, max_position_embeddings=64)).save_pretrained(folder)
+    assert command_line.main(["", "import", str(folder), f"--workdir={tmp_path / 'run'}"]) == 0
+    manifest: Any = Experiment.of(json.loads((tmp_path / "run" / "manifest.json").read_text()))
+    assert (manifest.objective, manifest.data.presentation) == (MaskedTokens(), Masked())
+    settings = ["--set=data.evaluation_batches=1", "--set=layout.data=1"]
+    capsys.readouterr()
+    assert command_line.main(["", "eval", f"--workdir={tmp_path / 'run'}", *settings]) == 0
+    said = capsys.readouterr().out
+    assert "accuracy" in said and "bits_per_byte" not in said
 
 
 def test_only_a_run_has_settings_and_checkpoints_to_choose(folder, tmp_path):

@@ -105,3 +105,18 @@ def test_a_key_drops_and_leaves_out_what_training_does_not_need():
     sums = jit(lambda params, key: NextToken()(MODEL, params, None, batch(), key))
     one, two = (sums(params, jax.random.key(i)) for i in range(2))
     assert "correct" not in one and one["loss"] != two["loss"] and one["weight"] == two["weight"]
+
+
+def test_smoothed_targets_are_pytorchs_and_only_in_training():
+    params = jit(lambda key: nn.meta.unbox(MODEL.init(key, jnp.zeros((1, 2), jnp.int32)))["params"])(jax.random.key(0))
+    model, whole = MODEL.clone(embed=MODEL.embed.clone(dropout=0.0)), batch()
+    scores = model.apply({"params": params}, whole, None, method="predict")
+    for smoothing in (0.0, 0.1, 0.5):
+        sums = NextToken(smoothing)(model, params, None, whole, jax.random.key(0))
+        losses = torch.nn.functional.cross_entropy(
+            torch.tensor(np.asarray(scores)).mT, torch.tensor(whole["targets_BT"]).long(), reduction="none",
+            label_smoothing=smoothing,
+        )  # fmt: skip
+        np.testing.assert_allclose(sums["loss"], (losses.numpy() * whole["weight_BT"]).sum(), rtol=1e-5)
+    measured, plain = (NextToken(s)(model, params, None, whole, None) for s in (0.5, 0.0))
+    assert measured["loss"] == plain["loss"]

@@ -1,0 +1,60 @@
+"""Does reinforcement from human ratings make replies that the reward model, and people, like better?
+
+    python -m llm_jax train chatbot/align --workdir=runs/chatbot/align
+
+The last stage of `make chatbot`: from `chatbot/instruct`, by group-relative policy optimisation with the score of
+`chatbot/reward`. A reward that rises while the divergence from the beginning does too may be a reward that is gamed:
+the report shows replies of before and after side by side.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+from llm_jax.data.documents import Conversation, Rendering
+from llm_jax.data.sources import Conversations, Source
+from llm_jax.data.split import ByHash
+from llm_jax.experiment import Experiment
+from llm_jax.models.inherited import Inherited
+from llm_jax.models.pretrained import Pretrained
+from llm_jax.objectives.policy import Grpo
+from llm_jax.objectives.rewards import ModelReward
+from llm_jax.parallel.layout import Layout
+from llm_jax.text.kept import Kept
+from llm_jax.training.optimizers import AdamW, Constant
+from llm_jax.training.precision import Precision
+from llm_jax.training.report_preferences import Rewarded
+from llm_jax.training.rollouts import Rollouts
+
+JUDGE = ModelReward(Pretrained("runs/chatbot/reward"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Openings(Source):
+    """The first `turns` messages of each conversation, of which the assistant's last is to be written anew."""
+
+    turns: int = 4
+
+    def documents(self) -> Iterator[Conversation]:
+        for document in Conversations().documents():
+            if isinstance(document, Conversation) and len(document.messages) >= self.turns:
+                yield Conversation(document.messages[: self.turns])
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        init_from="runs/chatbot/instruct",
+        model=Inherited(),
+        tokenizer=Kept(),
+        data=Rollouts(
+            Openings(), length=128, batch=64, group=8, max_tokens=32, rewards=(JUDGE,), split=ByHash(0.02),
+            rendering=Rendering(learn="answers"), evaluation_batches=1,
+        ),
+        objective=Grpo(kl=0.05),
+        optimizer=AdamW(learning_rate=5e-5, schedule=Constant(warmup=5), weight_decay=0.0),
+        layout=Layout(),
+        precision=Precision(),
+        steps=60,
+        eval_every=20,
+        save_every=20,
+        report=(Rewarded(JUDGE, limit=100, max_tokens=32),),
+    )  # fmt: skip

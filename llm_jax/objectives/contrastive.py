@@ -1,0 +1,69 @@
+"""Sentence vectors, learnt by finding the text that belongs to another among those of the batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax.core.alphabet import contract
+from llm_jax.core.parts import Positive, conform
+from llm_jax.core.tables import InputError
+from llm_jax.layers.tokens import PADDING, Tokens
+from llm_jax.models.encoder import Encoder
+from llm_jax.objectives.objective import Relating, cross_entropy
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrastive(Relating):
+    """InfoNCE (van den Oord et al. 2018) of pairs of texts: which of the batch's second texts belongs to each first?
+
+    Scores are cosines, divided by `temperature`, of the vectors that an Encoder's `pooling` gives; the second texts of
+    the other rows are what the true one is told from (Gao et al. 2021, SimCSE; with a text as its own second, the two
+    differ by dropout alone). All rows of the batch count, whatever `microbatches` and the layout are. Evaluation is
+    among the rows of a batch too. Sums: weight (rows), loss (nats) and, in evaluation, correct.
+
+    Raises:
+      InputError: the model is no Encoder, or the batch has no two texts.
+    """
+
+    likelihood: ClassVar[bool] = False
+
+    temperature: Positive = 0.05
+
+    def represent(self, model, params, frozen, batch, key):
+        conform(model, Encoder, "model")
+        if "source_BS" not in batch or "targets_BT" in batch:
+            raise InputError("Contrastive needs two texts a row: set data.presentation=TwoTexts()")
+        keys = (None, None) if key is None else jax.random.split(key)
+
+        def vectors(tokens_BT: jax.Array, at: Tokens, key: Any) -> jax.Array:
+            pooled: Any = model.apply({"params": params}, tokens_BT, at, key, method=_pooled)
+            wide_BD = pooled.astype(jnp.float32)
+            return wide_BD * jax.lax.rsqrt(jnp.maximum((wide_BD * wide_BD).sum(-1, keepdims=True), 1e-24))
+
+        return (
+            vectors(batch["source_BS"], Tokens(batch["source_position_BS"], batch["source_segment_BS"]), keys[0]),
+            vectors(batch["tokens_BT"], Tokens(batch["position_BT"], batch["segment_BT"]), keys[1]),
+        )
+
+    def relate(self, vectors, batch, key):
+        first_BD, second_ND = vectors
+        there_B = (batch["segment_BT"] != PADDING).any(1)
+        score_BN = contract("BD,ND->BN", first_BD, second_ND) / self.temperature
+        score_BN = jnp.where(there_B[None], score_BN, -1e30)  # a row of padding is no rival
+        own_B = jnp.arange(len(first_BD))
+        weight_B = there_B.astype(jnp.float32)
+        sums = dict(weight=weight_B.sum(), loss=jnp.where(there_B, cross_entropy(score_BN, own_B), 0).sum())
+        if key is None:
+            sums["correct"] = jnp.where(score_BN.argmax(-1) == own_B, weight_B, 0).sum()
+        return sums
+
+
+def _pooled(model: Encoder, tokens_BT: jax.Array, at: Tokens, key: Any) -> jax.Array:
+    return model.pooled(model.vectors(tokens_BT, at, dropout_key=key), at)
+
+
+OBJECTIVES = dict(Contrastive=Contrastive)

@@ -1,0 +1,213 @@
+"""Pairs: each stays in one row whatever the order, only what is compared is learnt, and what is too long."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llm_jax.core.tables import InputError
+from llm_jax.data.documents import Comparison, Example, Preference, Rendering, Text
+from llm_jax.data.packing import BestFit, ConcatThenSplit, One
+from llm_jax.data.pipeline import Data
+from llm_jax.data.preferences import Pairs
+from llm_jax.data.sources import InstructionPreferences, JsonLines, Mixture, RatedConversations, Source
+from llm_jax.text.chat import Alpaca, Message
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbered(Source):
+    """Pairs whose texts say which pair they are of, after conversations of one turn or two."""
+
+    count: int = 50
+    seed: int = 0
+
+    def documents(self):
+        rng = np.random.default_rng(self.seed)
+        for i in range(self.count):
+            said = (Message("user", f"{i}" + "?" * int(rng.integers(1, 9))),)
+            if i % 2:
+                said = (Message("user", "a"), Message("assistant", "before"), *said)
+            chosen, rejected = (f"{side}{i}" + "." * int(rng.integers(0, 9)) for side in "+-")
+            yield Preference(said, chosen, rejected, i / 4 if i % 3 else math.nan)
+
+
+def data(source: Source = Numbered(), length: int = 48, **settings) -> Data:
+    return dataclasses.replace(Data(source, length, 8, One(), presentation=Pairs()), **settings)
+
+
+def told(batch, length, tokenizer):
+    """Per row: the texts, the replies and the margin; every array is looked at."""
+    assert {name: x.shape for name, x in batch.items()} == {"margin_B": (8,)} | {
+        f"{name}_BT": (8, 2 * length) for name in ("tokens", "targets", "weight", "segment", "position", "bytes")
+    }
+    for row in range(8):
+        texts, replies = [], []
+        for half in (slice(0, length), slice(length, 2 * length)):
+            tokens, targets, weight, segment, position, size = (
+                batch[f"{name}_BT"][row, half]
+                for name in ("tokens", "targets", "weight", "segment", "position", "bytes")
+            )
+            count = (segment == 0).sum()
+            assert np.all(segment[:count] == 0) and np.all(segment[count:] == -1)
+            np.testing.assert_array_equal(position, np.where(segment == 0, np.arange(length), 0))
+            np.testing.assert_array_equal(targets[: max(count - 1, 0)], tokens[1:count])
+            assert not weight[max(count - 1, 0) :].any() and np.all(tokens[count:] == tokenizer.padding)
+            np.testing.assert_array_equal(size[weight > 0], tokenizer.bytes_V[targets[weight > 0]])
+            texts.append(tokens[:count].tolist())
+            replies.append(tokenizer.decode(targets[weight > 0]))
+        yield texts, replies, float(batch["margin_B"][row])
+
+
+def test_a_pair_is_a_row_and_its_replies_alone_are_learnt(tokenizer):
+    made = data()
+    template = Rendering().template
+    stream, seen = made.train(tokenizer, seed=0), []
+    documents: Any = made.documents("train")
+    train = {d.chosen: d for d in documents}
+    while len(seen) < len(train):
+        for texts, (chosen, rejected), margin in told(next(stream), 48, tokenizer):
+            pair = train[chosen]
+            assert rejected == pair.rejected and margin == (0 if math.isnan(pair.margin) else pair.margin)
+            for text, reply in zip(texts, (chosen, rejected), strict=True):
+                assert text == template.render(tokenizer, (*pair.messages, Message("assistant", reply)))[0]
+            if len(seen) < len(train):
+                seen.append(chosen)
+    assert sorted(seen) == sorted(train), "an epoch shows each once"
+    held_out = [reply for b in made.evaluation(tokenizer) for _, (reply, _), _ in told(b, 48, tokenizer) if reply]
+    documents = made.documents("validation")
+    assert held_out == [d.chosen for d in documents]
+
+
+def test_resuming_processes_and_mixtures_keep_pairs(tokenizer):
+    made = data(Mixture((Numbered(20, 1), Numbered(30, 2)), (1.0, 2.0)))
+    stream = made.train(tokenizer, seed=3)
+    whole = [next(stream) for _ in range(9)]
+    resumed = made.train(tokenizer, seed=3)
+    resumed.restore({**stream.save(), "batches": 5})
+    np.testing.assert_equal(next(resumed), whole[5])
+    halves = [made.train(tokenizer, seed=3, process=i, processes=2) for i in range(2)]
+    both = [next(half) for half in halves]
+    np.testing.assert_equal({k: np.concatenate([b[k] for b in both]) for k in both[0]}, whole[0])
+    for batch in whole:
+        for _, (chosen, rejected), _ in told(batch, 48, tokenizer):
+            assert chosen[0] == "+" and chosen[1:].rstrip(".") == rejected[1:].rstrip(".")
+
+
+def test_what_is_too_long_loses_the_prompts_beginning_then_the_replys_end(tokenizer):
+    said = (Message("user", "0123456789"),)
+    whole = [tokenizer.decode(Preference(said, r, r).parts(tokenizer, Rendering())[0][0]) for r in ("abc", "abcdef")]
+
+    @dataclasses.dataclass(frozen=True)
+    class Long(Source):
+        def documents(self):
+            yield Preference(said, "abc", "abcdef")
+
+        def validation(self):
+            return iter([Preference(said, "x", "y")])
+
+    def shown(length):
+        made = data(Long(), length, packing=One("truncate"), shuffle=False)
+        return next(told(next(made.train(tokenizer, seed=0)), length, tokenizer))
+
+    for length in (16, 14, 12, 10):  # of 21 tokens
+        texts, replies, _ = shown(length)
+        assert replies == ["abc", "abcdef"]
+        lost = 21 - length
+        for text, all_of_it in zip(texts, whole, strict=True):
+            assert tokenizer.decode(text) == all_of_it[max(0, lost - 2) :], "bos and the role say nothing"
+    texts, replies, _ = shown(5)
+    assert replies == ["abc", "abcd"] and [tokenizer.decode(t) for t in texts] == ["abc", "abcd"]
+    with pytest.raises(InputError, match=r"1 of 1 pairs have a text that is too long .*longest has 21 tokens"):
+        data(Long(), 16).train(tokenizer, seed=0)
+
+
+def test_a_comparison_learns_all_of_both(tokenizer):
+    pair = Comparison((Message("user", "hi"),), (Message("user", "go"), Message("assistant", "no")), 2.0)
+    parts = pair.parts(tokenizer, Rendering(learn="answers"))
+    assert [len(ids) for ids, _ in parts] == [5, 9] and all(all(learnt) for _, learnt in parts)
+
+
+def test_only_the_last_reply_is_learnt_by_any_template(tokenizer):
+    said = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+    for template in (Rendering().template, Alpaca()):
+        parts = Preference(said, "yes", "no").parts(tokenizer, Rendering(template=template))
+        for (ids, learnt), reply in zip(parts, ("yes", "no"), strict=True):
+            assert tokenizer.decode([i for i, wanted in zip(ids, learnt, strict=True) if wanted]).strip() == reply
+
+
+def test_what_is_refused(tokenizer):
+    for packing in (BestFit("refuse"), ConcatThenSplit(), One("split")):
+        with pytest.raises(InputError, match=r"texts of a pair in a row of their own, which data.packing="):
+            data(packing=packing).train(tokenizer, seed=0)
+
+    @dataclasses.dataclass(frozen=True)
+    class Other(Source):
+        def documents(self):
+            yield Example("a", "b")
+            yield Text("c")
+
+    with pytest.raises(InputError, match=r"needs pairs to compare .*not a (Example|Text)"):
+        data(Other()).train(tokenizer, seed=0)
+    with pytest.raises(InputError, match="rejected reply of a preference is blank"):
+        Preference((), "a", " ")
+
+    @dataclasses.dataclass(frozen=True)
+    class Unsaid(Preference):
+        def parts(self, tokenizer, rendering):
+            return [(ids, [False] * len(ids)) for ids, _ in super().parts(tokenizer, rendering)]
+
+    @dataclasses.dataclass(frozen=True)
+    class Nothing(Source):
+        def documents(self):
+            yield from Numbered(9).documents()
+            yield Unsaid((), "a", "b")
+
+        def validation(self):
+            return Numbered(3).documents()
+
+    with pytest.raises(InputError, match="1 of 10 pairs have a text with nothing in it to compare"):
+        data(Nothing()).train(tokenizer, seed=0)
+
+
+def test_json_lines(tmp_path):
+    path = tmp_path / "a.jsonl"
+    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}, {"role": "user", "content": "?"}]
+    records = [
+        {"prompt": "hi", "chosen": "a", "rejected": "b"},
+        {"messages": said, "chosen": "a", "rejected": "b", "margin": 2},
+    ]
+    path.write_text("\n".join(map(json.dumps, records)))
+    found = list(JsonLines(str(path)).documents())
+    asked = (Message("user", "hi"), Message("assistant", "yo"), Message("user", "?"))
+    assert found == [Preference(asked[:1], "a", "b"), Preference(asked, "a", "b", 2.0)]
+    for record, problem in (
+        ({"prompt": "hi", "chosen": "", "rejected": "b"}, "a.jsonl:1: the chosen reply of a preference is blank"),
+        ({"prompt": "hi", "chosen": "a", "rejected": 3}, "a.jsonl:1: the field 'rejected' must be text, not '3'"),
+        ({"chosen": "a", "rejected": "b"}, "a.jsonl:1: the field 'prompt' must be text, not 'None'"),
+        ({"prompt": "", "chosen": "a", "rejected": "b", "margin": "x"}, "a.jsonl:1: 'margin' must be a number"),
+    ):
+        path.write_text(json.dumps(record))
+        with pytest.raises(InputError, match=problem):
+            list(JsonLines(str(path)).documents())
+
+
+def test_rated_conversations():
+    source = RatedConversations()
+    train: Any = list(source.documents())
+    held_out: Any = list(source.validation())
+    both = [{d.chosen for d in pairs} | {d.rejected for d in pairs} for pairs in (train, held_out)]
+    assert not both[0] & both[1], "no conversation is on both sides of the split"
+    assert len(held_out) > 200 and len(both[1]) == 2 * len(held_out) and len(train) > 4000
+    assert all(0 < d.margin <= 9 for d in train)
+    assert not any("@" in m.content and ".com" in m.content for d in train for m in d.chosen)
+    assert held_out == list(source.validation())
+
+
+def test_instruction_preferences(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_JAX_DATA", str(tmp_path))
+    (tmp_path / "instruction-data-with-preference.json").write_text("[]")
+    with pytest.raises(InputError, match="is not the file expected"):
+        list(InstructionPreferences().documents())
