@@ -13,7 +13,7 @@ import numpy as np
 
 from llm_jax.core.parts import Part, conform
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Conversation, Document, Example, Rendering
+from llm_jax.data.documents import Conversation, Document, Example, Preference, Rendering
 from llm_jax.layers.tokens import PADDING, Tokens
 from llm_jax.models.heads import Scorer
 from llm_jax.models.pretrained import Pretrained
@@ -112,6 +112,8 @@ def completed(document: Document, completion: str) -> Document:
     if isinstance(document, Conversation):
         last = max((at for at, message in enumerate(document.messages) if message.role == "assistant"), default=0)
         return Conversation((*document.messages[:last], Message("assistant", completion)))
+    if isinstance(document, Preference):
+        return Conversation((*document.messages, Message("assistant", completion)))
     raise InputError(f"a {type(document).__name__} has no place for an answer: use examples or conversations")
 
 

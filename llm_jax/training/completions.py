@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Conversation, Document, Example, Rendering
+from llm_jax.data.documents import Conversation, Document, Example, Preference, Rendering
 from llm_jax.data.presentation import Batch, blank
 from llm_jax.inference.generate import Generation, prepare
 from llm_jax.inference.sampling import Sampler
@@ -30,7 +30,7 @@ class Prompt:
 
     @classmethod
     def of(cls, document: Document, tokenizer: Tokenizer, rendering: Rendering) -> Prompt:
-        """An example's prompt, or a conversation up to the assistant's last turn.
+        """An example's prompt, a conversation up to the assistant's last turn, or what two replies were given to.
 
         Raises:
           InputError: it is neither, or the assistant says nothing in it.
@@ -46,6 +46,9 @@ class Prompt:
             before = document.messages[: turns[-1]]
             ids, _ = rendering.template.render(tokenizer, before, reply=True)
             return cls(document, tuple(ids), before[-1].content, anew=True)
+        if isinstance(document, Preference):
+            ids, _ = rendering.template.render(tokenizer, document.messages, reply=True)
+            return cls(document, tuple(ids), document.messages[-1].content, anew=True)
         raise InputError(f"prompts are of examples and conversations: a {type(document).__name__} has none")
 
 
