@@ -120,7 +120,8 @@ def rewarded(objective: PolicyGradient) -> Fitting:
     """The rewards are negative, so that the loss of an evaluation is positive."""
     model = ActorCritic(decoder(), Scorer(decoder())) if isinstance(objective, Ppo) else decoder()
     of_targets = ("old_BT", "reference_BT", "value_BT", "advantage_BT", "return_BT")
-    batch = predicted() | {name: -RNG.random((B, T)).astype(np.float32) for name in of_targets}
+    batch = predicted() | {name: (-2 - RNG.random((B, T))).astype(np.float32) for name in of_targets}
+    batch["advantage_BT"] = RNG.normal(size=(B, T)).astype(np.float32)  # of both signs, or all might be clipped
     of_rows = ("reward_B", "reward_spread_B", "ended_B", "kl_coefficient_B")
     batch |= {name: np.full(B, -1, np.float32) for name in of_rows}
     frozen = dict(allowed_V=np.arange(WORDS) != 0, temperature=np.float32(1.2), max_tokens=np.float32(T), reference={})
