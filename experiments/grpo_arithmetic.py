@@ -33,10 +33,10 @@ def experiment() -> Experiment:
             "data": data,
             "objective": Grpo(kl=0.01),
             "optimizer": AdamW(learning_rate=5e-4, schedule=Constant(warmup=10)),
-            "steps": 150,
-            "log_every": 10,
-            "eval_every": 50,
-            "save_every": 50,
+            "steps": 500,
+            "log_every": 20,
+            "eval_every": 100,
+            "save_every": 100,
             "report": (ExactMatch(),),
         }
     )

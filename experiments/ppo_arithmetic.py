@@ -21,6 +21,7 @@ def experiment() -> Experiment:
         {
             "model": ActorCritic(Inherited(), Scorer(Inherited())),
             "objective": Ppo(kl=AdaptiveKl(0.01, target=4.0), value=0.5),
+            "steps": 150,
             "data.group": 1,
             "data.batch": 256,
             "data.batches": 2,

@@ -24,9 +24,10 @@ from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed, Tied
 from llm_jax.layers.feedforward import FeedForward
 from llm_jax.layers.masks import Full
+from llm_jax.models.actor_critic import ActorCritic
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.encoder import Encoder
-from llm_jax.models.heads import Classifier
+from llm_jax.models.heads import Classifier, Scorer
 from llm_jax.models.model import Model
 from llm_jax.models.pretrained import Pretrained
 from llm_jax.models.stack import Stack
@@ -37,6 +38,8 @@ from llm_jax.objectives.distillation import Distillation
 from llm_jax.objectives.masked import MaskedTokens
 from llm_jax.objectives.next_token import NextToken
 from llm_jax.objectives.objective import Objective, Relating
+from llm_jax.objectives.policy import Dapo, DrGrpo, Grpo, PolicyGradient, Reinforce, Rloo
+from llm_jax.objectives.ppo import Ppo
 from llm_jax.objectives.word2vec import Cbow, SkipGram
 
 # These programs run once: compiling them is the cost.
@@ -51,6 +54,7 @@ class Fitting:
     """An objective with a model and a batch that fit it, and what is frozen.
 
     `draws`: what it draws in evaluation depends on the shape of the batch, so that pieces of it do not add up.
+    `alone`: sums of training alone.
     """
 
     objective: Objective
@@ -58,6 +62,7 @@ class Fitting:
     batch: dict[str, np.ndarray]
     frozen: Any = None
     draws: bool = False
+    alone: tuple[str, ...] = ()
 
     def params(self) -> Any:
         return nn.meta.unbox(self.model.begin(jax.random.key(0)))
@@ -111,6 +116,19 @@ def distilled() -> Fitting:
     return Fitting(objective, decoder(), predicted() | dict(bytes_BT=words(B, T)), frozen)
 
 
+def rewarded(objective: PolicyGradient) -> Fitting:
+    """The rewards are negative, so that the loss of an evaluation is positive."""
+    model = ActorCritic(decoder(), Scorer(decoder())) if isinstance(objective, Ppo) else decoder()
+    of_targets = ("old_BT", "reference_BT", "value_BT", "advantage_BT", "return_BT")
+    batch = predicted() | {name: (-2 - RNG.random((B, T))).astype(np.float32) for name in of_targets}
+    batch["advantage_BT"] = RNG.normal(size=(B, T)).astype(np.float32)  # of both signs, or all might be clipped
+    of_rows = ("reward_B", "reward_spread_B", "ended_B", "kl_coefficient_B")
+    batch |= {name: np.full(B, -1, np.float32) for name in of_rows}
+    frozen = dict(allowed_V=np.arange(WORDS) != 0, temperature=np.float32(1.2), max_tokens=np.float32(T), reference={})
+    batch["targets_BT"] = np.maximum(batch["targets_BT"], 1)
+    return Fitting(objective, model, batch, frozen, alone=("clip_fraction", "clip_fraction_weight", "value_loss"))
+
+
 FITTINGS: dict[str, Callable[[], Fitting]] = dict(
     NextToken=lambda: Fitting(NextToken(0.1), decoder(), predicted() | dict(bytes_BT=words(B, T))),
     MaskedTokens=lambda: Fitting(MaskedTokens(), encoder(), predicted()),
@@ -121,6 +139,12 @@ FITTINGS: dict[str, Callable[[], Fitting]] = dict(
     Distillation=distilled,
     SkipGram=lambda: near(SkipGram(window=2)),
     Cbow=lambda: near(Cbow(window=2)),
+    Grpo=lambda: rewarded(Grpo()),
+    DrGrpo=lambda: rewarded(DrGrpo()),
+    Dapo=lambda: rewarded(Dapo()),
+    Reinforce=lambda: rewarded(Reinforce()),
+    Rloo=lambda: rewarded(Rloo()),
+    Ppo=lambda: rewarded(Ppo()),
 )
 
 
@@ -157,7 +181,7 @@ def test_an_objective(name):
     key = jax.random.key(1)
     ((loss, trained), gradients), measured, halves = everything(params, batch, key)
     assert np.isfinite(loss) and float(measured["weight"]) > 0 and float(measured["loss"]) > 0
-    assert set(trained) <= set(measured) and all(value.shape == () for value in measured.values())
+    assert set(trained) - set(fitting.alone) <= set(measured) and all(value.shape == () for value in measured.values())
     assert all(value.dtype == jnp.float32 for value in measured.values())
     assert any(np.asarray(g).any() for g in jax.tree.leaves(gradients))
     for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):

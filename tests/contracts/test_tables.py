@@ -57,7 +57,12 @@ def fill(declared):
     if getattr(declared, "__origin__", None) is tuple:
         return (fill(declared.__args__[0]),)
     here = [cls for _, _, entries in TABLES for cls in entries.values() if issubclass(cls, declared)]
-    return sample(here[0] if here else declared)
+    return sample(next((cls for cls in here if not stands_on(cls, declared)), declared))
+
+
+def stands_on(cls: type, family: type) -> bool:
+    """Whether it is built on another part of the family, as a head is on a model."""
+    return any(isinstance(declared, type) and issubclass(declared, family) for declared in parts.types_of(cls).values())
 
 
 def test_there_are_tables():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Conversation, Example, Rendering, Text
+from llm_jax.data.documents import Conversation, Example, Preference, Rendering, Text
 from llm_jax.data.files import JsonLines
 from llm_jax.models.heads import Scorer
 from llm_jax.models.pretrained import Pretrained
@@ -194,6 +194,9 @@ def test_prompts_are_what_comes_before_the_answer(tokenizer):
     turn = Prompt.of(Conversation(said), tokenizer, rendering)
     assert list(turn.ids) == rendering.template.render(tokenizer, said[:3], reply=True)[0] and turn.text == "c"
     assert completed(turn.document, "e") == Conversation((*said[:3], Message("assistant", "e")))
+    pair = Prompt.of(Preference(said[:1], "e", "f"), tokenizer, rendering)
+    assert list(pair.ids) == rendering.template.render(tokenizer, said[:1], reply=True)[0]
+    assert completed(pair.document, "g") == Conversation((said[0], Message("assistant", "g")))
     with pytest.raises(InputError, match="a Text has none"):
         Prompt.of(Text("a"), tokenizer, rendering)
     with pytest.raises(InputError, match="without an assistant's answer"):
