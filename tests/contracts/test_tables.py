@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import pkgutil
+import types
 import typing
 from collections import Counter
 
@@ -56,13 +57,16 @@ def fill(declared):
         return SAMPLES[declared]
     if getattr(declared, "__origin__", None) is tuple:
         return (fill(declared.__args__[0]),)
+    if isinstance(declared, types.UnionType):
+        declared = declared.__args__[0]
     here = [cls for _, _, entries in TABLES for cls in entries.values() if issubclass(cls, declared)]
     return sample(next((cls for cls in here if not stands_on(cls, declared)), declared))
 
 
 def stands_on(cls: type, family: type) -> bool:
     """Whether it is built on another part of the family, as a head is on a model."""
-    return any(isinstance(declared, type) and issubclass(declared, family) for declared in parts.types_of(cls).values())
+    choices = [c for declared in parts.types_of(cls).values() for c in (typing.get_args(declared) or (declared,))]
+    return any(isinstance(choice, type) and issubclass(choice, family) for choice in choices)
 
 
 def test_there_are_tables():
