@@ -13,11 +13,20 @@ bin := .venv/bin
 # Compiled Python is kept even where the user's shell says not to: starting takes a third of the time.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: quickstart test test-slow lint format bench constraints clean
+.PHONY: quickstart chatbot test test-slow lint format bench constraints clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/runtime
 	@$(bin)/python -m llm_jax train quickstart --workdir=runs/quickstart
+
+# The stages of a chatbot, one after another, and a report card of them. A stage that was stopped goes on.
+STAGES := pretrain instruct reward align
+chatbot: .venv/runtime
+	@$(bin)/pip install -qq -c constraints.txt -e ".[corpora]"
+	@set -e; for stage in $(STAGES); do \
+		echo "== $$stage"; $(bin)/python -m llm_jax train chatbot/$$stage --workdir=runs/chatbot/$$stage; done
+	@$(bin)/python -m llm_jax.analysis.card --to=runs/chatbot/card.html $(STAGES:%=runs/chatbot/%)
+	@echo "talk to it: $(bin)/python -m llm_jax chat --workdir=runs/chatbot/align"
 
 test: lint
 	@$(bin)/python -m pytest -q -n $(WORKERS) -m "not slow"

@@ -40,6 +40,7 @@ from llm_jax.objectives.next_token import NextToken
 from llm_jax.objectives.objective import Objective, Relating
 from llm_jax.objectives.policy import Dapo, DrGrpo, Grpo, PolicyGradient, Reinforce, Rloo
 from llm_jax.objectives.ppo import Ppo
+from llm_jax.objectives.preferences import BradleyTerry, Dpo, Ipo, Kto, Orpo, SimPo
 from llm_jax.objectives.word2vec import Cbow, SkipGram
 
 # These programs run once: compiling them is the cost.
@@ -53,7 +54,7 @@ RNG = np.random.default_rng(0)
 class Fitting:
     """An objective with a model and a batch that fit it, and what is frozen.
 
-    `draws`: what it draws in evaluation depends on the shape of the batch, so that pieces of it do not add up.
+    `draws`: what it draws in evaluation depends on the rows of the batch, so that pieces of it do not add up.
     `alone`: sums of training alone.
     """
 
@@ -129,6 +130,17 @@ def rewarded(objective: PolicyGradient) -> Fitting:
     return Fitting(objective, model, batch, frozen, alone=("clip_fraction", "clip_fraction_weight", "value_loss"))
 
 
+def compared(objective: Objective) -> Fitting:
+    """Pairs of texts side by side, whose replies begin at the third token."""
+    batch = {name: np.concatenate([array, array], 1) for name, array in text().items()}
+    weight = np.broadcast_to((np.arange(T) >= 2) & (np.arange(T) < T - 1), (B, T)).astype(np.float32)
+    batch |= dict(tokens_BT=words(B, 2 * T), targets_BT=words(B, 2 * T), margin_B=np.ones(B, np.float32))
+    batch["weight_BT"] = np.concatenate([weight, weight], 1) * (batch["segment_BT"] == 0)
+    reference = nn.meta.unbox(decoder().begin(jax.random.key(2)))
+    model = Scorer(decoder()) if isinstance(objective, BradleyTerry) else decoder()
+    return Fitting(objective, model, batch, dict(reference=reference), draws=isinstance(objective, Kto))
+
+
 FITTINGS: dict[str, Callable[[], Fitting]] = dict(
     NextToken=lambda: Fitting(NextToken(0.1), decoder(), predicted() | dict(bytes_BT=words(B, T))),
     MaskedTokens=lambda: Fitting(MaskedTokens(), encoder(), predicted()),
@@ -145,6 +157,12 @@ FITTINGS: dict[str, Callable[[], Fitting]] = dict(
     Reinforce=lambda: rewarded(Reinforce()),
     Rloo=lambda: rewarded(Rloo()),
     Ppo=lambda: rewarded(Ppo()),
+    BradleyTerry=lambda: compared(BradleyTerry(margin=0.1)),
+    Dpo=lambda: compared(Dpo(smoothing=0.1)),
+    Ipo=lambda: compared(Ipo()),
+    Kto=lambda: compared(Kto()),
+    Orpo=lambda: compared(Orpo()),
+    SimPo=lambda: compared(SimPo()),
 )
 
 

@@ -1,6 +1,7 @@
 """Denoisers: what was taken can be put back, in the right amounts and sizes; the rows hold what they promise."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -233,7 +234,8 @@ def test_what_cannot_be_presented_is_refused(words):
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "Gpt2"])
 def test_sentinels_are_special_tokens(name):
     texts = ["ab abc abcd " * 40, "<extra_id_0> xyz"]
-    plain, more = (RECIPES[name](sentinels=n).train(texts) for n in (0, 3))
+    recipe: Any = RECIPES[name]
+    plain, more = (recipe(sentinels=n).train(texts) for n in (0, 3))
     assert "<extra_id_0>" not in plain.special and more.special["<extra_id_2>"] in more.beside
     assert not set(more.encode("<extra_id_1> and <extra_id_0>")) & more.beside
     assert more.vocabulary - plain.vocabulary in (0, 3)

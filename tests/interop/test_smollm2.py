@@ -121,7 +121,7 @@ def test_adapters_learn_to_answer_and_the_merged_export_answers_alike(workdir, t
     export_adapter(tmp_path / "run", tmp_path / "adapter")
     llm_jax.export_model(workdir, tmp_path / "base")
     tuned = load(tmp_path / "run")
-    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    merged: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     beside: Any = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     texts = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
