@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from llm_jax import experiment
+from llm_jax.models.presets import PRESETS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -28,7 +31,8 @@ def help_page(*verb: str) -> str:
 
 
 COMMANDS = commands(ROOT / "README.md")
-OURS = [words[words.index("llm_jax") + 1 :] for words in COMMANDS if "llm_jax" in words]
+OURS = [words[3:] for words in COMMANDS if words[1:3] == ["-m", "llm_jax"]]
+NAMED = [words[1] for words in OURS if words[0] in ("train", "show") and not words[1].endswith(".py")]
 TARGETS = [words[1] for words in COMMANDS if words[0] == "make"]
 
 
@@ -40,6 +44,11 @@ def test_the_readme_shows_the_two_commands_and_every_verb():
 @pytest.mark.parametrize("target", sorted(set(TARGETS)))
 def test_make_target_exists(target: str):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMED)))
+def test_experiment_or_preset_exists(name: str):
+    assert name in experiment.names() or name in PRESETS
 
 
 @pytest.mark.parametrize("words", OURS, ids=" ".join)
