@@ -22,7 +22,7 @@ class Contrastive(Relating):
 
     Scores are cosines, divided by `temperature`, of the vectors that an Encoder's `pooling` gives; the second texts of
     the other rows are what the true one is told from (Gao et al. 2021, SimCSE; with a text as its own second, the two
-    differ by dropout alone). All rows of the batch count, whatever `microbatches` and the layout are. Evaluation is
+    differ by dropout alone). A row with the same first or the same second text is none of them: its answer is right. All rows of the batch count, whatever `microbatches` and the layout are. Evaluation is
     among the rows of a batch too. Sums: weight (rows), loss (nats) and, in evaluation, correct.
 
     Raises:
@@ -53,8 +53,9 @@ class Contrastive(Relating):
         first_BD, second_ND = vectors
         there_B = (batch["segment_BT"] != PADDING).any(1)
         score_BN = contract("BD,ND->BN", first_BD, second_ND) / self.temperature
-        score_BN = jnp.where(there_B[None], score_BN, -1e30)  # a row of padding is no rival
         own_B = jnp.arange(len(first_BD))
+        alike_BN = (_alike(batch["source_BS"]) | _alike(batch["tokens_BT"])) & (own_B[:, None] != own_B[None])
+        score_BN = jnp.where(there_B[None] & ~alike_BN, score_BN, -1e30)  # nor is a row of padding a rival
         weight_B = there_B.astype(jnp.float32)
         sums = dict(weight=weight_B.sum(), loss=jnp.where(there_B, cross_entropy(score_BN, own_B), 0).sum())
         if key is None:
@@ -64,6 +65,11 @@ class Contrastive(Relating):
 
 def _pooled(model: Encoder, tokens_BT: jax.Array, at: Tokens, key: Any) -> jax.Array:
     return model.pooled(model.vectors(tokens_BT, at, dropout_key=key), at)
+
+
+def _alike(token_BT: jax.Array) -> jax.Array:
+    """[B, B]: whether two rows have the same tokens."""
+    return (token_BT[:, None] == token_BT[None]).all(-1)
 
 
 OBJECTIVES = dict(Contrastive=Contrastive)

@@ -94,6 +94,22 @@ def test_the_loss_is_that_of_the_papers(experiment, batch):
     assert float(sums["weight"]) == 7 and float(sums["correct"]) == (scores.argmax(1) == np.arange(7)).sum()
 
 
+def test_another_right_answer_is_no_rival(experiment, batch):
+    """Rows 1 and 2 have one second text, rows 3 and 4 one first: what is left of each row's rivals, in float64."""
+    alike = {name: array.copy() for name, array in batch.items()}
+    for name, two, one in (("tokens_BT", 2, 1), ("source_BS", 4, 3)):
+        alike[name][two] = alike[name][one]
+    rng = np.random.default_rng(0)
+    vectors = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in rng.normal(size=(2, ROWS, 5))]
+    scores = vectors[0] @ vectors[1].T / 0.5
+    for one, two in ((1, 2), (3, 4)):
+        scores[one, two] = scores[two, one] = -np.inf
+    wanted = (np.log(np.exp(scores).sum(1)) - np.diag(scores)).sum()
+    given: Any = tuple(jnp.asarray(x, jnp.float32) for x in vectors)
+    np.testing.assert_allclose(Contrastive(0.5).relate(given, alike, None)["loss"], wanted, rtol=1e-5)
+    assert abs(float(Contrastive(0.5).relate(given, batch, None)["loss"]) - wanted) > 0.01
+
+
 def gradients(experiment: Experiment, batch: Any, **changes: Any) -> tuple[Any, Any]:
     program = Program(experiment.override(changes), experiment.override(changes).layout.mesh())  # pyright: ignore
     state = program.begin()
