@@ -132,7 +132,8 @@ def _permuted(text_N: np.ndarray, special: Vocabulary, rng: np.random.Generator)
 class Suffix(Denoiser):
     """A text is cut at any place: its beginning is read, the rest is to be written (prefix LM; Raffel et al. 2020).
 
-    A Decoder learns so with the mask `Prefix(n)`: NextToken gives the targets that it shows weight 0.
+    A Decoder learns so from whole texts, with `AsIs()` and the mask `Prefix(n)`: NextToken gives the targets that it
+    shows weight 0.
     """
 
     def __call__(self, text_N, special, rng):

@@ -122,7 +122,16 @@ class Generator(Model):
         return self(tokens_BT)[0]
 
     def predict(self, batch: Mapping[str, jax.Array], dropout_key: jax.Array | None) -> jax.Array:
-        """[B, T, V]: the scores of a training batch's targets."""
+        """[B, T, V]: the scores of a training batch's targets.
+
+        Raises:
+          InputError: there are sources, which it would not read.
+        """
+        if "source_BS" in batch:
+            raise InputError(
+                f"a {type(self).__name__} reads no sources apart from what it writes: set data.presentation=AsIs(), or "
+                "use an EncoderDecoder"
+            )
         at = Tokens(batch["position_BT"], batch["segment_BT"])
         return self(batch["tokens_BT"], at, dropout_key=dropout_key)[0]
 

@@ -29,7 +29,7 @@ class Distillation(Objective):
     in evaluation, correct; of a mixture of experts those of `routing`. Weights are those of NextToken.
 
     Raises:
-      InputError: the model and the teacher have not as many words.
+      InputError: the model and the teacher have not as many words, or as NextToken.
     """
 
     likelihood: ClassVar[bool] = False
@@ -44,12 +44,12 @@ class Distillation(Objective):
         conform(self.teacher.model, Generator, "objective.teacher.model")
         if model.words() != (known := self.teacher.model.words()):
             raise InputError(f"the model has {model.words()} words and its teacher {known}: they cannot be compared")
+        weight_BT, target_BT = weights(model, batch), batch["targets_BT"]
         predicted: Any = model.apply({"params": params}, batch, key, method="predict", mutable=[ASIDE])
         score_BTV, said = predicted
         told = {"params": self.teacher.params(frozen)}
         taught: Any = self.teacher.model.apply(told, batch, None, method="predict")
         taught_BTV = jax.lax.stop_gradient(taught)
-        weight_BT, target_BT = weights(model, batch), batch["targets_BT"]
         hard_BT = cross_entropy(score_BTV, target_BT)
         soft_BT = self.temperature**2 * self._divergence(taught_BTV / self.temperature, score_BTV / self.temperature)
         loss_BT = self.hard * hard_BT + (1 - self.hard) * soft_BT

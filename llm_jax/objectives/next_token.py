@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from llm_jax.core.aside import ASIDE, heard
 from llm_jax.core.parts import Rate, conform
+from llm_jax.core.tables import InputError
 from llm_jax.layers.moe import routing
 from llm_jax.models.model import Generator
 from llm_jax.objectives.objective import Objective, smoothed
@@ -26,17 +27,16 @@ class NextToken(Objective):
     evaluation measures without it.
 
     Raises:
-      InputError: a mask shows all of them (`Full`).
+      InputError: a mask shows all of them (`Full`), or the batch is not made of texts to write.
     """
 
     smoothing: Rate = 0.0
 
     def __call__(self, model, params, frozen, batch, key):
         conform(model, Generator, "model")
+        weight_BT, target_BT = weights(model, batch), batch["targets_BT"]
         predicted: Any = model.apply({"params": params}, batch, key, method="predict", mutable=[ASIDE])
         score_BTV, said = predicted
-        target_BT = batch["targets_BT"]
-        weight_BT = weights(model, batch)
         loss_BT = smoothed(score_BTV, target_BT, 0.0 if key is None else self.smoothing)
         sums = dict(
             weight=weight_BT.sum(),
@@ -52,8 +52,14 @@ def weights(model: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
     """[B, T]: the weights of a batch's targets, 0 where a mask of the model's shows them to tokens before.
 
     Raises:
-      InputError: a mask shows all of them.
+      InputError: a mask shows all of them; or no target is the token after (`Masked`), or not all are to be learnt
+        (`Pairs`).
     """
+    if not {"targets_BT", "weight_BT", "bytes_BT"} <= batch.keys() or "margin_B" in batch:
+        raise InputError(
+            "the batch does not say what to write next: set data.presentation=AsIs(), or SourceAndTarget() or "
+            "Denoising() for a model that reads sources"
+        )
     ahead = model.ahead()
     return jnp.where(batch["position_BT"] + 1 < ahead, 0, batch["weight_BT"]) if ahead else batch["weight_BT"]
 

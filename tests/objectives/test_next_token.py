@@ -20,7 +20,9 @@ from llm_jax.layers.feedforward import FeedForward
 from llm_jax.layers.masks import Both, Full, Prefix, SlidingWindow
 from llm_jax.layers.tokens import Tokens
 from llm_jax.models.decoder import Decoder
+from llm_jax.models.pretrained import Pretrained
 from llm_jax.models.stack import Stack
+from llm_jax.objectives.distillation import Distillation
 from llm_jax.objectives.next_token import NextToken
 from llm_jax.objectives.objective import cross_entropy
 
@@ -120,3 +122,18 @@ def test_smoothed_targets_are_pytorchs_and_only_in_training():
         np.testing.assert_allclose(sums["loss"], (losses.numpy() * whole["weight_BT"]).sum(), rtol=1e-5)
     measured, plain = (NextToken(s)(model, params, None, whole, None) for s in (0.5, 0.0))
     assert measured["loss"] == plain["loss"]
+
+
+@pytest.mark.parametrize("objective", [NextToken(), Distillation(Pretrained("runs/t", MODEL))], ids=["plain", "taught"])
+def test_what_is_not_to_be_written_is_refused(objective):
+    """Masked tokens, pairs of which one is rejected, and sources that a decoder would not read."""
+    plain = batch()
+    params = nn.meta.unbox(MODEL.begin(jax.random.key(0)))
+    frozen = {"pretrained": {"runs/t": params}}
+    masked = {name: array for name, array in plain.items() if name != "bytes_BT"}
+    labelled = {name: masked[name] for name in ("tokens_BT", "segment_BT", "position_BT")}
+    for given in (masked, labelled, plain | {"margin_B": np.zeros(4, np.float32)}):
+        with pytest.raises(InputError, match=r"what to write next: set data.presentation=AsIs\(\)"):
+            objective(MODEL, params, frozen, given, None)
+    with pytest.raises(InputError, match="a Decoder reads no sources apart from what it writes"):
+        objective(MODEL, params, frozen, plain | {"source_BS": plain["tokens_BT"]}, None)
