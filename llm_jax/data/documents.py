@@ -161,7 +161,7 @@ class Preference(_Document):
         return "\n".join(self.strings())
 
     def strings(self) -> tuple[str, ...]:
-        return (*(message.content for message in self.messages), self.chosen, self.rejected)
+        return (*(message.text() for message in self.messages), self.chosen, self.rejected)
 
     def parts(self, tokenizer: Tokenizer, rendering: Rendering) -> list[Ids]:
         return [self._replied(tokenizer, rendering, reply) for reply in (self.chosen, self.rejected)]
@@ -189,7 +189,7 @@ class Comparison(_Document):
         return "\n".join(self.strings())
 
     def strings(self) -> tuple[str, ...]:
-        return tuple(message.content for message in (*self.chosen, *self.rejected))
+        return tuple(message.text() for message in (*self.chosen, *self.rejected))
 
     def parts(self, tokenizer: Tokenizer, rendering: Rendering) -> list[Ids]:
         rendered = [rendering.template.render(tokenizer, said)[0] for said in (self.chosen, self.rejected)]

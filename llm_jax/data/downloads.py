@@ -13,7 +13,7 @@ from llm_jax.core.files import cache_folder, reading
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Document, Example, Labelled, Preference
 from llm_jax.data.files import JsonLines, Source, bytes_of, decode, texts
-from llm_jax.text.chat import Message
+from llm_jax.data.records import asked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,10 +152,10 @@ class InstructionPreferences(Source):
         name = "instruction-data-with-preference.json"
         sha256 = "305315abf14f65fa42c01a0877572f832606571c2a7d49f152ac1d758b16756e"
         path = Download(f"{PREFERENCES}/{name}", sha256, name).fetch()
-        for record in json.loads(decode(bytes_of(path), path)):
+        for number, record in enumerate(json.loads(decode(bytes_of(path), path))):
             if record["chosen"] != record["rejected"]:
-                asked = "\n\n".join(filter(None, (record["instruction"], record["input"])))
-                yield Preference((Message("user", asked),), record["chosen"], record["rejected"])
+                said = asked(record, f"{path}, record {number}")
+                yield Preference((said,), record["chosen"], record["rejected"])
 
 
 SMS = "master"

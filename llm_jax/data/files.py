@@ -121,6 +121,8 @@ def _parsed(text: str, where: str) -> Any:
     except json.JSONDecodeError as error:
         line = f" of line {error.lineno}" if error.lineno > 1 else ""
         raise InputError(f"{where} is not JSON: {error.msg} at column {error.colno}{line}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in thousands of brackets
+        raise InputError(f"{where} cannot be read as JSON: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +146,7 @@ class ArrayRecord(Source):
             text = decode(record, where)
             try:
                 value = json.loads(text) if text.startswith("{") else None
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 value = None
             if value is not None:
                 yield document_of(value, self.field, where)

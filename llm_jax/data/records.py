@@ -30,8 +30,12 @@ def document_of(record: Any, field: str, where: str) -> Document:
     if "prompt" in record and "answer" in record:
         return Example(_text_in(record, "prompt", where), _text_in(record, "answer", where))
     if "instruction" in record and "output" in record:
-        return instruction(record, where)
+        answer = Message("assistant", _text_in(record, "output", where))
+        return Conversation((asked(record, where), answer))
     raise InputError(f"{where} has no field {field!r}: {nearest(field, record)}")
+
+
+MOST = 1e9  # of a margin: a float32 holds it, and an infinite one says nothing
 
 
 def _preference(record: dict[str, Any], where: str) -> Preference:
@@ -39,8 +43,10 @@ def _preference(record: dict[str, Any], where: str) -> Preference:
         before = _conversation(record, where).messages
     else:
         before = (Message("user", _text_in(record, "prompt", where)),)
+    if "tools" in record:
+        raise InputError(f"{where}: pairs to compare have no place for 'tools'")
     margin = record.get("margin", math.nan)
-    if not isinstance(margin, (int, float)) or isinstance(margin, bool):
+    if not isinstance(margin, (int, float)) or isinstance(margin, bool) or abs(margin) > MOST:
         raise InputError(f"{where}: 'margin' must be a number, not {str(margin)[:40]!r}")
     chosen, rejected = (_text_in(record, name, where) for name in ("chosen", "rejected"))
     try:
@@ -49,11 +55,10 @@ def _preference(record: dict[str, Any], where: str) -> Preference:
         raise InputError(f"{where}: {error}") from None
 
 
-def instruction(record: dict[str, Any], where: str, answer: str = "output") -> Conversation:
-    """An instruction and its answer, as Stanford's Alpaca has them: an `input` stands below its instruction."""
-    asked = [_text_in(record, name, where) for name in ("instruction", "input") if record.get(name) or name != "input"]
-    said = Message("user", "\n\n".join(asked)), Message("assistant", _text_in(record, answer, where))
-    return Conversation(said)
+def asked(record: dict[str, Any], where: str) -> Message:
+    """An instruction, as Stanford's Alpaca has them: an `input` stands below it."""
+    texts = [_text_in(record, name, where) for name in ("instruction", "input") if record.get(name) or name != "input"]
+    return Message("user", "\n\n".join(texts))
 
 
 def _text_in(record: dict[str, Any], field: str, where: str) -> str:

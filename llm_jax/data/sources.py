@@ -66,6 +66,9 @@ class PlainTexts(Source):
         held_out = self.source.validation()
         return None if held_out is None else (Text(document.text()) for document in held_out)
 
+    def components(self) -> tuple[tuple[Source, float], ...]:
+        return tuple((PlainTexts(inner), weight) for inner, weight in self.source.components())
+
 
 MIXTURES = dict(Mixture=Mixture, PlainTexts=PlainTexts)
 SOURCES = FILES | PACKAGED | DOWNLOADS | MIXTURES

@@ -188,6 +188,8 @@ def test_json_lines(tmp_path):
         ({"prompt": "hi", "chosen": "a", "rejected": 3}, "a.jsonl:1: the field 'rejected' must be text, not '3'"),
         ({"chosen": "a", "rejected": "b"}, "a.jsonl:1: the field 'prompt' must be text, not 'None'"),
         ({"prompt": "", "chosen": "a", "rejected": "b", "margin": "x"}, "a.jsonl:1: 'margin' must be a number"),
+        ({"prompt": "", "chosen": "a", "rejected": "b", "margin": 10**400}, "a.jsonl:1: 'margin' must be a number"),
+        ({"prompt": "", "chosen": "a", "rejected": "b", "tools": []}, "a.jsonl:1: .* have no place for 'tools'"),
     ):
         path.write_text(json.dumps(record))
         with pytest.raises(InputError, match=problem):

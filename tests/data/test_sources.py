@@ -128,6 +128,13 @@ def test_json_lines(tmp_path):
         (b'{"messages": [{"role": "usr", "content": "x"}]}', "a.jsonl:2, message 0: .*did you mean 'user'"),
         (b'{"messages": [3]}', "a.jsonl:2, message 0 is not an object"),
         (b'{"messages": 3}', "a.jsonl:2: 'messages' must be a list"),
+        (b'{"text": ' + b"9" * 5000 + b"}", "a.jsonl:2 cannot be read as JSON: .*digits"),
+        (
+            b'{"text": "x", "label": "spam"}',
+            "a.jsonl:2: the field 'label' must be the number of a class, .* not 'spam'",
+        ),
+        (b'{"text": "x", "label": ""}', "a.jsonl:2: the field 'label' must be the number of a class"),
+        (b'{"text": "x", "label": -1}', "a.jsonl:2: the field 'label' must be the number of a class"),
     ],
 )
 def test_broken_json_lines_are_named(tmp_path, line, message):
@@ -295,6 +302,14 @@ def test_mixtures_of_mixtures_multiply_their_weights(tmp_path):
         Mixture((a,), (1.0, 2.0))
     with pytest.raises(InputError, match="greater than 0"):
         Mixture((a, b), (1.0, 0.0))
+
+
+def test_plain_texts_of_a_mixture_are_that_mixture(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "1+1=", "answer": "2"}')
+    plain = PlainTexts(Mixture((JsonLines(str(path)), PythonHelp()), (1.0, 3.0)))
+    assert plain.components() == ((PlainTexts(JsonLines(str(path))), 0.25), (PlainTexts(PythonHelp()), 0.75))
+    assert listed(plain.components()[0][0]) == [Text("1+1=2")]
 
 
 # --------------------------------------------------------------------------------------------------------- downloads
