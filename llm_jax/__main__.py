@@ -106,6 +106,7 @@ def evaluate() -> None:
 
     program, tokenizer, params = restore(_workdir(), _assignments(), _modules(), FLAGS.checkpoint)
     experiment: Any = program.experiment
+    experiment.objective.check(experiment.model, experiment.data.documents("validation"))
     for metric, value in measure(program, params, experiment.data.evaluation(tokenizer)).items():
         print(f"{metric:16} {value:.6f}")
     if experiment.report:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,10 +22,18 @@ class Classification(Objective):
     without it.
 
     Raises:
-      InputError: the model does not classify, or the batch has no labels.
+      InputError: the model does not classify or lacks a class, or the batch has no labels.
     """
 
     smoothing: Rate = 0.0
+
+    def check(self, model, documents):
+        classes = getattr(model, "classes", math.inf)
+        most = max((getattr(document, "label", document.number) for document in documents), default=-1)
+        if most >= classes:
+            raise InputError(
+                f"a document is of class {most:g}, and the model's classes are 0 to {classes - 1}: set model.classes"
+            )
 
     def __call__(self, model, params, frozen, batch, key):
         if not hasattr(model, "classify"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.parts import Part
+from llm_jax.data.documents import Document
 from llm_jax.data.pipeline import Data
 from llm_jax.text.tokenizer import Tokenizer
 
@@ -29,6 +31,13 @@ class Objective(Part):
     """
 
     likelihood: ClassVar[bool] = True
+
+    def check(self, model: Any, documents: Sequence[Document]) -> None:
+        """Nothing, if the model can learn this from these, before any of it is tokenised.
+
+        Raises:
+          InputError: it cannot.
+        """
 
     def prepare(self, data: Data, tokenizer: Tokenizer) -> Any:
         """What `frozen` is at the beginning of a run, as NumPy arrays: the same for the same data and tokenizer."""

@@ -69,6 +69,9 @@ class Training:
         self.run, self.checkpoints, self.display = run, checkpoints, display
         self.experiment = program.experiment
         data: Any = self.experiment.data
+        objective: Any = self.experiment.objective
+        for split in ("train", "validation"):
+            objective.check(self.experiment.model, data.documents(split))
         self.batches = data.train(
             tokenizer, seed=self.experiment.seed, process=jax.process_index(), processes=jax.process_count(),
             program=program,

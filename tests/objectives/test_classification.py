@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,16 +12,22 @@ import numpy as np
 import pytest
 import torch
 
+from experiments import spam
 from llm_jax.core.alphabet import Normal, weigh
 from llm_jax.core.tables import InputError
+from llm_jax.data.sources import JsonLines
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed
 from llm_jax.layers.feedforward import FeedForward
+from llm_jax.layers.pooling import Last
 from llm_jax.models.decoder import Decoder
+from llm_jax.models.heads import Classifier
 from llm_jax.models.model import Model
 from llm_jax.models.stack import Stack
 from llm_jax.objectives.classification import Classification
+from llm_jax.text.recipes import Bytes
+from llm_jax.training.loop import train
 
 CLASSES = 5
 
@@ -79,6 +86,22 @@ def test_a_class_that_the_model_does_not_have_is_not_learnt_in_silence():
     batch: Any = dict(label_B=jnp.array([CLASSES]), row_B=jnp.arange(1))
     found = Classification()(Table(ROWS), dict(score=jnp.asarray(SCORES)), None, batch, None)
     assert not np.isfinite(found["loss"])
+
+
+def test_a_class_that_the_model_does_not_have_is_refused_before_the_training(tmp_path):
+    lines = [json.dumps(dict(text=f"text {i}", label=i % 3)) for i in range(20)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    block = Block(Attention(1, head=8), FeedForward(8))
+    made = spam.experiment().override(
+        {
+            "data.source": JsonLines(str(tmp_path / "a.jsonl")),
+            "tokenizer": Bytes(),
+            "model": Classifier(Decoder(Embed(8), Stack((block,), 1)), classes=2, pooling=Last()),
+        }
+    )
+    with pytest.raises(InputError, match=r"of class 2, and the model's classes are 0 to 1: set model.classes"):
+        train(made, tmp_path / "run")
+    Classification().check(Classifier(Decoder(Embed(8), Stack((block,), 1)), 3), made.data.documents("train"))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_refusals():
