@@ -11,7 +11,7 @@ from llm_jax.core.parts import Part, Positive, Range, Size, show
 from llm_jax.core.tables import InputError
 from llm_jax.data.noising import Share
 from llm_jax.data.packing import One, Windows
-from llm_jax.data.presentation import Presentation, Vocabulary, whole
+from llm_jax.data.presentation import Presentation, Vocabulary, check_learns_all, whole
 from llm_jax.text.special import sentinel
 
 
@@ -238,6 +238,7 @@ class Denoising(Presentation):
         return whole(packing, corpus.offsets, self.row(length), rng, "data.presentation.sources and data.length")
 
     def check(self, rendering, packing):
+        check_learns_all(rendering, "Denoising")
         if not isinstance(packing, (One, Windows)):
             raise InputError(
                 f"Denoising shows a text a row, which data.packing={show(packing, whole=True)} does not: use "

@@ -9,7 +9,7 @@ import numpy as np
 
 from llm_jax.core.parts import Range
 from llm_jax.core.tables import InputError
-from llm_jax.data.presentation import Presentation, Vocabulary, whole
+from llm_jax.data.presentation import Presentation, Vocabulary, check_learns_all, whole
 
 Share = Annotated[float, Range(above=0, below=1)]
 MASK, OTHER = 0.8, 0.1  # of the chosen tokens: so many become `mask`, so many another token; the rest stay
@@ -21,9 +21,10 @@ class Masked(Presentation):
 
     A chosen token is a target, in its own place, with weight 1: `targets_BT` are the tokens as they were, `tokens_BT`
     has `mask` in 80% of the chosen places, a random token in 10%, and in 10% the token itself. With `whole_words` words
-    are chosen, with all of their tokens (letters and digits in a row are a word, and every other token is one). Special
-    tokens are neither chosen nor drawn. Every epoch chooses anew (Liu et al. 2019, RoBERTa); evaluation chooses always
-    the same. A row holds `data.length` tokens, its last one included. Any packing will do.
+    are chosen, with all of their tokens: letters and digits in a row are a word, so where a script puts no spaces
+    between words a phrase is one, and every other token is one. Special tokens are neither chosen nor drawn. Every
+    epoch chooses anew (Liu et al. 2019, RoBERTa); evaluation chooses always the same. A row holds `data.length` tokens,
+    its last one included. Any packing will do.
     """
 
     share: Share = 0.15
@@ -54,6 +55,9 @@ class Masked(Presentation):
 
     def plan(self, packing, corpus, length, rng):
         return whole(packing, corpus.offsets, length, rng)
+
+    def check(self, rendering, packing):
+        check_learns_all(rendering, "Masked")
 
     def check_vocabulary(self, special, length):
         if "mask" not in special:

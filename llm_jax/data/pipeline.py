@@ -159,7 +159,14 @@ class Data(Part):
             self.presentation.check_documents(documents)
         made = [corpus(documents, tokenizer, self.rendering) if documents else None for documents in parts]
         usable = [c if c is not None and len(c.tokens) > len(c.offsets) - 1 else None for c in made]
-        if not any(c is not None and np.any(c.learnt) for c in usable):
+        learnt = [c is not None and np.any(c.learnt) for c in usable]
+        idle = [
+            s
+            for (s, _), c, some in zip(self.source.components(), usable, learnt, strict=True)
+            if c is not None and not some
+        ]
+        if not any(learnt) or (idle and split == "train"):
             learn = "" if self.rendering.learn == "everything" else f": rendering.learn={self.rendering.learn!r}"
-            raise InputError(f"nothing is learnt of the {split} documents of {self.source}{learn}")
+            named = idle[0] if any(learnt) else self.source
+            raise InputError(f"nothing is learnt of the {split} documents of {named}{learn}")
         return usable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,12 +39,15 @@ class Vocabulary(dict[str, int]):
             own = {*self.values(), *tokenizer.marks.values()}
             spelt = [b"" if i in own else tokenizer.bytes_of(i) for i in range(tokenizer.vocabulary)]
         self.ordinary_N = np.flatnonzero(np.array([text != b"" for text in spelt], bool)).astype(np.int32)
-        self.opens_V = np.array([text != b"" and text[0] in IN_WORDS for text in spelt], bool)
-        self.closes_V = np.array([text != b"" and text[-1] in IN_WORDS for text in spelt], bool)
+        shown = [text.decode(errors="replace") for text in spelt]
+        self.opens_V = np.array([_in_word(text[:1]) for text in shown], bool)
+        self.closes_V = np.array([_in_word(text[-1:]) for text in shown], bool)
         self.stops_V = np.array([text.endswith((b".", b"!", b"?")) for text in spelt], bool)
 
 
-IN_WORDS = frozenset(byte for byte in range(256) if byte >= 128 or chr(byte).isalnum())  # in other scripts too
+def _in_word(character: str) -> bool:
+    """Whether it is a letter, a mark on one, a digit, or a part of a character of several tokens."""
+    return character == "\N{REPLACEMENT CHARACTER}" or unicodedata.category(character or " ")[0] in "LMN"
 
 
 def blank(rows: int, length: int, pad: int = 0) -> Batch:
@@ -233,6 +237,16 @@ def whole(
     return Plan(plan.start - document, plan.size, plan.first)
 
 
+def check_learns_all(rendering: Rendering, name: str) -> None:
+    """Nothing, if all of a text is to be learnt.
+
+    Raises:
+      InputError: only answers are.
+    """
+    if rendering.learn != "everything":
+        raise InputError(f"{name} knows no answers: set data.rendering.learn='everything'")
+
+
 @dataclasses.dataclass(frozen=True)
 class WithLabel(Presentation):
     """A document a row, whole, and the number of its class: `tokens_BT`, `segment_BT`, `position_BT` and `label_B`.
@@ -255,6 +269,7 @@ class WithLabel(Presentation):
             )
 
     def check_documents(self, documents):
+        super().check_documents(documents)  # the number of a pair is its margin
         for document in documents:
             if not (document.number >= 0 and document.number.is_integer()):
                 raise InputError(

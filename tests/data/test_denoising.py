@@ -227,7 +227,7 @@ def test_what_cannot_be_presented_is_refused(words):
             data(denoiser, words, **changes).train(TOKENIZER, seed=0)
     with pytest.raises(InputError, match=r"needs 2 sentinels for texts of \d+ tokens, and the tokenizer has 1: set"):
         data(SpanCorruption(), words, length=20).train(Bytes(sentinels=1).train([]), seed=0)
-    with pytest.raises(InputError, match="nothing is learnt"):
+    with pytest.raises(InputError, match="Denoising knows no answers"):
         data(Suffix(), words, rendering=Rendering(learn="answers")).train(TOKENIZER, seed=0)
 
 

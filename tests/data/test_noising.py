@@ -13,7 +13,7 @@ from llm_jax.data.pipeline import Data
 from llm_jax.data.presentation import Vocabulary
 from llm_jax.data.sources import PythonHelp
 from llm_jax.data.split import ByHash
-from llm_jax.text.recipes import RECIPES, WordPiece
+from llm_jax.text.recipes import RECIPES, Characters, WordPiece
 from llm_jax.text.tokenizer import Tokenizer
 
 
@@ -116,6 +116,21 @@ def test_every_token_is_shown_the_last_one_included(packing, words, tokenizer):
         InputError, match=r"documents are longer than a row \(the longest has 25 tokens, a row holds 9\)"
     ):
         next(Data(words(20, 20), length=9, packing=One(), presentation=Masked()).train(tokenizer, seed=0))
+
+
+def test_quotes_and_dashes_are_no_letters():
+    text = "\u201cnai\u0308ve\u201d\u2014caf\u00e9\u3002"
+    tokenizer = Characters().train([text])
+    batch, special = raw(tokenizer, [text], 20), Vocabulary(tokenizer)
+    ids, real = batch["tokens_BT"][0], batch["segment_BT"][0] == 0
+    word_T = words(batch["tokens_BT"], batch["segment_BT"], special)[0]
+    spelt = [tokenizer.decode(ids[(word_T == first) & real]) for first in sorted(set(word_T[real]))]
+    assert [word for word in spelt if word] == ["\u201c", "nai\u0308ve", "\u201d", "\u2014", "caf\u00e9", "\u3002"]
+
+
+def test_answers_alone_are_refused(tokenizer, words):
+    with pytest.raises(InputError, match="Masked knows no answers: set data"):
+        Data(words(), presentation=Masked(), rendering=Rendering(learn="answers")).train(tokenizer, seed=0)
 
 
 def test_a_tokenizer_without_a_mask_is_refused(tokenizer):

@@ -130,6 +130,14 @@ BAD = [
         "nothing is learnt of the train documents .*learn='answers'",
     ),
     (
+        lambda: Data(
+            Mixture((Chats(), Listed(("one", "two"))), (1.0, 1.0)),
+            split=LastDocuments(0.5),
+            rendering=Rendering(learn="answers"),
+        ),  # half of the rows would teach nothing
+        r"nothing is learnt of the train documents of Listed\(.*learn='answers'",
+    ),
+    (
         lambda: Data(Listed(("x", "y")), split=LastDocuments(0.5), rendering=Rendering(bos=False, eos=False)),
         "nothing is learnt of the train documents",
     ),

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Document, Example, Rendering, Text
+from llm_jax.data.documents import Document, Example, Labelled, Preference, Rendering, Text
 from llm_jax.data.packing import BestFit, ConcatThenSplit, One, Packing, Windows
 from llm_jax.data.pipeline import Data
-from llm_jax.data.presentation import AsIs, SourceAndTarget
+from llm_jax.data.presentation import AsIs, SourceAndTarget, WithLabel
 from llm_jax.data.sources import Mixture, Source
 from llm_jax.data.split import ByHash
 
@@ -138,3 +138,56 @@ def test_what_cannot_be_presented_is_refused(tokenizer):
         with pytest.raises(InputError, match=message):
             data(**changes).train(tokenizer, seed=0)
     assert AsIs().source() == 0 and SourceAndTarget(9).source() == 9
+
+
+@dataclasses.dataclass(frozen=True)
+class Sorted(Source):
+    """Texts of 3 to 22 letters, and of which class each is."""
+
+    more: tuple[Document, ...] = ()
+
+    def documents(self) -> Iterator[Document]:
+        rng = np.random.default_rng(0)
+        for i in range(50):
+            text = f"{i:02d}" + rng.integers(97, 123, rng.integers(1, 20)).astype(np.uint8).tobytes().decode()
+            yield Labelled(text, i % 7)
+        yield from self.more
+
+
+def labelled(**settings) -> Data:
+    given = Data(
+        Sorted(), length=16, batch=8, packing=One("truncate"), presentation=WithLabel(), split=ByHash(0.2)
+    )  # fmt: skip
+    return dataclasses.replace(given, **settings)
+
+
+def test_each_document_has_its_class(tokenizer):
+    made = labelled()
+    bos, eos = tokenizer.special["bos"], tokenizer.special["eos"]
+    wanted = {tuple([bos, *tokenizer.encode(d.text()), eos][:16]): d.number for d in made.documents("train")}
+    seen = {}
+    for batch in itertools.islice(made.train(tokenizer, seed=0), 12):
+        assert batch.keys() == {"tokens_BT", "segment_BT", "position_BT", "label_B"}
+        for tokens, segment, label in zip(*(batch[n] for n in ("tokens_BT", "segment_BT", "label_B")), strict=True):
+            seen[tuple(tokens[segment == 0].tolist())] = float(label)
+    assert seen == wanted
+    *_, last = made.evaluation(tokenizer)
+    padding = (last["segment_BT"] < 0).all(1)
+    assert padding.any() and (last["label_B"][padding] == -1).all() and (last["label_B"][~padding] >= 0).all()
+    blank = made.blank(8)
+    assert {n: (a.shape, a.dtype) for n, a in blank.items()} == {n: (a.shape, a.dtype) for n, a in last.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(source=Sorted((Text("x"),)), split=ByHash(0.0)), "documents with a class, such as Labelled, not a Text"),
+        (dict(source=Sorted((Labelled("x", -1),)), split=ByHash(0.0)), "not a Labelled with the number -1"),
+        (dict(source=Sorted((Preference((), "a", "b", 1.0),)), split=ByHash(0.0)), "train on what was rejected too"),
+        (dict(packing=One("split")), r"a document a row: set data.packing=One\('truncate'\)"),
+        (dict(packing=BestFit()), "a document a row"),
+    ],
+)
+def test_what_has_no_class_is_refused(changes, message, tokenizer):
+    with pytest.raises(InputError, match=message):
+        labelled(**changes).train(tokenizer, seed=0)
