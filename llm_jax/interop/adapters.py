@@ -58,9 +58,7 @@ def write(model: Model, tuning: Any, trained: Any, folder: Path) -> None:
     _, family, _ = family_for(model)
     boxed, base = jax.eval_shape(lambda key: tuning.split(key, model.begin(key)), jax.random.key(0))
     if _blocks(boxed) != _blocks(base):
-        raise InputError(
-            "adapters are in some blocks of the pattern alone: export the merged model, with llm_jax export"
-        )
+        raise InputError(f"adapters are in some blocks of the pattern alone: {MERGED}")
     tensors = dict(unload(boxed, trained, _names(boxed, family.names(model))))
     tensors = {PREFIX + name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     modules = {name.removeprefix(PREFIX).partition(".lora_")[0] for name in tensors}
@@ -95,9 +93,7 @@ def _beside(kernel: Theirs, name: str, box: Lettered) -> Theirs:
     """Where an adapter's parameter is, of a kernel that is there. Their kernels are [produced, summed]."""
     produced, *summed = kernel.axes.split()
     if kernel.fused or "{expert}" in kernel.name or len(summed) != 1:
-        raise InputError(
-            f"{kernel.name} has no adapter of its own in peft: export the merged model, with llm_jax export"
-        )
+        raise InputError(f"{kernel.name} has no adapter of its own in peft: {MERGED}")
     axes = dict(down=f"Z {summed[0]}", up=f"{produced} Z", magnitude=produced)[name]
     if sorted(axes.replace(" ", "")) != sorted(box.letters.replace("L", "")):
         raise InputError(f"{kernel.name} lies the other way round than peft has it: {MERGED}")

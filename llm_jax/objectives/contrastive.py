@@ -22,8 +22,9 @@ class Contrastive(Relating):
 
     Scores are cosines, divided by `temperature`, of the vectors that an Encoder's `pooling` gives; the second texts of
     the other rows are what the true one is told from (Gao et al. 2021, SimCSE; with a text as its own second, the two
-    differ by dropout alone). A row with the same first or the same second text is none of them: its answer is right. All rows of the batch count, whatever `microbatches` and the layout are. Evaluation is
-    among the rows of a batch too. Sums: weight (rows), loss (nats) and, in evaluation, correct.
+    differ by dropout alone). A row with the same first or the same second text is none of them: its answer is right
+    too. All rows of the batch count, whatever `microbatches` and the layout are. Evaluation is among the rows of a
+    batch too. Sums: weight (rows), loss (nats) and, in evaluation, correct.
 
     Raises:
       InputError: the model is no Encoder, or the batch has no two texts.
