@@ -29,7 +29,7 @@ def experiment() -> Experiment:
         data=Data(
             Mixture((Conversations(), ChatterBot()), (9.0, 1.0)),
             length=256,
-            batch=16,
+            batch=8,
             packing=BestFit(),
             split=ByHash(0.02),
             rendering=Rendering(learn="answers"),

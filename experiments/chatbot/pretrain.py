@@ -16,7 +16,6 @@ def experiment() -> Experiment:
     return quickstart.experiment().override(
         {
             "data.source": Mixture((PlainTexts(Conversations()), KingJames()), (4.0, 1.0)),
-            "data.batch": 16,
             "data.evaluation_batches": 40,
             "steps": 900,
             "report": (Compression(), Samples(("Hello", "I like to", "My favourite"), max_tokens=40)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -59,13 +60,17 @@ class Prompt:
         return cls(document, tuple(ids), before[-1].content, anew=True)
 
     @classmethod
-    def among(cls, documents: Iterable[Document], tokenizer: Tokenizer, rendering: Rendering) -> Iterator[Prompt]:
-        """Those of the documents that have one."""
+    def among(
+        cls, documents: Iterable[Document], tokenizer: Tokenizer, rendering: Rendering, most: float = math.inf
+    ) -> Iterator[Prompt]:
+        """Those of the documents that have one, of at most `most` tokens."""
         for document in documents:
             said = document.messages if isinstance(document, Conversation) else ()
             answered = any(at and message.role == "assistant" for at, message in enumerate(said))
             if answered or isinstance(document, (Example, Preference)):
-                yield cls.of(document, tokenizer, rendering)
+                prompt = cls.of(document, tokenizer, rendering)
+                if 0 < len(prompt.ids) <= most:
+                    yield prompt
 
 
 @dataclasses.dataclass

@@ -73,8 +73,9 @@ class WinRate(Report):
     def _prompts(self, finished: Finished, context: int) -> list[Prompt]:
         """Each once, of those that leave room for a reply."""
         data: Any = finished.experiment.data
-        among = Prompt.among(finished.documents(self.split), finished.tokenizer, data.rendering)
-        once = {prompt.ids: prompt for prompt in among if 0 < len(prompt.ids) <= context - self.max_tokens - 1}
+        most = context - self.max_tokens - 1
+        among = Prompt.among(finished.documents(self.split), finished.tokenizer, data.rendering, most)
+        once = {prompt.ids: prompt for prompt in among}
         if not once:
             raise InputError(
                 f"WinRate needs prompts that leave room for an answer of max_tokens={self.max_tokens} in a context of "

@@ -77,9 +77,8 @@ SMALLER = {  # where there is no model.stack
     "ppo_arithmetic": {"data.batches": 1},
 }
 REPORTS = {
-    **dict.fromkeys(
-        ("quickstart", "chatbot/pretrain"), (Compression(), SampledConversations(count=1, turns=1, max_tokens=4))
-    ),
+    "quickstart": (Compression(), SampledConversations(count=1, turns=1, max_tokens=4)),
+    "chatbot/pretrain": (Compression(), Samples(max_tokens=3)),
     "sort": (ExactMatch("validation", limit=5),),
     "reversed_addition": (ExactMatch("train", limit=5),),
     **dict.fromkeys(("arithmetic_base", "grpo_arithmetic", "ppo_arithmetic"), (ExactMatch(limit=5),)),
@@ -131,6 +130,11 @@ def made(name: str, model: Model, folder: Path) -> str:
     return str(folder)
 
 
+def judged(experiment: Experiment, judge: str) -> Experiment:
+    """With this reward model in the place of others."""
+    return transform(experiment, lambda part: Pretrained(judge) if isinstance(part, Pretrained) else part)
+
+
 def inherits(experiment: Experiment) -> bool:
     return any(isinstance(part, Inherited) for _, part in walk(experiment.model))
 
@@ -163,7 +167,7 @@ def small(tmp_path_factory, base, read, judge):
             changes = {path: value for path, value in changes.items() if not path.endswith("stack.repeats")}
             begun = read if name == "finetune_masked" else base
             changes |= {"init_from": begun, "data.length": 64, "data.evaluation_batches": 1}
-        found = transform(found, lambda part: Pretrained(judge) if isinstance(part, Pretrained) else part)
+        found = judged(found, judge)
         samples = Samples(("", "a") if found.data.rendering.bos else ("a",), max_tokens=3)
         return found.override(changes | {"report": REPORTS.get(name, (samples,))})
 
@@ -224,8 +228,8 @@ def test_two_shrunken_steps(name, small, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("name", experiments.names())
-def test_shapes_at_full_size(name, base, read):
-    found, tokenizer = llm_jax.get(name), load_tokenizer("gpt2")
+def test_shapes_at_full_size(name, base, read, judge):
+    found, tokenizer = judged(llm_jax.get(name), judge), load_tokenizer("gpt2")
     if inherits(found):
         found = inherit(found.override({"init_from": read if name == "finetune_masked" else base}))
         tokenizer = first_tokenizer(found)
