@@ -93,7 +93,7 @@ def train(name: str) -> None:
         talks = any(isinstance(document, Conversation) for document in experiment.data.documents("train")[:1])
         model = inherit(experiment, workdir).model
         writes = isinstance(model, Generator) and not model.beside()
-        again = [_command("chat")] * talks + [f"{_command('sample')} --prompt='...'"] * writes
+        again = [_command("chat")] * (talks and writes) + [f"{_command('sample')} --prompt='...'"] * writes
         again += [f"{_python()} -m llm_jax list"]
         print("\n  ".join(["\nwhat next:", *again]))
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.core.quantized import is_quantized
 from llm_jax.core.tables import InputError
 from llm_jax.inference.sampling import Sampler
 from llm_jax.layers.tokens import PADDING, Tokens
@@ -67,8 +68,10 @@ def prepare(model: Model, params: Any, dtype) -> Any:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _prepare(model: Model, dtype, params: Any) -> Any:
-    cast = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
-    return model.prepared(cast)
+    def cast(x: Any) -> Any:
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return model.prepared(jax.tree.map(cast, params, is_leaf=is_quantized))
 
 
 class Generation:

@@ -36,8 +36,9 @@ def export_adapter(workdir: str | Path, folder: str | Path) -> None:
       InputError: there is no such run, it trains no adapters alone, or its model is of no published family.
     """
     run = Run.existing(workdir)
-    experiment = fill(Experiment.of(run.manifest, user_modules()), load_tokenizer(run.tokenizer))
-    program = Program(experiment, jax.sharding.Mesh(jax.devices()[:1], ("data",)))
+    tokenizer = load_tokenizer(run.tokenizer)
+    experiment = fill(Experiment.of(run.manifest, user_modules()), tokenizer)
+    program = Program(experiment, jax.sharding.Mesh(jax.devices()[:1], ("data",)), tokenizer)
     if not isinstance(program.experiment.tuning, Lora):
         raise InputError(f"{workdir} has no adapters: export the model itself, with llm_jax export")
     with Checkpoints(run.checkpoints, run.manifest) as checkpoints:

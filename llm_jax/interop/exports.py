@@ -29,6 +29,7 @@ from llm_jax.interop.sentences import sentence_files
 from llm_jax.layers.feedforward import GEGLU, GatedFeedForward, SwiGLU
 from llm_jax.layers.kernels import Dense, Kernel
 from llm_jax.layers.pooling import Pooler
+from llm_jax.models.actor_critic import ActorCritic
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.encoder import Encoder
 from llm_jax.models.encoder_decoder import EncoderDecoder
@@ -49,6 +50,8 @@ def export_model(
 ) -> None:  # fmt: skip
     """Writes a run's model as a Hugging Face folder: config.json, safetensors in float32, tokenizer files.
 
+    Of a policy with a critic the policy alone is written.
+
     Args:
       checkpoint: "newest", "best", or a step. Of a run that keeps an average of its parameters, that is written.
       assignments: settings to change first, as of `--set`; the parameters must still fit.
@@ -64,6 +67,8 @@ def export_model(
     program, tokenizer, params = restore(workdir, assignments, modules, checkpoint)
     model: Any = program.experiment.model
     data: Any = program.experiment.data
+    if isinstance(model, ActorCritic):  # no published family has a critic
+        model, params = model.actor, params["actor"]
     saving = folder.with_name(f"{folder.name}.saving")
     shutil.rmtree(saving, ignore_errors=True)
     with space_for(f"the model is not in {folder}"), Progress("writing") as progress:

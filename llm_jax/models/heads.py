@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from llm_jax.core.alphabet import FanIn, Fill, Init, contract, weigh
-from llm_jax.core.parts import Rate, Size, replace
+from llm_jax.core.parts import Rate, Size, replace, walk
 from llm_jax.layers.dropout import dropout
 from llm_jax.layers.pooling import Last, Mean, Pooling
 from llm_jax.layers.tokens import Tokens
 from llm_jax.models.flops import attention_flops, matrix_weights
 from llm_jax.models.model import Model
+from llm_jax.models.stack import Stack
 
 
 class Scores(nn.Module):
@@ -56,8 +56,8 @@ class _Judge(Model):
         return self.backbone.words()
 
     def flops_per_token(self, boxed, length):
-        backbone: Any = self.backbone
-        return 6 * matrix_weights(boxed) + attention_flops(backbone.stack, length)
+        stacks = [part for _, part in walk(self.backbone) if isinstance(part, Stack)]
+        return 6 * matrix_weights(boxed) + sum(attention_flops(stack, length) for stack in stacks)
 
 
 class Classifier(_Judge):

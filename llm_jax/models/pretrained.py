@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from llm_jax.core.parts import Part
+from llm_jax.core.tables import InputError
 from llm_jax.models.inherited import Inherited
 from llm_jax.models.model import Model
 
@@ -22,5 +23,12 @@ class Pretrained(Part):
     model: Model = Inherited()
 
     def params(self, frozen: Any) -> Any:
-        """The model's parameters, of what an objective gets as `frozen`."""
-        return frozen["pretrained"][self.run]
+        """The model's parameters, of what an objective gets as `frozen`.
+
+        Raises:
+          InputError: the run that is trained does not keep them.
+        """
+        kept = (frozen or {}).get("pretrained", {})
+        if self.run not in kept:
+            raise InputError(f"this run does not keep the parameters of {self.run}: it was trained without them")
+        return kept[self.run]

@@ -111,7 +111,8 @@ def completed(document: Document, completion: str) -> Document:
         return dataclasses.replace(document, answer=completion)
     if isinstance(document, Conversation):
         last = max((at for at, message in enumerate(document.messages) if message.role == "assistant"), default=0)
-        return Conversation((*document.messages[:last], Message("assistant", completion)))
+        said = (*document.messages[:last], Message("assistant", completion))
+        return dataclasses.replace(document, messages=said)
     if isinstance(document, Preference):
         return Conversation((*document.messages, Message("assistant", completion)))
     raise InputError(f"a {type(document).__name__} has no place for an answer: use examples or conversations")

@@ -222,7 +222,9 @@ class Checkpoints:
 
     def _chosen(self, which: str) -> int:
         kept = {str(step): step for step in self.steps()}
-        best = min(kept.values(), key=lambda step: (self._rank(step), -step), default=None)
+        measured = {step: rank for step in kept.values() if (rank := self._rank(step)) < math.inf}
+        # of equal ones the first: a checkpoint between two evaluations repeats what was measured before it
+        best = min(measured, key=lambda step: (measured[step], step), default=max(kept.values(), default=None))
         step = best if which == "best" and best is not None else kept.get(which)
         if step is None:
             raise InputError(f"no checkpoint {which!r} in {self._shown}: {nearest(which, ['newest', 'best', *kept])}")

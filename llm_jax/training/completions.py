@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -47,22 +46,23 @@ class Prompt:
             turns = [at for at, message in enumerate(document.messages) if message.role == "assistant"]
             if not turns or not turns[-1]:
                 raise InputError("a conversation without an assistant's answer is no prompt: leave it out of the data")
-            return cls._turn(document, document.messages[: turns[-1]], tokenizer, rendering)
+            return cls._turn(document, document.messages[: turns[-1]], tokenizer, rendering, document.tools)
         if isinstance(document, Preference):
             return cls._turn(document, document.messages, tokenizer, rendering)
         raise InputError(f"prompts are of examples and conversations: a {type(document).__name__} has none")
 
     @classmethod
     def _turn(
-        cls, document: Document, before: Sequence[Message], tokenizer: Tokenizer, rendering: Rendering
+        cls, document: Document, before: Sequence[Message], tokenizer: Tokenizer, rendering: Rendering,
+        tools: Sequence[str] = (),
     ) -> Prompt:  # fmt: skip
-        ids, _ = rendering.template.render(tokenizer, before, reply=True)
+        ids, _ = rendering.template.render(tokenizer, before, reply=True, tools=tools)
         return cls(document, tuple(ids), before[-1].content, anew=True)
 
     @classmethod
     def among(
-        cls, documents: Iterable[Document], tokenizer: Tokenizer, rendering: Rendering, most: float = math.inf
-    ) -> Iterator[Prompt]:
+        cls, documents: Iterable[Document], tokenizer: Tokenizer, rendering: Rendering, most: float
+    ) -> Iterator[Prompt]:  # fmt: skip
         """Those of the documents that have one, of at most `most` tokens."""
         for document in documents:
             said = document.messages if isinstance(document, Conversation) else ()

@@ -33,7 +33,6 @@ def evaluate(
     with jax.set_mesh(program.mesh):
         if frozen is None and (frozen := program.frozen) is None:
             frozen = program.freeze(params)
-    with jax.set_mesh(program.mesh):
         for batch in batches(program, params, frozen) if callable(batches) else batches:
             sums = program.measure(params, frozen, place(dict(batch), program.mesh))
             for name, value in sums.items():

@@ -60,9 +60,10 @@ def inherit(experiment: Experiment, workdir: str | Path | None = None) -> Experi
     before = _experiment(run)
     there, here = (conform(e.data, Data, "data").rendering for e in (before, experiment))
     changes: dict[str, Any] = {"data.rendering": dataclasses.replace(there, learn=here.learn)}
-    if any(isinstance(part, Inherited) for _, part in parts.walk(experiment.model)):
-        whole = parts.transform(experiment.model, lambda part: before.model if isinstance(part, Inherited) else part)
-        changes["model"] = whole if begun is None else before.model
+    known_parts = {} if begun is None else dict(parts.walk(before.model, "model"))
+    for path, part in parts.walk(experiment.model, "model"):
+        if isinstance(part, Inherited):
+            changes[path] = known_parts.get(path, before.model)
     return experiment.override(changes)
 
 

@@ -21,11 +21,13 @@ from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment
 from llm_jax.models.model import Model
 from llm_jax.models.pretrained import Pretrained
-from llm_jax.objectives.objective import Relating
+from llm_jax.objectives.objective import Relating, Sums
 from llm_jax.parallel.layout import batch_sharding, shardings
 from llm_jax.text.tokenizer import Tokenizer
+from llm_jax.training.gradients import gradients, related
 
 Batch = Mapping[str, Any]
+WEIGHTS = ("base", "reference", "pretrained")  # of what is frozen; the rest is what the objective made of the data
 
 
 @flax.struct.dataclass
@@ -220,17 +222,14 @@ class Program:
 
         return jax.eval_shape(sums, params, frozen, data.blank(1), key)
 
-    def _objective(self, params: Any, batch: Batch, key: jax.Array | None, frozen: Any) -> dict[str, jax.Array]:
+    def _objective(self, params: Any, batch: Batch, key: jax.Array | None, frozen: Any) -> Sums:
         objective: Any = self.experiment.objective
         return objective(self.experiment.model, self.whole(params, frozen), self.beside(frozen), batch, key)
 
     def _cast(self, frozen: Any) -> Any:
         """What is frozen, its weights in the precision that computes; what the objective made stays as it is."""
         precision: Any = self.experiment.precision
-        return frozen and {
-            name: precision.cast(value) if name in ("base", "reference", "pretrained") else value
-            for name, value in frozen.items()
-        }
+        return frozen and {name: precision.cast(value) if name in WEIGHTS else value for name, value in frozen.items()}
 
     # ------------------------------------------------------------------------------------------------------- the step
 
@@ -265,14 +264,14 @@ class Program:
     def _update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         experiment, optimizer = self.experiment, self.experiment.optimizer
         key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
-        gradients, sums = self._gradients(state, batch, key)
+        slopes, sums = self._gradients(state, batch, key)
         weight = jnp.maximum(sums["weight"], 1e-30)
-        gradients = jax.tree.map(lambda g: g / weight, gradients)
-        norm = optax.tree.norm(gradients)
+        slopes = jax.tree.map(lambda g: g / weight, slopes)
+        norm = optax.tree.norm(slopes)
         sound = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
         taken = sound & (sums["weight"] > 0)  # a batch without a single target changes nothing either
 
-        change, moments = self.optimizer.update(gradients, state.optimizer, state.params)
+        change, moments = self.optimizer.update(slopes, state.optimizer, state.params)
         params = optax.apply_updates(state.params, change)
         average = state.average
         if average is not None:
@@ -297,60 +296,20 @@ class Program:
         rate: Any = optimizer
         return after, dict(gradient_norm=norm, learning_rate=rate.rate(state.step, experiment.steps))
 
-    def _gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-        """The gradient of the summed loss and what is auxiliary to it, in float32, and all sums; by microbatches."""
-        count = self.experiment.microbatches
+    def _gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Sums]:
+        """The gradient of the objective, and its sums, with what computes in the experiment's precision."""
+        count, objective, model = self.experiment.microbatches, self.experiment.objective, self.experiment.model
         precision: Any = self.experiment.precision
         params, frozen = precision.cast(state.params), self._cast(state.frozen)
-
-        def loss(params: Any, batch: Batch, key: jax.Array):
-            sums = self._objective(params, batch, key, frozen)
-            return sums["loss"] + sums.get("auxiliary", 0.0), sums
-
-        def one(batch: Batch, key: jax.Array):
-            gradients, sums = jax.grad(loss, has_aux=True)(params, batch, key)
-            return jax.tree.map(lambda g: g.astype(jnp.float32), gradients), sums
-
-        if count == 1:
-            return one(batch, key)
-
-        def add(total: Any, each: Any):
-            return jax.tree.map(jnp.add, total, one(*each)), None
-
-        pieces, keys = _pieces(batch, count), jax.random.split(key, count)
-        if isinstance(self.experiment.objective, Relating):
-            return self._related(params, frozen, batch, pieces, keys)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (state.params, state.sums))
-        return jax.lax.scan(add, zeros, (pieces, keys))[0]
-
-    def _related(self, params: Any, frozen: Any, batch: Batch, pieces: Batch, keys: jax.Array) -> tuple[Any, Any]:
-        """As `_gradients`, where rows are compared: the vectors of all pieces, then the gradient by these, and with it
-        each piece's own, which is gone through again (Gao et al. 2021, "Scaling Deep Contrastive Learning ...").
-        """
-        objective, model = cast(Any, self.experiment.objective), self.experiment.model
-
-        def represent(params: Any, piece: Batch, key: jax.Array) -> Any:
-            return objective.represent(model, self.whole(params, frozen), self.beside(frozen), piece, key)
-
-        def loss(vectors: Any):
-            sums = objective.relate(vectors, batch, keys[0])
-            return sums["loss"] + sums.get("auxiliary", 0.0), sums
-
-        def add(total: Any, each: Any):
-            piece, key, slope = each
-            (gradients,) = jax.vjp(lambda params: represent(params, piece, key), params)[1](slope)
-            return jax.tree.map(lambda sum, g: sum + g.astype(jnp.float32), total, gradients), None
-
-        by_piece = jax.lax.map(lambda each: represent(params, *each), (pieces, keys))
-        vectors = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), by_piece)
-        slopes, sums = jax.grad(loss, has_aux=True)(vectors)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
-        return jax.lax.scan(add, zeros, (pieces, keys, _pieces(slopes, len(keys))))[0], sums
-
-
-def _pieces(batch: Any, count: int) -> Any:
-    """Rows i, i + count, ...: so every device keeps its own rows."""
-    return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
+        if count > 1 and isinstance(objective, Relating):
+            seen = self.beside(frozen)
+            return related(
+                lambda params, piece, key: objective.represent(model, self.whole(params, frozen), seen, piece, key),
+                objective.relate, params, batch, key, count,
+            )  # fmt: skip
+        return gradients(
+            lambda params, batch, key: self._objective(params, batch, key, frozen), params, batch, key, count
+        )
 
 
 def fill(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:

@@ -30,13 +30,12 @@ from llm_jax.training.report import Finding, Report
 class Rewarded(Report):
     """How good replies to held-out prompts are, sampled from the model and, if it has one, from its reference.
 
-    Prompts that leave no room for a reply are left out.
-
     The gain is the mean difference by prompt, with its 95% interval. The divergence KL(model || reference) is taken
-    over the whole vocabulary at each place of the model's replies: its mean per token, and its sum per reply.
+    over the whole vocabulary at each place of the model's replies: its mean per token, and its sum per reply. Prompts
+    are the first `limit` that leave room for `max_tokens`.
 
     Raises:
-      InputError: the held-out documents have no prompts.
+      InputError: the held-out documents have none.
     """
 
     reward: Reward
@@ -49,13 +48,13 @@ class Rewarded(Report):
 
     def __call__(self, finished):
         rendering, lm = _rendering(finished), finished.lm
-        room = (lm.context or math.inf) - self.max_tokens - 1
-        among = Prompt.among(finished.documents("validation"), finished.tokenizer, rendering, room)
+        most = (lm.context or math.inf) - self.max_tokens - 1  # a judge also reads what ends a turn
+        among = Prompt.among(finished.documents("validation"), finished.tokenizer, rendering, most)
         prompts = list(itertools.islice(among, self.limit))
         if not prompts:
             raise InputError(
                 "Rewarded needs held-out conversations, preferences or examples whose prompts leave room for "
-                f"max_tokens={self.max_tokens} in a context of {lm.context}: there are none"
+                f"max_tokens={self.max_tokens}: there are none"
             )
         reward = self.reward.ready(finished.tokenizer, rendering, finished.frozen)
         here, score_N = self._sampled(lm, prompts, reward)

@@ -53,15 +53,14 @@ class WinRate(Report):
 
     def __call__(self, finished):
         experiment: Any = finished.experiment
-        _kept(self.judge, finished)
+        self.judge.params(finished.frozen)  # before its model is asked for: it says what is wrong
         other = conform(self.against.model, Generator, "report.against.model")
         own = conform(experiment.model, Generator, "model")
         reward = ModelReward(self.judge).ready(finished.tokenizer, experiment.data.rendering, finished.frozen)
         judge = conform(self.judge.model, Scorer, "report.judge.model")
         prompts = self._prompts(finished, min(m.limit() or 10**9 for m in (own, other, judge)))
-        rival = dataclasses.replace(
-            finished, experiment=experiment.override({"model": other}), params=_kept(self.against, finished)
-        )  # fmt: skip
+        theirs = self.against.params(finished.frozen)
+        rival = dataclasses.replace(finished, experiment=experiment.override({"model": other}), params=theirs)
         sampler = Sampling(self.temperature)
         made = [
             replies(run.lm, prompts, max_tokens=self.max_tokens, sampler=sampler, seed=self.seed, batch=self.batch)
@@ -105,17 +104,6 @@ class WinRate(Report):
             lines += [f"  this     {own.strip()}  ({mine:.2f})", f"  against  {other.strip()}  ({his:.2f})"]
         metrics = {"win_rate": wins / count, "win_rate_low": low, "win_rate_high": high, "reward": float(ours_N.mean())}
         return Finding(lines, metrics | {"reward_gain": float(gain_N.mean())})
-
-
-def _kept(part: Pretrained, finished: Finished) -> Any:
-    """Its parameters.
-
-    Raises:
-      InputError: the run does not keep them.
-    """
-    if part.run not in (finished.frozen or {}).get("pretrained", {}):
-        raise InputError(f"this run does not keep the parameters of {part.run}: it was trained without this report")
-    return part.params(finished.frozen)
 
 
 REPORTS = dict(WinRate=WinRate)

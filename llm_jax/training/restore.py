@@ -17,7 +17,7 @@ from llm_jax.training.check import check_families
 from llm_jax.training.checkpoints import Checkpoints
 from llm_jax.training.finished import language_model
 from llm_jax.training.frozen import kept
-from llm_jax.training.program import Program, fill
+from llm_jax.training.program import WEIGHTS, Program, fill
 from llm_jax.training.run import Run
 
 
@@ -46,11 +46,15 @@ def restore(
     experiment = fill(experiment, tokenizer)
     layout: Any = experiment.layout
     mesh = layout.mesh()
-    trained = Program(experiment.override({"objective": before.objective, "tuning": before.tuning}), mesh, tokenizer)
+    saved = dataclasses.replace(before, model=experiment.model, layout=experiment.layout, ema=experiment.ema)
+    trained = Program(saved, mesh, tokenizer)
     params, frozen = open_checkpoint(run, trained, checkpoint)
     program = Program(experiment.override({"tuning": None}), mesh, tokenizer)
-    if frozen is not None and before.objective == experiment.objective:
-        program = dataclasses.replace(program, frozen=trained.beside(frozen))
+    if frozen is not None:
+        beside = trained.beside(frozen)
+        if before.objective != experiment.objective:  # what that made of the data is not this one's, but weights are
+            beside = program.made | {name: beside[name] for name in WEIGHTS if name in beside}
+        program = dataclasses.replace(program, frozen=beside)
     return program, tokenizer, params
 
 

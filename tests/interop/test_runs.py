@@ -7,9 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -20,11 +22,20 @@ import transformers
 import llm_jax
 from llm_jax import __main__ as command_line
 from llm_jax.core.tables import InputError
+from llm_jax.data.documents import Rendering
 from llm_jax.data.noising import Masked
 from llm_jax.experiment import Experiment
 from llm_jax.interop import checkpoint, exports
 from llm_jax.interop.checkpoint import Folder, open_source
 from llm_jax.interop.imports import read
+from llm_jax.layers.attention import Attention
+from llm_jax.layers.block import Block
+from llm_jax.layers.embedding import Embed
+from llm_jax.layers.feedforward import SwiGLU
+from llm_jax.models.actor_critic import ActorCritic
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.heads import Scorer
+from llm_jax.models.stack import Stack
 from llm_jax.objectives.masked import MaskedTokens
 from llm_jax.text import Bytes, ChatTemplate
 from llm_jax.text.kept import Kept
@@ -267,3 +278,17 @@ def test_an_import_never_holds_the_model_twice(tmp_path):
         said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     peak, size = json.loads(said.splitlines()[-1])
     assert size > 4e8 and 0.9 < peak < 1.5
+
+
+def test_of_a_policy_with_a_critic_the_policy_is_written(tmp_path, monkeypatch):
+    block = Block(Attention(2, 1, 8), SwiGLU(24))
+    actor = Decoder(Embed(16, 272), Stack((block,), 1), context=16)
+    model, tokenizer = ActorCritic(actor, Scorer(actor.copy())), Bytes().train([])
+    params = nn.meta.unbox(jax.jit(model.begin)(jax.random.key(0)))
+    data = types.SimpleNamespace(rendering=Rendering())
+    program = types.SimpleNamespace(experiment=types.SimpleNamespace(name="ppo", model=model, data=data))
+    monkeypatch.setattr(exports, "restore", lambda *_: (program, tokenizer, params))
+    exports.export_model("run", tmp_path / "policy")
+    exports.write(actor, params["actor"], tmp_path / "actor")
+    found, wanted = (safetensors.numpy.load_file(tmp_path / name / "model.safetensors") for name in ("policy", "actor"))
+    assert found.keys() == wanted.keys() and all((found[name] == wanted[name]).all() for name in wanted)

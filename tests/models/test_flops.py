@@ -15,6 +15,8 @@ from llm_jax.layers.norms import LayerNorm
 from llm_jax.layers.positions import Learned
 from llm_jax.models import flops
 from llm_jax.models.decoder import Decoder
+from llm_jax.models.heads import Scorer
+from llm_jax.models.recurrent import RecurrentDecoder
 from llm_jax.models.stack import Stack
 
 
@@ -49,3 +51,13 @@ def test_grouped_heads_gates_and_heads_of_their_own(head):
     assert flops.matrix_weights(boxed) == matrices - (0 if head else 1600)  # the embedding's table is no kernel
     assert flops.count(boxed) == matrices + 10 * 2 * 16 + 16 + (1600 if head else 0)
     assert model.flops_per_token(boxed, 7) == 6 * matrices + 12 * 10 * 48 * 7
+
+
+def test_a_head_on_any_backbone_has_a_cost():
+    block = Block(Attention(key_heads=2, head=8), SwiGLU(hidden=40))
+    for backbone, attention in (
+        (Decoder(Embed(16, 100), Stack((block,), 5)), 12 * 5 * 16 * 7), (RecurrentDecoder(Embed(16, 100)), 0),
+    ):  # fmt: skip
+        model = Scorer(backbone)
+        boxed = jax.eval_shape(model.begin, jax.random.key(0))
+        assert model.flops_per_token(boxed, 7) == 6 * flops.matrix_weights(boxed) + attention

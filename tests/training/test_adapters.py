@@ -13,6 +13,7 @@ import pytest
 
 from llm_jax.core.quantized import Int8, Nf4, is_quantized, plain
 from llm_jax.core.tables import InputError
+from llm_jax.inference.generate import prepare
 from llm_jax.layers.attention import Attention, CrossAttention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed, Transformed, Untied
@@ -130,6 +131,15 @@ def test_it_is_the_base_at_first_in_bfloat16(tuning):
         return scores(model, tuning.join(trained, frozen)), scores(model, tuning.original({}, frozen))
 
     np.testing.assert_array_equal(*both(*jit(functools.partial(split, model, tuning))(jax.random.key(0))))
+
+
+@pytest.mark.parametrize("run", ["loop", "scan"])
+def test_what_writes_reads_quantised_kernels_as_training_does(run):
+    """Scales stay in float32: rounded, they would make another policy of it than the one that is trained."""
+    model, tuning = decoder(run=run), Lora(2, base=Int8(32))
+    params = tuning.join(*split(model, tuning, jax.random.key(0)))
+    written = scores(model, prepare(model, params, "bfloat16"))
+    np.testing.assert_array_equal(written, scores(model, Precision("bfloat16").cast(params)))
 
 
 @pytest.mark.parametrize("kind", [Lora, Dora])

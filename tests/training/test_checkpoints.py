@@ -155,6 +155,14 @@ def test_keeps_the_last_and_the_best(make):
     assert {path.name for path in make().folder.iterdir()} == {f"{step:08d}" for step in (2, 3, 6, 7)}
 
 
+def test_the_best_is_the_one_that_was_measured(make):
+    """Not one saved after it, which repeats what was measured before; of a reward, the loss is negative."""
+    with make(keep_last=3) as checkpoints:
+        for step, loss in ((1, None), (2, -1.0), (3, -1.0), (4, 0.5)):
+            checkpoints.save(step, {"w": jnp.zeros(2)}, {}, {} if loss is None else {"loss": loss})
+    assert make().restore_params(jax.ShapeDtypeStruct((2,), jnp.float32), "w", "best").step == 2
+
+
 def test_a_step_that_was_saved_is_left_alone(make):
     with make() as checkpoints:
         checkpoints.save(1, state_at(1), {}, {})

@@ -17,13 +17,16 @@ from llm_jax.data.documents import Rendering
 from llm_jax.data.sources import TextFiles
 from llm_jax.experiment import Experiment
 from llm_jax.layers.masks import SlidingWindow
+from llm_jax.models.heads import Scorer
 from llm_jax.models.inherited import Inherited
+from llm_jax.objectives.next_token import NextToken
 from llm_jax.text.kept import Kept
 from llm_jax.text.recipes import Bpe
 from llm_jax.training.inherit import begin, inherit
 from llm_jax.training.loop import train
 from llm_jax.training.program import Program, fill
 from llm_jax.training.restore import restore
+from llm_jax.training.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +93,18 @@ def test_it_resumes_to_the_bit_even_when_the_other_run_is_gone(tiny, base, tmp_p
     jax.tree.map(same, straight.params, lm_params)
     with pytest.raises(InputError, match=f"no folder {other}"):
         train(experiment, tmp_path / "anew")
+
+
+def test_a_head_on_another_model_is_not_changed_in_passing(tiny, base, tmp_path):
+    scorer = on(tiny, base, model=Scorer(Inherited(), bias=False), objective=NextToken())
+    first = inherit(scorer, tmp_path)
+    with Run.open(tmp_path, first.manifest()) as run:
+        (run.checkpoints / "00000001").mkdir()
+    assert inherit(scorer, tmp_path) == first
+    changed: Any = inherit(scorer.override({"model.bias": True}), tmp_path).model
+    assert changed.bias and changed.backbone == tiny.model
+    with pytest.raises(InputError, match=r"was made by on with model\.bias=False, not True"):
+        Run.open(tmp_path, inherit(scorer.override({"model.bias": True}), tmp_path).manifest())
 
 
 def test_a_model_of_its_own_must_have_the_same_parameters(tiny, base):

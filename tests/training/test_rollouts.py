@@ -194,6 +194,12 @@ def test_prompts_are_what_comes_before_the_answer(tokenizer):
     turn = Prompt.of(Conversation(said), tokenizer, rendering)
     assert list(turn.ids) == rendering.template.render(tokenizer, said[:3], reply=True)[0] and turn.text == "c"
     assert completed(turn.document, "e") == Conversation((*said[:3], Message("assistant", "e")))
+    tools = ('{"name": "sum"}',)
+    armed = Prompt.of(Conversation(said, tools), tokenizer, rendering)
+    assert (
+        list(armed.ids) == rendering.template.render(tokenizer, said[:3], reply=True, tools=tools)[0] != list(turn.ids)
+    )
+    assert completed(armed.document, "e") == Conversation((*said[:3], Message("assistant", "e")), tools)
     pair = Prompt.of(Preference(said[:1], "e", "f"), tokenizer, rendering)
     assert list(pair.ids) == rendering.template.render(tokenizer, said[:1], reply=True)[0]
     assert completed(pair.document, "g") == Conversation((said[0], Message("assistant", "g")))

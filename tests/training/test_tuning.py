@@ -18,6 +18,7 @@ from llm_jax.models.inherited import Inherited
 from llm_jax.models.pretrained import Pretrained
 from llm_jax.text.kept import Kept
 from llm_jax.text.recipes import Bytes, Characters
+from llm_jax.training.evaluation import evaluate
 from llm_jax.training.inherit import begin, inherit
 from llm_jax.training.loop import train
 from llm_jax.training.program import Program, fill
@@ -141,6 +142,15 @@ def test_what_is_frozen_is_kept_once_and_a_run_resumes_to_the_bit(tiny, base, ow
     assert moved and (tuning is None) == (moved == leaves(params).keys())
     same(reference, before)
     same(program.frozen["pretrained"][str(base)], restore(base)[2])
+
+
+def test_another_objective_than_the_runs_sees_its_reference(tiny, base, own, tmp_path):
+    train(on(tiny, base, objective=own.Anchored(teacher=Pretrained(str(base))), steps=2), tmp_path)
+    program, tokenizer, params = restore(tmp_path, ["objective.teacher=None"], (own.__name__,))
+    same(program.frozen["reference"], restore(base)[2])
+    assert evaluate(program, params, tiny.data.evaluation(tokenizer))["moved"] > 0
+    program, _, _ = restore(tmp_path, ["objective=NextToken()"], (own.__name__,))
+    assert program.frozen.keys() == {"reference", "pretrained"}
 
 
 def test_it_sees_the_reference_and_the_teacher(tiny, base, own):
