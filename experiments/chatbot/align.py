@@ -8,9 +8,9 @@ the report shows replies of before and after side by side.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from llm_jax.data.documents import Conversation, Rendering
+from llm_jax.data.documents import Conversation, Document, Rendering
 from llm_jax.data.sources import Conversations, Source
 from llm_jax.data.split import ByHash
 from llm_jax.experiment import Experiment
@@ -25,17 +25,27 @@ from llm_jax.training.precision import Precision
 from llm_jax.training.report_preferences import Rewarded
 from llm_jax.training.rollouts import Rollouts
 
+HELD_OUT = ByHash(0.02)  # as of `chatbot/pretrain` and `chatbot/instruct`
 JUDGE = ModelReward(Pretrained("runs/chatbot/reward"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Openings(Source):
-    """The first `turns` messages of each conversation, of which the assistant's last is to be written anew."""
+    """The first `turns` messages of each conversation, of which the assistant's last is to be written anew.
+
+    The conversations held out are those that no earlier stage has trained on.
+    """
 
     turns: int = 4
 
     def documents(self) -> Iterator[Conversation]:
-        for document in Conversations().documents():
+        return self._cut(HELD_OUT(list(Conversations().documents()))[0])
+
+    def validation(self) -> Iterator[Conversation]:
+        return self._cut(HELD_OUT(list(Conversations().documents()))[1])
+
+    def _cut(self, documents: Iterable[Document]) -> Iterator[Conversation]:
+        for document in documents:
             if isinstance(document, Conversation) and len(document.messages) >= self.turns:
                 yield Conversation(document.messages[: self.turns])
 
@@ -46,7 +56,7 @@ def experiment() -> Experiment:
         model=Inherited(),
         tokenizer=Kept(),
         data=Rollouts(
-            Openings(), length=128, batch=64, group=8, max_tokens=32, rewards=(JUDGE,), split=ByHash(0.02),
+            Openings(), length=128, batch=64, group=8, max_tokens=32, rewards=(JUDGE,),
             rendering=Rendering(learn="answers"), evaluation_batches=1,
         ),
         objective=Grpo(kl=0.05),
