@@ -117,19 +117,57 @@ def experiment():
 '''
 
 
+TUNED = '''
+"""Is a model that is tuned by preferences, in adapters on a frozen base, the same after it was killed?"""
+
+from llm_jax.data.files import JsonLines
+from llm_jax.data.packing import One
+from llm_jax.data.pipeline import Data
+from llm_jax.data.preferences import Pairs
+from llm_jax.experiment import Experiment
+from llm_jax.models.inherited import Inherited
+from llm_jax.objectives.preferences import Dpo
+from llm_jax.parallel.layout import Layout
+from llm_jax.text.kept import Kept
+from llm_jax.training.optimizers import AdamW, Cosine
+from llm_jax.training.precision import Precision
+from llm_jax.training.tuning import Lora
+
+
+def experiment():
+    return Experiment(
+        init_from={base!r},
+        model=Inherited(),
+        tokenizer=Kept(),
+        data=Data(JsonLines({texts!r}), length=24, batch=8, packing=One("truncate"), presentation=Pairs()),
+        objective=Dpo(),
+        optimizer=AdamW(learning_rate=3e-3, schedule=Cosine(warmup=5)),
+        layout=Layout(1),
+        precision=Precision(),
+        tuning=Lora(2, also=("norm.scale",)),
+        steps={steps},
+        ema=0.9,
+        log_every=3,
+        eval_every=5,
+        save_every=2,
+    )
+'''
+
+
 class Runs:
     """Trainings of one experiment in processes of their own, which share what was compiled."""
 
-    def __init__(self, folder: Path, workers: int = 0, file: str = FILE):
+    def __init__(self, folder: Path, workers: int = 0, file: str = FILE, base: str = ""):
         self.folder = folder
         texts = folder / "texts.txt"
         if file == FILE:
             texts.write_text("\n".join(f"{i} is followed by {i + 1}" for i in range(400)))
         else:
             texts = folder / "prompts.jsonl"
-            texts.write_text("\n".join(json.dumps(dict(prompt=f"{i}, ", answer="A")) for i in range(40)))
+            replies = dict(chosen="A", rejected="b") if file == TUNED else dict(answer="A")
+            texts.write_text("\n".join(json.dumps(dict(prompt=f"{i}, ") | replies) for i in range(40)))
         self.file = folder / "killed.py"
-        self.file.write_text(file.format(texts=str(texts), workers=workers, steps=STEPS))
+        self.file.write_text(file.format(texts=str(texts), workers=workers, steps=STEPS, base=base))
         self.environment = os.environ | {"LLM_JAX_CACHE": str(folder / "cache"), "JAX_PLATFORMS": "cpu"}
 
     def command(self, name: str) -> list[str]:
@@ -206,6 +244,15 @@ def test_sigkill_changes_no_rollout(tmp_path):
     assert between["rollout"] and between["kl_coefficient"] != 0.1, "it was saved between the updates on one rollout"
     assert kill_at_random(runs, "killed", 2, seed=2) == 2
     runs.ends_as("killed", "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_sigkill_changes_no_tuned_run(runs, tmp_path):
+    tuned = Runs(tmp_path, file=TUNED, base=str(runs.folder / "whole"))
+    tuned.finish("whole")
+    assert kill_at_random(tuned, "killed", 4, seed=2) >= 3
+    tuned.ends_as("killed", "whole")
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
