@@ -56,7 +56,7 @@ def experiment() -> Experiment:
         model=Inherited(),
         tokenizer=Kept(),
         data=Rollouts(
-            Openings(), length=128, batch=64, group=8, max_tokens=32, rewards=(JUDGE,),
+            Openings(), length=112, batch=64, group=8, max_tokens=32, rewards=(JUDGE,),
             rendering=Rendering(learn="answers"), evaluation_batches=1,
         ),
         objective=Grpo(kl=0.05),
