@@ -68,7 +68,8 @@ CASES = {
         "model.stack": Stack((Block(Attention(2, 2, 8, kernel=Chunked(4, 4)), SwiGLU(24)),), 2, "scan", "full"),
     },
     "experts with little room, untied, microbatches": {
-        "model.head": Untied(), "microbatches": 2,
+        # an expert that hardly a token came to has gradients near rounding: Adam is not to make these large
+        "model.head": Untied(), "microbatches": 2, "optimizer": AdamW(schedule=Constant(), epsilon=1e-5),
         "model.stack": Stack((Block(Attention(2, 2, 8), MoE(24, experts=4, dispatch=Capacity(0.75))),), 2),
     },
     "splash, scanned": {
