@@ -6,24 +6,10 @@
 from a run of `spam_masked_pretraining` with `--set=steps=1 --set=optimizer.learning_rate=1e-9`, for its tokenizer.
 """
 
-import dataclasses
-
 from experiments import spam_pretrained
-from llm_jax.data.split import ByHash, Split
+from llm_jax.data.split import ByHash, Few
 from llm_jax.experiment import Experiment
 
 
-@dataclasses.dataclass(frozen=True)
-class FewLabels(Split):
-    """The first `labelled` of the messages that `rest` does not hold out."""
-
-    labelled: int = 200
-    rest: Split = ByHash(0.2)
-
-    def __call__(self, documents):
-        train, held_out = self.rest(documents)
-        return train[: self.labelled], held_out
-
-
 def experiment() -> Experiment:
-    return spam_pretrained.experiment().override({"data.split": FewLabels()})
+    return spam_pretrained.experiment().override({"data.split": Few(200, ByHash(0.2))})

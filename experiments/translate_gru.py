@@ -9,9 +9,9 @@ Verses of the King James Bible, of up to 30 words, into modern English; `transla
 """
 
 from llm_jax.data.documents import Rendering
+from llm_jax.data.examples import SourceAndTarget
 from llm_jax.data.packing import BestFit
 from llm_jax.data.pipeline import Data
-from llm_jax.data.presentation import SourceAndTarget
 from llm_jax.data.sources import Verses
 from llm_jax.data.split import ByHash
 from llm_jax.experiment import Experiment

@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.util
 import math
+import re
 import sys
 import types
 import typing
@@ -24,6 +25,7 @@ from llm_jax.core.tables import InputError, nearest
 
 TRUSTED = ("llm_jax", "experiments")  # packages whose parts a manifest may name without being told
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds them
+TABLE = re.compile(r"^[A-Z]+ = dict\(\s*([A-Z]\w*)=\1\b", re.MULTILINE)  # what a family's file ends with
 
 
 class Part:
@@ -58,6 +60,14 @@ def catalogue(modules: tuple[str, ...] = ()) -> dict[str, type]:
     known = [c for root in (Part, nn.Module) for c in descendants(root) if dataclasses.is_dataclass(c)]
     public = [c for c in known if trusted(c.__module__, modules) and not c.__name__.startswith("_")]
     return {c.__name__: c for c in sorted(public, key=lambda c: trusted(c.__module__, ()), reverse=True)}
+
+
+@functools.cache
+def load_tables() -> None:
+    """Imports each of the project's files that has a table of parts, so that all of these can be named."""
+    for path in sorted((ROOT / "llm_jax").rglob("*.py")):
+        if TABLE.search(path.read_text(encoding="utf-8")):
+            importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
 
 
 def trusted(module: str, modules: tuple[str, ...]) -> bool:

@@ -11,7 +11,18 @@ from typing import Any
 
 import flax.linen as nn
 
-from llm_jax.core.parts import TRUSTED, Part, catalogue, conform, is_part, own_package, settings, trusted, types_of
+from llm_jax.core.parts import (
+    TRUSTED,
+    Part,
+    catalogue,
+    conform,
+    is_part,
+    load_tables,
+    own_package,
+    settings,
+    trusted,
+    types_of,
+)
 from llm_jax.core.tables import InputError, lookup, nearest
 
 Json = dict[str, Any] | list[Any] | str | int | float | bool | None
@@ -33,7 +44,13 @@ def parse(text: str, modules: tuple[str, ...] = ()) -> Any:
         return text
     if isinstance(tree, ast.BinOp | ast.Attribute) and "/" in text and not set(text) & set("()[]'\""):
         return text
+    if _called(tree) - catalogue(modules).keys():
+        load_tables()  # what the experiment itself does not use is not imported yet
     return _value(tree, catalogue(modules), text)
+
+
+def _called(tree: ast.expr) -> set[str]:
+    return {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
 
 
 def _value(node: ast.expr, names: Mapping[str, type], text: str) -> Any:

@@ -13,12 +13,17 @@ class InputError(ValueError):
     """What the user gave cannot be used. The message is one line (what, where, what would do); the exit status is 2."""
 
 
+LISTED = 40  # names that a message lists at most
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
-    """A phrase that names the nearest of `names`, or all of them when none is near."""
+    """A phrase that names the nearest of `names`; when none is near all of them, or of very many the five nearest."""
     names = sorted(names)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if near:
         return f"did you mean {near[0]!r}?"
+    if len(names) > LISTED:
+        return f"the nearest of {len(names)} are {', '.join(difflib.get_close_matches(name, names, n=5, cutoff=0))}"
     return f"choose from {', '.join(names)}" if names else "there are none"
 
 

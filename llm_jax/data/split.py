@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from llm_jax.core.files import digest
-from llm_jax.core.parts import Part
+from llm_jax.core.parts import Part, Size
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Document, Picture, Text
 
@@ -82,4 +82,16 @@ class WithinText(Split):
         return parts
 
 
-SPLITS = dict(ByHash=ByHash, LastDocuments=LastDocuments, WithinText=WithinText)
+@dataclasses.dataclass(frozen=True)
+class Few(Split):
+    """Of the documents that `rest` leaves for training only the first `documents`; what it holds out stays the same."""
+
+    documents: Size = 200
+    rest: Split = ByHash()
+
+    def __call__(self, documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:
+        train, held_out = self.rest(documents)
+        return train[: self.documents], held_out
+
+
+SPLITS = dict(ByHash=ByHash, Few=Few, LastDocuments=LastDocuments, WithinText=WithinText)

@@ -7,6 +7,8 @@ import importlib
 import inspect
 import json
 import pkgutil
+import subprocess
+import sys
 import types
 import typing
 from collections import Counter
@@ -107,6 +109,17 @@ def test_a_table_is_one_family_under_its_own_names_and_nobody_is_forgotten(modul
     members = {c for c in here if issubclass(c, family) and c is not family and not c.__name__.startswith("_")}
     missing = {c.__name__ for c in members} - set(entries)
     assert not {name for name in missing if not inspect.isabstract(vars(importlib.import_module(module))[name])}
+
+
+@pytest.mark.parametrize("module", sorted({module for module, _, _ in TABLES}))
+def test_a_table_is_found_when_a_user_names_what_is_in_it(module):
+    assert parts.TABLE.search(inspect.getsource(importlib.import_module(module)))
+
+
+def test_what_an_experiment_does_not_import_can_be_named():
+    code = "from llm_jax.core.spelling import parse; print(parse('Contrastive(0.1)'), parse('Masked(0.3)'))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said == "Contrastive(temperature=0.1) Masked(share=0.3, whole_words=False)\n"
 
 
 @pytest.mark.parametrize("cls", ENTRIES)

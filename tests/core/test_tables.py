@@ -11,6 +11,8 @@ def test_nearest_names_one_or_all():
     assert nearest("repeat", ["width", "repeats"]) == "did you mean 'repeats'?"
     assert nearest("zzz", ["width", "repeats"]) == "choose from repeats, width"
     assert nearest("zzz", []) == "there are none"
+    many = [f"{letter}{number}" for letter in "abcdefg" for number in range(9)]
+    assert nearest("zzz", many).startswith("the nearest of 63 are ") and nearest("zzz", many).count(",") == 4
 
 
 def test_lookup_says_what_it_looked_for():

@@ -10,9 +10,10 @@ import pytest
 
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Document, Example, Labelled, Preference, Rendering, Text
+from llm_jax.data.examples import SourceAndTarget
 from llm_jax.data.packing import BestFit, ConcatThenSplit, One, Packing, Windows
 from llm_jax.data.pipeline import Data
-from llm_jax.data.presentation import AsIs, SourceAndTarget, WithLabel
+from llm_jax.data.presentation import AsIs, WithLabel
 from llm_jax.data.sources import Mixture, Source
 from llm_jax.data.split import ByHash
 

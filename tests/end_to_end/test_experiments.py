@@ -26,11 +26,13 @@ from llm_jax.data.sources import (
 )
 from llm_jax.experiment import Experiment
 from llm_jax.interop.imports import make_run
-from llm_jax.layers.attention import Attention
+from llm_jax.layers.attention import Attention, CrossAttention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed, Tied
-from llm_jax.layers.feedforward import SwiGLU
+from llm_jax.layers.feedforward import FeedForward, SwiGLU
 from llm_jax.layers.masks import Full
+from llm_jax.layers.norms import LayerNorm, NoNorm
+from llm_jax.layers.positions import Sinusoidal
 from llm_jax.models.actor_critic import ActorCritic
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.encoder import Encoder
@@ -40,8 +42,11 @@ from llm_jax.models.inherited import Inherited
 from llm_jax.models.model import Generator, Model
 from llm_jax.models.pretrained import Pretrained
 from llm_jax.models.stack import Stack
+from llm_jax.models.transformer import Side
 from llm_jax.models.vision import Captioner, ImageClassifier
 from llm_jax.models.word2vec import Word2Vec
+from llm_jax.objectives.contrastive import Contrastive
+from llm_jax.objectives.distillation import Distillation
 from llm_jax.objectives.masked import MaskedTokens
 from llm_jax.objectives.policy import PolicyGradient
 from llm_jax.text.recipes import Bytes
@@ -64,12 +69,17 @@ TRANSLATION = {
     "data.length": 64,
     "data.presentation.sources": 64,
 }
+SHORT_SIDES = {f"model.{side}.stack.repeats": 1 for side in ("encoder", "decoder")}
 SMALLER = {  # where there is no model.stack
     "reward_ratings": {"model.backbone.stack.repeats": 1, "tokenizer.vocabulary": 400, "data.length": 32}
     | {"data.evaluation_batches": 2},
     "translate_gru": TRANSLATION | {"model.layers": 1},
     "translate_gru_attention": TRANSLATION | {"model.layers": 1},
-    "translate_transformer": TRANSLATION | {f"model.{side}.stack.repeats": 1 for side in ("encoder", "decoder")},
+    "translate_transformer": TRANSLATION | SHORT_SIDES,
+    "denoise_verses": {name: size for name, size in TRANSLATION.items() if name != "data.source.longest"} | SHORT_SIDES,
+    "translate_few_pairs": {"data.source.longest": 7, "data.presentation.sources": 64},
+    "distill": {"model.stack.repeats": 1, "model.embed.vocabulary": 270},
+    "match_verses": {"model.stack.repeats": 1, "tokenizer.vocabulary": 400, "data.source.longest": 7},
     "word2vec_bible": {"data.evaluation_batches": 1, "model.embed.width": 8},
     "word2vec_planted": {"data.source.sentences": 300},
     "grpo_arithmetic": {"data.group": 2},
@@ -88,7 +98,10 @@ REPORTS = {
     **dict.fromkeys(
         ("finetune", "finetune_lora", "chatbot/instruct"), (SampledConversations(count=1, turns=1, max_tokens=4),)
     ),
-    **dict.fromkeys(("translate_gru", "translate_gru_attention", "translate_transformer"), (Bleu(limit=3),)),
+    **dict.fromkeys(
+        ("translate_gru", "translate_gru_attention", "translate_transformer", "translate_few_pairs"), (Bleu(limit=3),)
+    ),
+    **dict.fromkeys(("denoise_verses", "match_verses"), ()),
     **dict.fromkeys(("dpo_base", "dpo"), (Rewarded(Sorted(), limit=5, max_tokens=4, show=1),)),
     **dict.fromkeys(("reward_ratings", "chatbot/reward"), (PairAccuracy(),)),
     "chatbot/align": (Rewarded(Sorted(), limit=5, max_tokens=4, show=1),),
@@ -116,6 +129,17 @@ def read(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
+def translator(tmp_path_factory) -> str:
+    """The same of an encoder-decoder."""
+    norm, ffn = LayerNorm(), FeedForward(24)
+    reads = Block(Attention(2, head=8, mask=Full()), ffn, norm)
+    writes = Block(Attention(2, head=8), ffn, norm, cross=CrossAttention(2, head=8))
+    sides = (Side(Stack((block,), 1), Sinusoidal(), norm, NoNorm()) for block in (reads, writes))
+    model = EncoderDecoder(Embed(16, 270), *sides)
+    return made("denoise_verses", model, tmp_path_factory.mktemp("translator") / "run")
+
+
+@pytest.fixture(scope="module")
 def judge(tmp_path_factory) -> str:
     """The same of a reward model."""
     block = Block(Attention(2, head=8), SwiGLU(24))
@@ -130,9 +154,22 @@ def made(name: str, model: Model, folder: Path) -> str:
     return str(folder)
 
 
-def judged(experiment: Experiment, judge: str) -> Experiment:
-    """With this reward model in the place of others."""
-    return transform(experiment, lambda part: Pretrained(judge) if isinstance(part, Pretrained) else part)
+@pytest.fixture(scope="module")
+def standing_in(base, judge):
+    """An experiment with a run of ours in the place of those whose model it asks: a teacher or a reward model."""
+
+    def make(experiment: Experiment) -> Experiment:
+        asked = Pretrained(base if isinstance(experiment.objective, Distillation) else judge)
+        return transform(experiment, lambda part: asked if isinstance(part, Pretrained) else part)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def begun(base, read, translator):
+    """By the name of an experiment that goes on from another, the folder of a run that it can go on from."""
+    others = {"finetune_masked": read, "translate_few_pairs": translator}
+    return lambda name: others.get(name, base)
 
 
 def inherits(experiment: Experiment) -> bool:
@@ -140,7 +177,7 @@ def inherits(experiment: Experiment) -> bool:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory, base, read, judge):
+def small(tmp_path_factory, begun, standing_in):
     """An experiment by its name, with small data where it would download, and a small vocabulary."""
     path = tmp_path_factory.mktemp("data") / "text.txt"
     path.write_text("\n".join(f"name{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(300)) * 3)
@@ -165,9 +202,8 @@ def small(tmp_path_factory, base, read, judge):
             changes["model.backbone.stack.repeats"] = changes.pop("model.stack.repeats")
         if inherits(found):
             changes = {path: value for path, value in changes.items() if not path.endswith("stack.repeats")}
-            begun = read if name == "finetune_masked" else base
-            changes |= {"init_from": begun, "data.length": 64, "data.evaluation_batches": 1}
-        found = judged(found, judge)
+            changes |= {"init_from": begun(name), "data.length": 64, "data.evaluation_batches": 1}
+        found = standing_in(found)
         samples = Samples(("", "a") if found.data.rendering.bos else ("a",), max_tokens=3)
         return found.override(changes | {"report": REPORTS.get(name, (samples,))})
 
@@ -186,7 +222,7 @@ def test_manifest_and_question(name):
 def test_two_shrunken_steps(name, small, tmp_path, capfd):
     experiment = small(name)
     said = summary(experiment)
-    reads = isinstance(experiment.objective, MaskedTokens)
+    reads = isinstance(experiment.objective, (Contrastive, MaskedTokens))
     writes = isinstance(experiment.model, (Generator, Inherited)) and not reads
     assert "parameters" in said and (
         isinstance(experiment.model, Word2Vec) or "FLOPs a token" in said or "FLOPs a target" in said
@@ -228,10 +264,10 @@ def test_two_shrunken_steps(name, small, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("name", experiments.names())
-def test_shapes_at_full_size(name, base, read, judge):
-    found, tokenizer = judged(llm_jax.get(name), judge), load_tokenizer("gpt2")
+def test_shapes_at_full_size(name, begun, standing_in):
+    found, tokenizer = standing_in(llm_jax.get(name)), load_tokenizer("gpt2")
     if inherits(found):
-        found = inherit(found.override({"init_from": read if name == "finetune_masked" else base}))
+        found = inherit(found.override({"init_from": begun(name)}))
         tokenizer = first_tokenizer(found)
     experiment: Any = fill(found, tokenizer).override({"layout.data": 1})
     if isinstance(experiment.model, Word2Vec):

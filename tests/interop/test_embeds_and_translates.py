@@ -15,9 +15,9 @@ from llm_jax import __main__ as command_line
 from llm_jax.core import parts
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Example, Rendering
+from llm_jax.data.examples import SourceAndTarget
 from llm_jax.data.packing import BestFit, One
 from llm_jax.data.pipeline import Data
-from llm_jax.data.presentation import SourceAndTarget
 from llm_jax.data.sources import Source
 from llm_jax.interop.exports import export_model
 from llm_jax.interop.imports import import_model

@@ -12,9 +12,9 @@ import pytest
 
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Rendering
+from llm_jax.data.examples import TwoTexts
 from llm_jax.data.packing import One
 from llm_jax.data.pipeline import Data
-from llm_jax.data.presentation import TwoTexts
 from llm_jax.data.sources import JsonLines
 from llm_jax.experiment import Experiment
 from llm_jax.layers.attention import Attention
