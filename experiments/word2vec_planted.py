@@ -22,7 +22,7 @@ from llm_jax.parallel.layout import Layout
 from llm_jax.text.recipes import Words
 from llm_jax.training.optimizers import AdamW, Linear
 from llm_jax.training.precision import Precision
-from llm_jax.training.report_words import Analogies
+from llm_jax.training.report_words import Analogies, Similarity
 
 ROOTS, ENDINGS = 30, 4
 
@@ -53,6 +53,16 @@ class PlantedQuestions(Source):
             yield Text(f"r{a}e{c} r{a}e{d} r{b}e{c} r{b}e{d}")
 
 
+@dataclasses.dataclass(frozen=True)
+class PlantedPairs(Source):
+    """Each two of the words, and whether they share a root or an ending."""
+
+    def documents(self) -> Iterator[Text]:
+        words = list(itertools.product(range(ROOTS), range(ENDINGS)))
+        for (a, b), (c, d) in itertools.combinations(words, 2):
+            yield Text(f"r{a}e{b} r{c}e{d} {int(a == c or b == d)}")
+
+
 def experiment() -> Experiment:
     return Experiment(
         model=Word2Vec(Embed(width=50)),
@@ -66,5 +76,5 @@ def experiment() -> Experiment:
         log_every=50,
         eval_every=300,
         save_every=300,
-        report=(Analogies(PlantedQuestions()),),
+        report=(Analogies(PlantedQuestions()), Similarity(PlantedPairs())),
     )

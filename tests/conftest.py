@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
@@ -18,6 +20,7 @@ if not XDIST_WORKER:  # the workers inherit the folder, so that what one has pre
 
 import hypothesis
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -26,6 +29,18 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compiling makes the first example slow, and a failure on one machine should be one on all.
 hypothesis.settings.register_profile("llm_jax", deadline=None, derandomize=True, database=None, max_examples=30)
 hypothesis.settings.load_profile("llm_jax")
+
+
+MAPS = Path("/proc/self/maps")  # of Linux: a line for each of the process's memory maps
+MANY = 16_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_are_given_back() -> Iterator[None]:
+    """A compiled program takes three memory maps, and a process may have 65,530: beyond that the compiler crashes."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY:
+        jax.clear_caches()
 
 
 def pytest_unconfigure() -> None:

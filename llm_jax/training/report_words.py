@@ -52,4 +52,32 @@ class Analogies(_Words):
         return Finding(lines, {"analogies": right / known, "analogies_known": float(known)})
 
 
-WORD_REPORTS = dict(Neighbours=Neighbours, Analogies=Analogies)
+@dataclasses.dataclass(frozen=True)
+class Similarity(_Words):
+    """How well cosines rank pairs of words as people do: Spearman's correlation with the score of each.
+
+    A pair is a document "word word score", as of WordSim-353 (Finkelstein et al. 2002) or SimLex-999 (Hill et al.
+    2015); those with unknown words do not count.
+
+    Raises:
+      InputError: a document is no such pair, or fewer than two pairs have known words only.
+    """
+
+    pairs: Source
+
+    def __call__(self, finished):
+        pairs = [_scored(document.text()) for document in self.pairs.documents()]
+        correlation, known = self.vectors(finished).similarity(pairs)
+        line = f"similarity: rank correlation {correlation:.3f} of {known} pairs; {len(pairs) - known} have unknown words"
+        return Finding([line], {"similarity": correlation, "similarity_known": float(known)})
+
+
+def _scored(text: str) -> tuple[str, str, float]:
+    try:
+        first, second, score = text.split()
+        return first, second, float(score)
+    except ValueError:
+        raise InputError(f"a pair to rank is two words and a number, not {text[:60]!r}") from None
+
+
+WORD_REPORTS = dict(Neighbours=Neighbours, Analogies=Analogies, Similarity=Similarity)

@@ -9,7 +9,7 @@ import pytest
 
 import llm_jax
 from experiments.dpo_base import Sorted
-from experiments.word2vec_planted import PlantedQuestions
+from experiments.word2vec_planted import PlantedPairs, PlantedQuestions
 from llm_jax import experiment as experiments
 from llm_jax.core.parts import transform, walk
 from llm_jax.core.tables import InputError
@@ -57,7 +57,7 @@ from llm_jax.training.program import Program, fill
 from llm_jax.training.report import Bleu, Compression, ExactMatch, SampledConversations, Samples
 from llm_jax.training.report_pictures import Captions
 from llm_jax.training.report_preferences import PairAccuracy, Rewarded
-from llm_jax.training.report_words import Analogies, Neighbours
+from llm_jax.training.report_words import Analogies, Neighbours, Similarity
 from llm_jax.training.summary import summary
 
 SMALL = {
@@ -107,7 +107,7 @@ REPORTS = {
     "chatbot/align": (Rewarded(Sorted(), limit=5, max_tokens=4, show=1),),
     **dict.fromkeys(("finetune_masked", "spam", "spam_masked_pretraining", "spam_pretrained", "spam_few_labels"), ()),
     "word2vec_bible": (Neighbours(("king",), count=2),),
-    "word2vec_planted": (Analogies(PlantedQuestions()),),
+    "word2vec_planted": (Analogies(PlantedQuestions()), Similarity(PlantedPairs())),
 }
 
 
@@ -135,7 +135,7 @@ def translator(tmp_path_factory) -> str:
     reads = Block(Attention(2, head=8, mask=Full()), ffn, norm)
     writes = Block(Attention(2, head=8), ffn, norm, cross=CrossAttention(2, head=8))
     sides = (Side(Stack((block,), 1), Sinusoidal(), norm, NoNorm()) for block in (reads, writes))
-    model = EncoderDecoder(Embed(16, 270), *sides)
+    model = EncoderDecoder(Embed(16, 270), *sides, start=256)
     return made("denoise_verses", model, tmp_path_factory.mktemp("translator") / "run")
 
 
@@ -254,6 +254,7 @@ def test_two_shrunken_steps(name, small, tmp_path, capfd):
             Bleu: "BLEU nrefs:1|case:mixed|eff:no|tok:13a",
             Neighbours: "nearest to king: ",
             Analogies: "analogies: ",
+            Similarity: "similarity: rank correlation ",
             Rewarded: "5 held-out prompts: reward ",
             PairAccuracy: "held-out pairs: 0.",
         }

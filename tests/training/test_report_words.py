@@ -20,9 +20,10 @@ from llm_jax.parallel.layout import Layout
 from llm_jax.text.recipes import Words
 from llm_jax.training import metrics
 from llm_jax.training.evaluation import evaluate
+from llm_jax.training.finished import Finished
 from llm_jax.training.optimizers import AdamW, Constant
 from llm_jax.training.precision import Precision
-from llm_jax.training.report_words import Analogies, Neighbours
+from llm_jax.training.report_words import Analogies, Neighbours, Similarity
 from llm_jax.training.restore import restore
 
 
@@ -34,11 +35,13 @@ class Questions(Source):
         yield from map(Text, self.texts)
 
 
+PAIRS = ("r0e0 r0n0 9.5", "r0e0 r1n1 1.5", "r0e0 nothing 5")
 EXPERIMENT = Experiment(
     name="words", model=Word2Vec(Embed(8)), tokenizer=Words(400),
     data=Data(Planted(1500), length=16, batch=8, rendering=Rendering(bos=False)), objective=SkipGram(2),
     optimizer=AdamW(learning_rate=1e-2, schedule=Constant()), layout=Layout(2), precision=Precision(), steps=4,
-    log_every=1, eval_every=4, save_every=2, report=(Neighbours(("r0e0",), 3), Analogies(Questions())),
+    log_every=1, eval_every=4, save_every=2,
+    report=(Neighbours(("r0e0",), 3), Analogies(Questions()), Similarity(Questions(PAIRS))),
 )  # fmt: skip
 
 
@@ -46,6 +49,7 @@ def test_a_resumed_run_is_the_same_run(tmp_path, capfd):
     whole = llm_jax.train(EXPERIMENT, tmp_path / "whole")
     assert "nearest to r0e0: " in (said := capfd.readouterr().out)
     assert "/1 right, and 1 have unknown words" in said
+    assert "of 2 pairs; 1 have unknown words" in said
     llm_jax.train(EXPERIMENT.override({"steps": 2}), tmp_path / "parts")
     again = llm_jax.train(EXPERIMENT, tmp_path / "parts")
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True):
@@ -61,8 +65,14 @@ def test_a_resumed_run_is_the_same_run(tmp_path, capfd):
         llm_jax.load(tmp_path / "whole", modules=(__name__,))
 
 
-def test_questions_that_are_none_are_refused(tmp_path):
-    for texts, message in ((("a b c",), "an analogy has four words, not 'a b c'"), (("a b c d",), "none of the 1")):
+def test_questions_that_are_none_are_refused():
+    tokenizer = Words(400).train(["r0e0 r0n0"] * 9)
+    finished = Finished(EXPERIMENT, tokenizer, {"embed": {"table": np.ones((tokenizer.vocabulary, 8))}})
+    for report, text, message in (
+        (Analogies, "a b c", "an analogy has four words, not 'a b c'"),
+        (Analogies, "a b c d", "none of the 1"),
+        (Similarity, "a b c", "a pair to rank is two words and a number, not 'a b c'"),
+        (Similarity, "a b 1", "only 0 of 1 pairs of words are in the vocabulary"),
+    ):
         with pytest.raises(InputError, match=message):
-            again = EXPERIMENT.override({"steps": 1, "report": (Analogies(Questions(texts)),)})
-            llm_jax.train(again, tmp_path / texts[0].replace(" ", "_"))
+            report(Questions((text,)))(finished)

@@ -117,57 +117,123 @@ def experiment():
 '''
 
 
-TUNED = '''
-"""Is a model that is tuned by preferences, in adapters on a frozen base, the same after it was killed?"""
+STAGE = '''
+"""Is a stage that goes on from another run the same after it was killed?"""
 
+from llm_jax.core.quantized import Nf4
+from llm_jax.data.denoising import Denoising, SpanCorruption
+from llm_jax.data.documents import Rendering
+from llm_jax.data.examples import SourceAndTarget, TwoTexts
 from llm_jax.data.files import JsonLines
-from llm_jax.data.packing import One
+from llm_jax.data.noising import Masked
+from llm_jax.data.packing import BestFit, One
 from llm_jax.data.pipeline import Data
 from llm_jax.data.preferences import Pairs
+from llm_jax.data.presentation import WithLabel
 from llm_jax.experiment import Experiment
+from llm_jax.layers.attention import Attention, CrossAttention
+from llm_jax.layers.block import Block
+from llm_jax.layers.embedding import Embed, Tied
+from llm_jax.layers.feedforward import SwiGLU
+from llm_jax.layers.masks import Full
+from llm_jax.layers.norms import NoNorm, RMSNorm
+from llm_jax.layers.positions import Sinusoidal
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.encoder import Encoder
+from llm_jax.models.encoder_decoder import EncoderDecoder
+from llm_jax.models.heads import Classifier, Scorer
 from llm_jax.models.inherited import Inherited
-from llm_jax.objectives.preferences import Dpo
+from llm_jax.models.pretrained import Pretrained
+from llm_jax.models.stack import Stack
+from llm_jax.models.transformer import Side
+from llm_jax.objectives.classification import Classification
+from llm_jax.objectives.contrastive import Contrastive
+from llm_jax.objectives.distillation import Distillation
+from llm_jax.objectives.masked import MaskedTokens
+from llm_jax.objectives.next_token import NextToken
+from llm_jax.objectives.policy import Grpo
+from llm_jax.objectives.preferences import BradleyTerry, Dpo
 from llm_jax.parallel.layout import Layout
 from llm_jax.text.kept import Kept
+from llm_jax.text.recipes import Bytes
 from llm_jax.training.optimizers import AdamW, Cosine
 from llm_jax.training.precision import Precision
+from llm_jax.training.rollouts import Rollouts
 from llm_jax.training.tuning import Lora
+
+base, texts = {base!r}, {texts!r}
+reads = Block(Attention(1, 2, 8, mask=Full()), SwiGLU(16), dropout=0.1)
+writes = Block(Attention(1, 2, 8), SwiGLU(16), dropout=0.1, cross=CrossAttention(1, 2, 8))
+encoder = Encoder(Embed(16), Stack((reads,), 1), head=Tied())
+sides = (Side(Stack((block,), 1), Sinusoidal(), RMSNorm(), NoNorm()) for block in (reads, writes))
+translator = EncoderDecoder(Embed(16), *sides)
+pairs = Data(JsonLines(texts), length=24, batch=8, packing=One("truncate"), presentation=Pairs())
+answers = Rendering(learn="answers")
+
+
+def data(**settings):
+    return Data(JsonLines(texts), length=24, batch=8, **settings)
 
 
 def experiment():
-    return Experiment(
-        init_from={base!r},
-        model=Inherited(),
-        tokenizer=Kept(),
-        data=Data(JsonLines({texts!r}), length=24, batch=8, packing=One("truncate"), presentation=Pairs()),
-        objective=Dpo(),
+    common = dict(
+        tokenizer=Bytes(sentinels=8),
         optimizer=AdamW(learning_rate=3e-3, schedule=Cosine(warmup=5)),
         layout=Layout(1),
         precision=Precision(),
-        tuning=Lora(2, also=("norm.scale",)),
         steps={steps},
         ema=0.9,
         log_every=3,
         eval_every=5,
         save_every=2,
     )
+    return Experiment(**(common | dict({settings})))
 '''
+STAGES = {  # what differs; some begin from another run
+    "tuned": "init_from=base, model=Inherited(), tokenizer=Kept(), data=pairs, objective=Dpo(), "
+    "tuning=Lora(2, also=('norm.scale',))",
+    "quantised": "init_from=base, model=Inherited(), tokenizer=Kept(), data=data(rendering=answers), "
+    "objective=NextToken(), tuning=Lora(2, base=Nf4(16))",
+    "reward": "init_from=base, model=Scorer(Inherited()), tokenizer=Kept(), data=pairs, objective=BradleyTerry()",
+    "grpo": "init_from=base, model=Inherited(), tokenizer=Kept(), objective=Grpo(), ema=0.0, "
+    "data=Rollouts(JsonLines(texts), length=24, batch=8, group=4, max_tokens=6, evaluation_batches=1)",
+    "distilled": "data=data(), objective=Distillation(Pretrained(base)), tokenizer=Bytes(), "
+    "model=Decoder(Embed(16), Stack((Block(Attention(1, 2, 8), SwiGLU(16)),), 1))",
+    "masked": "model=encoder, data=data(presentation=Masked(0.3, whole_words=True)), objective=MaskedTokens()",
+    "denoised": "model=translator, objective=NextToken(smoothing=0.1), "
+    "data=data(packing=One('split'), presentation=Denoising(SpanCorruption(0.3, 2.0), 24))",
+    "translated": "model=translator, objective=NextToken(), data=data(packing=BestFit('truncate'), rendering=answers, "
+    "presentation=SourceAndTarget(24))",
+    "contrastive": "model=encoder, objective=Contrastive(), microbatches=2, "
+    "data=data(packing=One('truncate'), rendering=answers, presentation=TwoTexts())",
+    "classified": "model=Classifier(encoder, classes=2), objective=Classification(), "
+    "data=data(packing=One('truncate'), presentation=WithLabel())",
+}
+
+
+def record(stage: str, i: int) -> dict[str, Any]:
+    if stage in ("tuned", "reward"):
+        return dict(prompt=f"{i}, ", chosen="A", rejected="b")
+    if stage in ("distilled", "masked", "denoised"):
+        return dict(text=f"{i} is followed by {i + 1}")
+    if stage == "classified":
+        return dict(text=f"{i} is a number", label=i % 2)
+    return dict(prompt=f"{i}, ", answer=f"A{i + 1}")
 
 
 class Runs:
     """Trainings of one experiment in processes of their own, which share what was compiled."""
 
-    def __init__(self, folder: Path, workers: int = 0, file: str = FILE, base: str = ""):
+    def __init__(self, folder: Path, file: str = FILE, stage: str = "", **values: Any):
         self.folder = folder
-        texts = folder / "texts.txt"
+        texts = folder / "texts.jsonl"
         if file == FILE:
             texts.write_text("\n".join(f"{i} is followed by {i + 1}" for i in range(400)))
         else:
-            texts = folder / "prompts.jsonl"
-            replies = dict(chosen="A", rejected="b") if file == TUNED else dict(answer="A")
-            texts.write_text("\n".join(json.dumps(dict(prompt=f"{i}, ") | replies) for i in range(40)))
+            texts.write_text("\n".join(json.dumps(record(stage, i)) for i in range(40)))
         self.file = folder / "killed.py"
-        self.file.write_text(file.format(texts=str(texts), workers=workers, steps=STEPS, base=base))
+        values |= dict(texts=str(texts), steps=STEPS, settings=STAGES.get(stage))
+        self.file.write_text(file.format(**values))
         self.environment = os.environ | {"LLM_JAX_CACHE": str(folder / "cache"), "JAX_PLATFORMS": "cpu"}
 
     def command(self, name: str) -> list[str]:
@@ -205,13 +271,13 @@ class Runs:
         assert json.loads((ends[0] / "data.json").read_text()) == json.loads((ends[1] / "data.json").read_text())
         states = [ocp.load(str(end)) for end in ends]
         assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
-        assert len(jax.tree.leaves(states[0])) > 30
+        assert len(jax.tree.leaves(states[0])) > 20
         jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    made = Runs(tmp_path_factory.mktemp("resume"))
+    made = Runs(tmp_path_factory.mktemp("resume"), workers=0)
     made.finish("whole")
     return made
 
@@ -238,7 +304,7 @@ def test_sigkill_changes_nothing(runs):
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_sigkill_changes_no_rollout(tmp_path):
-    runs = Runs(tmp_path, file=ROLLOUTS)
+    runs = Runs(tmp_path, ROLLOUTS)
     runs.finish("whole")
     between = json.loads((tmp_path / "whole" / "checkpoints" / f"{STEPS - 3:08d}" / "data.json").read_text())
     assert between["rollout"] and between["kl_coefficient"] != 0.1, "it was saved between the updates on one rollout"
@@ -248,11 +314,12 @@ def test_sigkill_changes_no_rollout(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
-def test_sigkill_changes_no_tuned_run(runs, tmp_path):
-    tuned = Runs(tmp_path, file=TUNED, base=str(runs.folder / "whole"))
-    tuned.finish("whole")
-    assert kill_at_random(tuned, "killed", 4, seed=2) >= 3
-    tuned.ends_as("killed", "whole")
+@pytest.mark.parametrize("stage", STAGES)
+def test_sigkill_changes_no_stage(runs, tmp_path, stage):
+    ended = Runs(tmp_path, STAGE, stage, base=str(runs.folder / "whole"))
+    ended.finish("whole")
+    assert kill_at_random(ended, "killed", 3, seed=2) >= 2
+    ended.ends_as("killed", "whole")
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
@@ -278,7 +345,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(runs, number):
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 @pytest.mark.parametrize(("workers", "file"), [(0, FILE), (2, FILE), (0, ROLLOUTS)], ids=["0", "2", "rollouts"])
 def test_twenty_sigkills_change_nothing(tmp_path, workers, file):
-    runs = Runs(tmp_path, workers, file)
+    runs = Runs(tmp_path, file, workers=workers)
     runs.finish("whole")
     assert kill_at_random(runs, "killed", 20, seed=1) >= 18
     runs.ends_as("killed", "whole")
