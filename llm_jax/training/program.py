@@ -185,8 +185,8 @@ class Program:
         return jax.tree.map(lambda box, value: box.replace_boxed(value), self.boxed, params, is_leaf=is_lettered)
 
     def _split(self, key: jax.Array, boxed: Any) -> tuple[Any, Any]:
-        tuning: Any = self.experiment.tuning
-        return (boxed, {}) if tuning is None else tuning.split(jax.random.fold_in(key, 1), boxed)
+        tuning, model = cast(Any, self.experiment.tuning), cast(Any, self.experiment.model)
+        return (boxed, {}) if tuning is None else tuning.split(jax.random.fold_in(key, 1), boxed, model.trunks())
 
     def _begin(self, key: jax.Array, made: Any, others: Any) -> TrainState:
         return self._start(key, self._drawn(key), made, others)
