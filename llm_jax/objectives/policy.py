@@ -51,6 +51,16 @@ class Rollout:
         """[prompts, group]."""
         return x_B.reshape(-1, self.group)
 
+    def compared(self, x_B: np.ndarray, objective: str) -> np.ndarray:
+        """`grouped`, for an objective that compares the completions of a prompt.
+
+        Raises:
+          InputError: each prompt has one alone, of which nothing could be learnt.
+        """
+        if self.group < 2:
+            raise InputError(f"{objective} compares completions of one prompt: data.group must be 2 or more")
+        return self.grouped(x_B)
+
 
 class Credit(NamedTuple):
     """What a rollout is worth: [B, T] for each target, and the coefficient of the divergence for the next rollout."""
@@ -187,14 +197,13 @@ class Grpo(PolicyGradient):
     kl: Penalty = 0.04
 
     def credit(self, rollout, coefficient):
-        reward = rollout.grouped(rollout.reward_B)
+        reward = rollout.compared(rollout.reward_B, type(self).__name__)
         advantage_B = self.scaled(reward - reward.mean(1, keepdims=True), reward).reshape(-1)
         return Credit(advantage_B[:, None] * rollout.weight_BT, np.zeros_like(rollout.weight_BT), coefficient)
 
     def scaled(self, advantage: np.ndarray, reward: np.ndarray) -> np.ndarray:
         """[prompts, group]."""
-        deviation = reward.std(1, ddof=1, keepdims=True) if reward.shape[1] > 1 else 0.0
-        return advantage / (deviation + 1e-4)
+        return advantage / (reward.std(1, ddof=1, keepdims=True) + 1e-4)
 
     def shares(self, weight_BT: jax.Array, frozen: Any) -> tuple[jax.Array, jax.Array]:
         """[B, T]: how much each token counts; and what the loss is divided by."""
@@ -278,9 +287,7 @@ class Rloo(Reinforce):
     """REINFORCE leave-one-out (Ahmadian et al. 2024): the baseline is the mean of the prompt's other completions."""
 
     def baseline(self, rollout, score_B):
-        score = rollout.grouped(score_B)
-        if score.shape[1] < 2:
-            raise InputError("Rloo compares completions of one prompt: data.group must be 2 or more")
+        score = rollout.compared(score_B, type(self).__name__)
         return ((score.sum(1, keepdims=True) - score) / (score.shape[1] - 1)).reshape(-1)
 
 
