@@ -258,7 +258,13 @@ class Program:
             raise InputError(
                 f"data.batch={data.batch} cannot be divided into microbatches={self.experiment.microbatches}"
             )
-        batch_sharding(self.mesh, data.batch // self.experiment.microbatches)
+        objective, rows = cast(Any, self.experiment.objective), data.batch // self.experiment.microbatches
+        if rows < objective.together:
+            raise InputError(
+                f"{type(objective).__name__} compares each row with others, and has {rows} at once: raise data.batch="
+                f"{data.batch}, or lower microbatches={self.experiment.microbatches}"
+            )
+        batch_sharding(self.mesh, rows)
         return data.batch
 
     def _update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -294,7 +300,8 @@ class Program:
             longest_streak=jnp.maximum(jnp.where(first, 0, state.longest_streak), streak),
         )  # fmt: skip
         rate: Any = optimizer
-        return after, dict(gradient_norm=norm, learning_rate=rate.rate(state.step, experiment.steps))
+        rate_now = rate.rate(state.step, experiment.steps)
+        return after, dict(gradient_norm=norm, learning_rate=rate_now, weight=sums["weight"])
 
     def _gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Sums]:
         """The gradient of the objective, and its sums, with what computes in the experiment's precision."""

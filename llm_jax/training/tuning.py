@@ -70,8 +70,8 @@ class Lora(Tuning):
 
     `down`, to the `rank`, begins uniformly within 1 / sqrt(fan-in), as peft's does, and `up` with zeros: so the first
     step is the base's own. All but the adapters is frozen, and what stands on the trunk that the model is built on: a
-    head has learnt nothing yet, so it is trained whole, as by peft. `base` says in how few bits kernels are kept (None: as they
-    are): with Nf4() this is QLoRA (Dettmers et al. 2023). Adapters have no dropout.
+    head has learnt nothing yet, so it is trained whole, as by peft. `base` says in how few bits kernels are kept (None:
+    as they are): with Nf4() this is QLoRA (Dettmers et al. 2023). Adapters have no dropout.
 
     Attributes:
       paths: which kernels have adapters; (): those of every Einsum, that is of attention, feed-forward and projections.
