@@ -65,6 +65,19 @@ class Only(Tuning):
 
 
 @dataclasses.dataclass(frozen=True)
+class Frozen(Tuning):
+    """Parameters whose path fits one of `paths` stay as they are, and all others are trained."""
+
+    paths: Annotated[tuple[str, ...], Range(least=1)]
+
+    def split(self, key, boxed, trunks=("",)):
+        kept = matching(boxed, self.paths, "tuning.paths")
+        if kept == leaves(boxed).keys():
+            raise InputError(f"tuning.paths={self.paths!r} are all parameters: nothing would be trained")
+        return part(boxed, lambda path: path not in kept), part(boxed, kept.__contains__)
+
+
+@dataclasses.dataclass(frozen=True)
 class Lora(Tuning):
     """Beside a kernel W lie two thin ones, and x W + alpha / rank x (x `down`) `up` is computed (Hu et al. 2021).
 
@@ -259,4 +272,4 @@ def merge(one: Any, other: Any) -> Any:
     }
 
 
-TUNINGS = dict(Only=Only, Lora=Lora, Dora=Dora)
+TUNINGS = dict(Only=Only, Frozen=Frozen, Lora=Lora, Dora=Dora)

@@ -42,10 +42,11 @@ from llm_jax.training.metrics import read
 from llm_jax.training.optimizers import AdamW, Constant
 from llm_jax.training.program import Program, fill
 from llm_jax.training.restore import restore
-from llm_jax.training.tuning import TUNINGS, Dora, Lora, Only, leaves, merge, part, tree
+from llm_jax.training.tuning import TUNINGS, Dora, Frozen, Lora, Only, leaves, merge, part, tree
 
 EXAMPLES = {  # of every entry of the table
     "Only": Only(("stack.*.query.*", "norm.scale")),
+    "Frozen": Frozen(("embed.*", "*.ffn.*")),
     "Lora": Lora(2, paths=("*.query.kernel", "*.ffn.*.kernel"), also=("norm.scale",)),
     "Dora": Dora(2),
 }
@@ -238,6 +239,11 @@ def test_a_tree_is_parted_and_joined():
 def test_a_path_that_fits_nothing_is_told(tiny):
     with pytest.raises(InputError, match=r"no parameter is called 'norm.scael': did you mean 'norm.scale'"):
         Program(tiny.override({"tuning": Only(("norm.scael",))}), tiny.layout.mesh()).begin()
+
+
+def test_to_freeze_all_is_refused(tiny):
+    with pytest.raises(InputError, match=r"tuning.paths=\('\*',\) are all parameters: nothing would be trained"):
+        Program(tiny.override({"tuning": Frozen(("*",))}), tiny.layout.mesh()).begin()
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(tiny, base, own, tmp_path):
