@@ -23,7 +23,7 @@ from llm_jax.training.display import Display
 from llm_jax.training.evaluation import evaluate, means
 from llm_jax.training.finished import Finished
 from llm_jax.training.frozen import keep, kept
-from llm_jax.training.inherit import begin, first_tokenizer, inherit
+from llm_jax.training.inherit import begin, equip, first_tokenizer, inherit
 from llm_jax.training.interrupt import Interrupt
 from llm_jax.training.metrics import MetricsLog, append, cut, read
 from llm_jax.training.program import Program, TrainState, fill
@@ -114,7 +114,8 @@ class Training:
 
     def _finished(self, state: TrainState) -> Finished:
         params = self.program.merged(state.best, state.frozen)
-        return Finished(self.experiment, self.tokenizer, params, self.program.beside(state.frozen))
+        finished = Finished(self.experiment, self.tokenizer, params, self.program.beside(state.frozen))
+        return equip(finished, self.program)
 
     def _resume(self) -> TrainState:
         template = self.program.template

@@ -82,8 +82,9 @@ class Program:
 
     @functools.cached_property
     def pretrained(self) -> dict[str, Pretrained]:
-        """The models of other runs that the experiment asks, by the folders of their runs."""
-        return {part.run: part for _, part in parts.walk(self.experiment) if isinstance(part, Pretrained)}
+        """The models of other runs that training asks, by the folders of their runs; those of reports come later."""
+        training = dataclasses.replace(self.experiment, report=())
+        return {part.run: part for _, part in parts.walk(training) if isinstance(part, Pretrained)}
 
     @functools.cached_property
     def made(self) -> dict[str, Any]:
@@ -96,9 +97,9 @@ class Program:
         """The model's parameters as shapes with shardings."""
         return self._placed(self.boxed)
 
-    def of_pretrained(self, run: str) -> Any:
+    def of_pretrained(self, part: Pretrained) -> Any:
         """The parameters of another run's model, as shapes with shardings."""
-        return self._placed(jax.eval_shape(self.pretrained[run].model.begin, jax.random.key(0)))
+        return self._placed(jax.eval_shape(part.model.begin, jax.random.key(0)))
 
     def _placed(self, boxed: Any) -> Any:
         def one(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -108,7 +109,7 @@ class Program:
 
     @functools.cached_property
     def template(self) -> TrainState:
-        others = {run: self.of_pretrained(run) for run in self.pretrained}
+        others = {run: self.of_pretrained(part) for run, part in self.pretrained.items()}
         shapes = jax.eval_shape(self._begin, jax.random.key(0), self.made, others)
         whole = NamedSharding(self.mesh, PartitionSpec())
         trained, base = map(self._placed, self.parted)
