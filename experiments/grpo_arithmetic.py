@@ -17,6 +17,7 @@ from llm_jax.objectives.rewards import ExactAnswer
 from llm_jax.text.kept import Kept
 from llm_jax.training.optimizers import AdamW, Constant
 from llm_jax.training.report import ExactMatch
+from llm_jax.training.report_preferences import Rewarded
 from llm_jax.training.rollouts import Rollouts
 
 
@@ -37,6 +38,6 @@ def experiment() -> Experiment:
             "log_every": 20,
             "eval_every": 100,
             "save_every": 100,
-            "report": (ExactMatch(),),
+            "report": (ExactMatch(), Rewarded(ExactAnswer(), max_tokens=4)),
         }
     )

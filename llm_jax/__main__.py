@@ -101,6 +101,7 @@ def train(name: str) -> None:
 def evaluate() -> None:
     from llm_jax.training.evaluation import evaluate as measure
     from llm_jax.training.finished import Finished
+    from llm_jax.training.inherit import equip
     from llm_jax.training.report import findings
     from llm_jax.training.restore import restore
 
@@ -110,7 +111,7 @@ def evaluate() -> None:
     for metric, value in measure(program, params, experiment.data.evaluation(tokenizer)).items():
         print(f"{metric:16} {value:.6f}")
     if experiment.report:
-        for finding in findings(Finished(experiment, tokenizer, params, program.frozen)):
+        for finding in findings(equip(Finished(experiment, tokenizer, params, program.frozen), program)):
             print("\n".join(finding.lines))
 
 

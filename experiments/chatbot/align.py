@@ -3,8 +3,10 @@
     python -m llm_jax train chatbot/align --workdir=runs/chatbot/align
 
 The last stage of `make chatbot`: from `chatbot/instruct`, by group-relative policy optimisation with the score of
-`chatbot/reward`. A reward that rises while the divergence from the beginning does too may be a reward that is gamed:
-the report shows replies of before and after side by side.
+`chatbot/reward`. That reads a reply which was cut off as if it had ended there, so such a reply counts -3 instead:
+scores are log-odds that began at 0, and of a reply of 0 and one of -3 the better is the first to 95 people of 100. A
+reward that rises while the divergence from the beginning does too may be a reward that is gamed: the report shows
+replies of before and after side by side.
 """
 
 import dataclasses
@@ -57,7 +59,7 @@ def experiment() -> Experiment:
         tokenizer=Kept(),
         data=Rollouts(
             Openings(), length=112, batch=64, group=8, max_tokens=32, rewards=(JUDGE,),
-            rendering=Rendering(learn="answers"), evaluation_batches=1,
+            rendering=Rendering(learn="answers"), evaluation_batches=1, unended=-3.0,
         ),
         objective=Grpo(kl=0.05),
         optimizer=AdamW(learning_rate=5e-5, schedule=Constant(warmup=5), weight_decay=0.0),

@@ -133,7 +133,12 @@ def from_json(json: Json, modules: tuple[str, ...] = (), where: str = "manifest"
     return build(part, [], given, where)
 
 
-def _named(name: Any, modules: tuple[str, ...], where: str) -> type:
+def resolve(name: Any, modules: tuple[str, ...], where: str) -> Any:
+    """What the module of "module:name" has under that name; None if it has nothing.
+
+    Raises:
+      InputError: the module is neither of this project nor one of the user's `modules`, or there is none.
+    """
     module, _, attribute = name.partition(":") if isinstance(name, str) else ("", "", "")
     package = module.partition(".")[0]
     ours = package in TRUSTED and module not in modules
@@ -145,9 +150,13 @@ def _named(name: Any, modules: tuple[str, ...], where: str) -> type:
             "pass the file that defines it with --modules, if you trust it"
         )
     try:
-        found: Any = getattr(importlib.import_module(module), attribute, None)
+        return getattr(importlib.import_module(module), attribute, None)
     except (ImportError, ValueError):  # a ValueError: a name that no file can have
         raise InputError(f"{where} names {name!r}, but there is no module {module!r} here") from None
+
+
+def _named(name: Any, modules: tuple[str, ...], where: str) -> type:
+    found, module = resolve(name, modules, where), str(name).partition(":")[0]
     is_type = isinstance(found, type) and issubclass(found, (Part, nn.Module)) and dataclasses.is_dataclass(found)
     if not is_type or found.__module__ != module or not trusted(module, modules):
         raise InputError(f"{where} names {name!r}, which is not a part")

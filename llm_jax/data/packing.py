@@ -61,10 +61,13 @@ def ramps(counts: np.ndarray) -> np.ndarray:
 class Packing(Part):
     """A way to lay documents out in rows. The number of rows must not depend on `rng`."""
 
-    def plan(self, offsets: np.ndarray, length: int, rng: np.random.Generator | None) -> Plan | WindowPlan:
+    def plan(
+        self, offsets: np.ndarray, length: int, rng: np.random.Generator | None, learnt: np.ndarray | None = None
+    ) -> Plan | WindowPlan:
         """The rows of an epoch over documents `offsets[d]` to `offsets[d + 1]`, each of at most `length` pairs.
 
-        `rng` shuffles the documents; None keeps their order.
+        `rng` shuffles the documents; None keeps their order. `learnt` says of each token whether it is, as a target:
+        where documents are kept apart, a piece of which nothing is learnt has no place in a row (None: all have one).
         """
         raise NotImplementedError
 
@@ -86,7 +89,9 @@ class Windows(Packing):
         if self.stride < 1:
             raise InputError(f"Windows.stride must be at least 1, not {self.stride}")
 
-    def plan(self, offsets: np.ndarray, length: int, rng: np.random.Generator | None) -> WindowPlan:
+    def plan(
+        self, offsets: np.ndarray, length: int, rng: np.random.Generator | None, learnt: np.ndarray | None = None
+    ) -> WindowPlan:
         return WindowPlan(int(offsets[-1]), length, self.stride)
 
     def once(self, length: int) -> Packing:
@@ -97,7 +102,9 @@ class Windows(Packing):
 class ConcatThenSplit(Packing):
     """Documents one after another, cut where a row ends: every row but an epoch's last is full."""
 
-    def plan(self, offsets: np.ndarray, length: int, rng: np.random.Generator | None) -> Plan:
+    def plan(
+        self, offsets: np.ndarray, length: int, rng: np.random.Generator | None, learnt: np.ndarray | None = None
+    ) -> Plan:
         start, size = _documents(offsets, rng)
         ends = np.cumsum(size)
         cuts = np.union1d(ends - size, np.arange(0, ends[-1], length))  # where a document or a row begins
@@ -123,8 +130,10 @@ class BestFit(Packing):
 
     too_long: TooLong = "split"
 
-    def plan(self, offsets: np.ndarray, length: int, rng: np.random.Generator | None) -> Plan:
-        start, size = _whole(*_documents(offsets, rng), length, self.too_long)
+    def plan(
+        self, offsets: np.ndarray, length: int, rng: np.random.Generator | None, learnt: np.ndarray | None = None
+    ) -> Plan:
+        start, size = _taught(*_whole(*_documents(offsets, rng), length, self.too_long), length, learnt)
         order = np.argsort(-size, kind="stable")
         row = best_fit(size[order], length)
         by_row = np.argsort(row, kind="stable")
@@ -162,8 +171,10 @@ class One(Packing):
 
     too_long: TooLong = "refuse"
 
-    def plan(self, offsets: np.ndarray, length: int, rng: np.random.Generator | None) -> Plan:
-        start, size = _whole(*_documents(offsets, rng), length, self.too_long)
+    def plan(
+        self, offsets: np.ndarray, length: int, rng: np.random.Generator | None, learnt: np.ndarray | None = None
+    ) -> Plan:
+        start, size = _taught(*_whole(*_documents(offsets, rng), length, self.too_long), length, learnt)
         return Plan(start, size, np.arange(len(size) + 1))
 
 
@@ -189,6 +200,25 @@ def _whole(start: np.ndarray, size: np.ndarray, length: int, too_long: TooLong) 
     counts = -(-size // length)
     document, nth = np.repeat(np.arange(len(size)), counts), ramps(counts)
     return start[document] + nth * length, np.minimum(length, size[document] - nth * length)
+
+
+def _taught(
+    start: np.ndarray, size: np.ndarray, length: int, learnt: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The pieces that have a target to learn."""
+    if learnt is None:
+        return start, size
+    order = np.argsort(start)
+    bounds = np.stack([start[order] + 1, (start + size)[order] + 1], 1).reshape(-1)
+    bounds = bounds[bounds < len(learnt)]  # the last piece may end where the tokens do
+    keep = np.empty(len(start), bool)
+    keep[order] = np.logical_or.reduceat(learnt, bounds)[::2]
+    if not keep.any():
+        raise InputError(
+            f"nothing is learnt in rows of data.length={length}: raise it, or change data.packing.too_long or "
+            "data.rendering.learn"
+        )
+    return start[keep], size[keep]
 
 
 PACKINGS = dict(Windows=Windows, ConcatThenSplit=ConcatThenSplit, BestFit=BestFit, One=One)

@@ -16,7 +16,8 @@ class Pretrained(Part):
     """The model of the run in the folder `run`, with its newest parameters.
 
     `model` is filled in when a training begins, and from then on the run's folder is not needed any more: the
-    parameters are kept with what the training freezes. Both runs must have the same tokenizer.
+    parameters are kept with what the training freezes. What a report asks is not: it is opened when the report is made.
+    Both runs must have the same tokenizer, and write texts in the same way.
     """
 
     run: str

@@ -8,9 +8,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from llm_jax.core.aside import ASIDE, heard
 from llm_jax.core.parts import Rate
 from llm_jax.core.tables import InputError
-from llm_jax.objectives.objective import Objective, smoothed
+from llm_jax.layers.moe import routing
+from llm_jax.objectives.objective import Objective, cross_entropy, smoothed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Classification(Objective):
 
     The model's `classify(batch, key)` gives the scores [B, O]. Sums: weight (rows), loss and, in evaluation, correct.
     `smoothing` is the share of each target that is spread over all classes (Szegedy et al. 2016); evaluation measures
-    without it.
+    without it, and in training the sum `cross_entropy` is without it. Of a mixture of experts there are the sums of
+    `routing` too.
 
     Raises:
       InputError: the model does not classify or lacks a class, or the batch has no labels.
@@ -41,13 +44,16 @@ class Classification(Objective):
         if "label_B" not in batch:
             raise InputError("Classification needs labels: use data=Images(...), or data.presentation=WithLabel()")
         label_B = batch["label_B"]
-        score_BO: Any = model.apply({"params": params}, batch, key, method="classify")
+        classified: Any = model.apply({"params": params}, batch, key, method="classify", mutable=[ASIDE])
+        score_BO, said = classified
         weight_B = (label_B >= 0).astype(jnp.float32)
         loss_B = smoothed(score_BO, label_B, 0.0 if key is None else self.smoothing)
         sums = dict(weight=weight_B.sum(), loss=jnp.where(label_B >= 0, loss_B, 0).sum())
+        if key is not None and self.smoothing:
+            sums["cross_entropy"] = jnp.where(label_B >= 0, cross_entropy(score_BO, label_B), 0).sum()
         if key is None:
             sums["correct"] = jnp.where(score_BO.argmax(-1) == label_B, weight_B, 0).sum()
-        return sums
+        return sums | routing(heard(said), weight_B)
 
 
 OBJECTIVES = dict(Classification=Classification)

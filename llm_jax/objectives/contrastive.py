@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.alphabet import contract
+from llm_jax.core.aside import ASIDE, heard
 from llm_jax.core.parts import Positive, conform
 from llm_jax.core.tables import InputError
+from llm_jax.layers.moe import routing
 from llm_jax.layers.tokens import PADDING, Tokens
 from llm_jax.models.encoder import Encoder
 from llm_jax.objectives.objective import Relating, cross_entropy
@@ -24,7 +26,8 @@ class Contrastive(Relating):
     the other rows are what the true one is told from (Gao et al. 2021, SimCSE; with a text as its own second, the two
     differ by dropout alone). A row with the same first or the same second text is none of them: its answer is right
     too. All rows of the batch count, whatever `microbatches` and the layout are. Evaluation is among the rows of a
-    batch too. Sums: weight (rows), loss (nats) and, in evaluation, correct.
+    batch too. Sums: weight (rows), loss (nats) and, in evaluation, correct; of a mixture of experts those of `routing`,
+    means over the two texts.
 
     Raises:
       InputError: the model is no Encoder, or the batch has no two texts.
@@ -40,10 +43,11 @@ class Contrastive(Relating):
             raise InputError("Contrastive needs two texts a row: set data.presentation=TwoTexts()")
         keys = (None, None) if key is None else jax.random.split(key)
 
-        def vectors(tokens_BT: jax.Array, at: Tokens, key: Any) -> jax.Array:
-            pooled: Any = model.apply({"params": params}, tokens_BT, at, key, method=_pooled)
-            wide_BD = pooled.astype(jnp.float32)
-            return wide_BD * jax.lax.rsqrt(jnp.maximum((wide_BD * wide_BD).sum(-1, keepdims=True), 1e-24))
+        def vectors(tokens_BT: jax.Array, at: Tokens, key: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+            pooled: Any = model.apply({"params": params}, tokens_BT, at, key, method=_pooled, mutable=[ASIDE])
+            wide_BD = pooled[0].astype(jnp.float32)
+            unit_BD = wide_BD * jax.lax.rsqrt(jnp.maximum((wide_BD * wide_BD).sum(-1, keepdims=True), 1e-24))
+            return unit_BD, heard(pooled[1])
 
         return (
             vectors(batch["source_BS"], Tokens(batch["source_position_BS"], batch["source_segment_BS"]), keys[0]),
@@ -51,7 +55,7 @@ class Contrastive(Relating):
         )
 
     def relate(self, vectors, batch, key):
-        first_BD, second_ND = vectors
+        (first_BD, first_said), (second_ND, second_said) = vectors
         there_B = (batch["segment_BT"] != PADDING).any(1)
         score_BN = contract("BD,ND->BN", first_BD, second_ND) / self.temperature
         own_B = jnp.arange(len(first_BD))
@@ -61,6 +65,8 @@ class Contrastive(Relating):
         sums = dict(weight=weight_B.sum(), loss=jnp.where(there_B, cross_entropy(score_BN, own_B), 0).sum())
         if key is None:
             sums["correct"] = jnp.where(score_BN.argmax(-1) == own_B, weight_B, 0).sum()
+        for name, value in routing(first_said, weight_B / 2).items():
+            sums[name] = value + routing(second_said, weight_B / 2)[name]
         return sums
 
 

@@ -14,7 +14,7 @@ from llm_jax.core.parts import Rate, conform
 from llm_jax.core.tables import InputError
 from llm_jax.layers.moe import routing
 from llm_jax.models.model import Generator
-from llm_jax.objectives.objective import Objective, smoothed
+from llm_jax.objectives.objective import Objective, cross_entropy, smoothed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class NextToken(Objective):
     Sums: weight, loss, bytes (of text that the weighted targets stand for) and, in evaluation, correct; of a mixture of
     experts those of `routing`. A target that a mask shows to earlier tokens (`Prefix`, of prefix language models) has
     weight 0. `smoothing` is the share of each target that is spread over the vocabulary (Szegedy et al. 2016);
-    evaluation measures without it.
+    evaluation measures without it, and in training the sum `cross_entropy` is without it.
 
     Raises:
       InputError: a mask shows all of them (`Full`), or the batch is not made of texts to write.
@@ -43,6 +43,8 @@ class NextToken(Objective):
             loss=(loss_BT * weight_BT).sum(),
             bytes=(batch["bytes_BT"].astype(jnp.float32) * weight_BT).sum(),
         )
+        if key is not None and self.smoothing:
+            sums["cross_entropy"] = (cross_entropy(score_BTV, target_BT) * weight_BT).sum()
         if key is None:
             sums["correct"] = jnp.where(score_BTV.argmax(-1) == target_BT, weight_BT, 0).sum()
         return sums | routing(heard(said), weight_BT.sum(1))

@@ -28,9 +28,11 @@ class Objective(Part):
 
     Attributes:
       likelihood: whether the loss is the negative log-likelihood of data, in nats: then it has a perplexity.
+      together: how many rows training must compute at once, at least, where a row is compared with others.
     """
 
     likelihood: ClassVar[bool] = True
+    together: ClassVar[int] = 1
 
     def check(self, model: Any, documents: Sequence[Document]) -> None:
         """Nothing, if the model can learn this from these, before any of it is tokenised.

@@ -51,6 +51,16 @@ class Rollout:
         """[prompts, group]."""
         return x_B.reshape(-1, self.group)
 
+    def compared(self, x_B: np.ndarray, objective: str) -> np.ndarray:
+        """`grouped`, for an objective that compares the completions of a prompt.
+
+        Raises:
+          InputError: each prompt has one alone, of which nothing could be learnt.
+        """
+        if self.group < 2:
+            raise InputError(f"{objective} compares completions of one prompt: data.group must be 2 or more")
+        return self.grouped(x_B)
+
 
 class Credit(NamedTuple):
     """What a rollout is worth: [B, T] for each target, and the coefficient of the divergence for the next rollout."""
@@ -75,10 +85,11 @@ class Read(NamedTuple):
 class PolicyGradient(Objective, abc.ABC):
     """What policy gradients share. The model is read without dropout, which would be noise in the ratio.
 
-    Sums: weight and loss; with weights of their own reward, `reward_spread` (the deviation within a group), kl (nats a
-    token from the reference, by the estimate of Schulman that is never negative), kl_per_reply (nats a completion),
-    entropy (nats a token), length, truncated (completions without an end); in training clip_fraction. In evaluation the
-    loss is the reward, negated.
+    Sums: weight and loss; with weights of their own reward, `reward_spread` (the deviation within a group), entropy
+    (nats a token), length, truncated (completions without an end); in training clip_fraction, kl (nats a token from the
+    reference, by the estimate of Schulman that is never negative) and kl_per_reply (nats a completion). Of the greedy
+    answers of an evaluation that is no estimate: `Rewarded` measures the divergence. In evaluation the loss is the
+    reward, negated.
 
     Raises:
       InputError: the batch has no completions, or the model does not write.
@@ -134,27 +145,31 @@ class PolicyGradient(Objective, abc.ABC):
         read = self.read(model, params, frozen, batch)
         weight_BT = batch["weight_BT"]
         row_B = (weight_BT > 0).any(1).astype(jnp.float32)
-        kl = (_k3(read.logp_BT, batch["reference_BT"]) * weight_BT).sum()
         logged = dict(
-            kl=(kl, weight_BT.sum()),
-            kl_per_reply=(kl, row_B.sum()),
             entropy=((read.entropy_BT * weight_BT).sum(), weight_BT.sum()),
             length=(weight_BT.sum(), row_B.sum()),
             truncated=(((1 - batch["ended_B"]) * row_B).sum(), row_B.sum()),
         )
         of_rows = [name for name in batch if name.startswith(("reward", "kl_coefficient"))]
         logged |= {name.removesuffix("_B"): ((batch[name] * row_B).sum(), row_B.sum()) for name in of_rows}
+        counted_B = row_B if key is None else self.counted(weight_BT)
         if key is None:
-            sums = dict(weight=row_B.sum(), loss=-logged["reward"][0])
+            sums = dict(loss=-logged["reward"][0])
         else:
             sums, logged["clip_fraction"] = self.lose(read, batch, frozen)
+            kl = (_k3(read.logp_BT, batch["reference_BT"]) * weight_BT).sum()
+            logged |= dict(kl=(kl, weight_BT.sum()), kl_per_reply=(kl, row_B.sum()))
         for name, (total, divisor) in logged.items():
             sums |= {name: total, f"{name}_weight": divisor}
-        return sums | routing(heard(read.said), weight_BT.sum(1))
+        return sums | dict(weight=counted_B.sum()) | routing(heard(read.said), counted_B)
+
+    def counted(self, weight_BT: jax.Array) -> jax.Array:
+        """[B]: how much each completion counts in the loss, whose weight is the sum: by default alike."""
+        return (weight_BT > 0).any(1).astype(jnp.float32)
 
     @abc.abstractmethod
     def lose(self, read: Read, batch: Mapping[str, jax.Array], frozen: Any) -> tuple[Sums, tuple[jax.Array, jax.Array]]:
-        """The sums that are the loss; and how many ratios are clipped, of how many."""
+        """The loss, a sum over what is `counted`, with other sums; and how many ratios are clipped, of how many."""
         raise NotImplementedError
 
 
@@ -187,28 +202,25 @@ class Grpo(PolicyGradient):
     kl: Penalty = 0.04
 
     def credit(self, rollout, coefficient):
-        reward = rollout.grouped(rollout.reward_B)
+        reward = rollout.compared(rollout.reward_B, type(self).__name__)
         advantage_B = self.scaled(reward - reward.mean(1, keepdims=True), reward).reshape(-1)
         return Credit(advantage_B[:, None] * rollout.weight_BT, np.zeros_like(rollout.weight_BT), coefficient)
 
     def scaled(self, advantage: np.ndarray, reward: np.ndarray) -> np.ndarray:
         """[prompts, group]."""
-        deviation = reward.std(1, ddof=1, keepdims=True) if reward.shape[1] > 1 else 0.0
-        return advantage / (deviation + 1e-4)
+        return advantage / (reward.std(1, ddof=1, keepdims=True) + 1e-4)
 
-    def shares(self, weight_BT: jax.Array, frozen: Any) -> tuple[jax.Array, jax.Array]:
-        """[B, T]: how much each token counts; and what the loss is divided by."""
-        length_B = weight_BT.sum(1)
-        return weight_BT / jnp.maximum(length_B, 1)[:, None], (length_B > 0).sum().astype(jnp.float32)
+    def shares(self, weight_BT: jax.Array, frozen: Any) -> jax.Array:
+        """[B, T]: how much each token counts."""
+        return weight_BT / jnp.maximum(weight_BT.sum(1), 1)[:, None]
 
     def lose(self, read, batch, frozen):
         weight_BT = batch["weight_BT"]
         ratio_BT = jnp.exp(read.logp_BT - batch["old_BT"])
         loss_BT, clipped_BT = clipped(ratio_BT, batch["advantage_BT"], self.clip_low, self.clip_high)
         loss_BT = loss_BT + self.kl * _k3(read.logp_BT, batch["reference_BT"])
-        share_BT, weight = self.shares(weight_BT, frozen)
-        sums = dict(weight=weight, loss=(loss_BT * share_BT).sum())
-        return sums, ((clipped_BT * weight_BT).sum(), weight_BT.sum())
+        loss = (loss_BT * self.shares(weight_BT, frozen)).sum()
+        return dict(loss=loss), ((clipped_BT * weight_BT).sum(), weight_BT.sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +236,7 @@ class DrGrpo(Grpo):
         return advantage
 
     def shares(self, weight_BT, frozen):
-        return weight_BT / frozen["max_tokens"], (weight_BT > 0).any(1).sum().astype(jnp.float32)
+        return weight_BT / frozen["max_tokens"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +247,10 @@ class Dapo(Grpo):
     kl: Penalty = 0.0
 
     def shares(self, weight_BT, frozen):
-        return weight_BT, weight_BT.sum()
+        return weight_BT
+
+    def counted(self, weight_BT):
+        return weight_BT.sum(1)
 
 
 # --------------------------------------------------------------------------------------------------- whole completions
@@ -266,11 +281,11 @@ class Reinforce(PolicyGradient):
 
     def lose(self, read, batch, frozen):
         weight_BT = batch["weight_BT"]
-        row_B = (weight_BT > 0).any(1).astype(jnp.float32)
+        row_B = self.counted(weight_BT)
         ratio_B = jnp.exp(((read.logp_BT - batch["old_BT"]) * weight_BT).sum(1))
         advantage_B = (batch["advantage_BT"] * weight_BT).sum(1) / jnp.maximum(weight_BT.sum(1), 1)
         loss_B, clipped_B = clipped(ratio_B, advantage_B, self.clip, self.clip)
-        return dict(weight=row_B.sum(), loss=(loss_B * row_B).sum()), ((clipped_B * row_B).sum(), row_B.sum())
+        return dict(loss=(loss_B * row_B).sum()), ((clipped_B * row_B).sum(), row_B.sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,9 +293,7 @@ class Rloo(Reinforce):
     """REINFORCE leave-one-out (Ahmadian et al. 2024): the baseline is the mean of the prompt's other completions."""
 
     def baseline(self, rollout, score_B):
-        score = rollout.grouped(score_B)
-        if score.shape[1] < 2:
-            raise InputError("Rloo compares completions of one prompt: data.group must be 2 or more")
+        score = rollout.compared(score_B, type(self).__name__)
         return ((score.sum(1, keepdims=True) - score) / (score.shape[1] - 1)).reshape(-1)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.core.aside import ASIDE
 from llm_jax.core.parts import Positive, conform
 from llm_jax.models.actor_critic import ActorCritic
 from llm_jax.objectives.divergence import Divergence, FixedKl, Penalty
@@ -39,7 +41,9 @@ class Ppo(PolicyGradient):
     def read(self, model, params, frozen, batch):
         actor_critic = conform(model, ActorCritic, "model")
         read = super().read(actor_critic, params, frozen, batch)
-        return read._replace(value_BT=actor_critic.apply({"params": params}, batch, method="values"))
+        valued: Any = actor_critic.apply({"params": params}, batch, method="values", mutable=[ASIDE])
+        said = {ASIDE: {**read.said.get(ASIDE, {}), **valued[1].get(ASIDE, {})}}  # of actor and critic
+        return read._replace(value_BT=valued[0], said=said)
 
     def credit(self, rollout, coefficient):
         weight_BT = rollout.weight_BT
@@ -52,6 +56,9 @@ class Ppo(PolicyGradient):
             advantage_BT = _whitened(advantage_BT, weight_BT)
         return Credit(advantage_BT, return_BT, self.kl.after(coefficient, float(rollout.divergence_B.mean())))
 
+    def counted(self, weight_BT):
+        return weight_BT.sum(1)
+
     def lose(self, read, batch, frozen):
         weight_BT, return_BT = batch["weight_BT"], batch["return_BT"]
         ratio_BT = jnp.exp(read.logp_BT - batch["old_BT"])
@@ -60,7 +67,6 @@ class Ppo(PolicyGradient):
         near_BT = batch["value_BT"] + change_BT
         value_BT = jnp.maximum((read.value_BT - return_BT) ** 2, (near_BT - return_BT) ** 2) / 2
         sums = dict(
-            weight=weight_BT.sum(),
             loss=((loss_BT + self.value * value_BT) * weight_BT).sum(),
             value_loss=(value_BT * weight_BT).sum(),
         )

@@ -192,6 +192,8 @@ class Kto(_Direct):
     rows at hand, from prompts with a reply to another one: so microbatches see each their own, and no others.
     """
 
+    together = 2
+
     beta: Positive = 0.1
     desirable: Positive = 1.0
     undesirable: Positive = 1.0

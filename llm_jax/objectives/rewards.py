@@ -1,10 +1,11 @@
-"""How good a completion is: plain functions of texts, which policies are trained on and reports measure."""
+"""How good a completion is: functions of texts, which policies are trained on and reports measure."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Sequence
+from types import FunctionType
 from typing import Any
 
 import jax
@@ -12,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.parts import Part, conform
+from llm_jax.core.spelling import resolve
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Conversation, Document, Example, Preference, Rendering
+from llm_jax.experiment import module_name, user_modules
 from llm_jax.layers.tokens import PADDING, Tokens
 from llm_jax.models.heads import Scorer
 from llm_jax.models.pretrained import Pretrained
@@ -34,9 +37,80 @@ class Reward(Part):
         """
         raise NotImplementedError
 
+    def called(self) -> str:
+        """What its scores are called in what is logged."""
+        return type(self).__name__
+
+    def check(self) -> None:
+        """Nothing, if it can be asked.
+
+        Raises:
+          InputError: it cannot.
+        """
+
     def ready(self, tokenizer: Tokenizer, rendering: Rendering, frozen: Any) -> Reward:
         """The reward as a training asks it: one that reads texts as a model does is given what that needs."""
         return self
+
+
+GIVEN: dict[str, FunctionType] = {}  # the functions that this process was handed, by the names that manifests keep
+
+
+@dataclasses.dataclass(frozen=True)
+class Function(Reward):
+    """A plain function `f(prompts, completions, examples)` that returns a number for each completion.
+
+    `name` is "module:function", or "file.py:function" of a file that was run: an experiment's own, or with --modules.
+    Of this project only the files of experiments have such functions.
+
+    Raises:
+      InputError: where it is asked, the file was not run, or has no such function.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        file, _, function = self.name.rpartition(":")
+        if file.endswith(".py"):
+            object.__setattr__(self, "name", f"{module_name(file)}:{function}")
+
+    @classmethod
+    def of(cls, function: FunctionType) -> Function:
+        """The part that stands for a function in an experiment.
+
+        Raises:
+          InputError: its name does not say which it is, so that no manifest could keep it.
+        """
+        if not function.__qualname__.isidentifier():  # of a lambda, or within another function
+            raise InputError(
+                f"the reward {function.__qualname__} has no name that a manifest could keep: write it with def, at the "
+                "top of your file"
+            )
+        made = cls(f"{function.__module__}:{function.__name__}")
+        GIVEN[made.name] = function
+        return made
+
+    def __call__(self, prompts, completions, examples):
+        return np.asarray(self._found()(prompts, completions, examples), np.float64)
+
+    def called(self):
+        return self.name.rpartition(":")[2]
+
+    def check(self):
+        self._found()
+
+    def _found(self) -> FunctionType:
+        if self.name in GIVEN:
+            return GIVEN[self.name]
+        found = resolve(self.name, user_modules(), "a reward")
+        if not isinstance(found, FunctionType) or self.name.startswith("llm_jax."):
+            raise InputError(f"a reward names {self.name!r}, which is no function of an experiment or a file of yours")
+        return found
+
+
+def as_reward(given: Reward | FunctionType) -> Reward:
+    """The reward itself, or that which asks a plain function."""
+    return Function.of(given) if isinstance(given, FunctionType) else given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,4 +192,4 @@ def completed(document: Document, completion: str) -> Document:
     raise InputError(f"a {type(document).__name__} has no place for an answer: use examples or conversations")
 
 
-REWARDS = dict(ExactAnswer=ExactAnswer, ModelReward=ModelReward)
+REWARDS = dict(ExactAnswer=ExactAnswer, Function=Function, ModelReward=ModelReward)

@@ -86,6 +86,10 @@ class Completions:
         """[B]: how many tokens each has, but for one that ended it."""
         return np.array([len(ids) for ids in self.ids]) - self.ended_B
 
+    def truncated(self) -> float:
+        """The share of them that did not end."""
+        return 1 - float(self.ended_B.mean())
+
     def laid(self, length: int, pad: int, bytes_V: np.ndarray) -> Batch:
         """Rows of `length` tokens, one completion each; the targets that were drawn have weight 1."""
         batch = blank(len(self.ids), length, pad)

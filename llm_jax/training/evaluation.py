@@ -45,7 +45,8 @@ def means(sums: Mapping[str, Any], likelihood: bool = True) -> dict[str, float]:
     """Metrics by their standard names from an objective's sums.
 
     Any sum `x` is divided by `x_weight` where there is one (of other things than the loss: rows, pairs), else by
-    `weight`. `likelihood` says whether the loss is one of data, so that perplexity and bits per byte mean something.
+    `weight`. `likelihood` says whether the loss is one of data, so that perplexity and bits per byte mean something:
+    they are of the sum `cross_entropy` where the loss is another.
 
     Raises:
       InputError: the weight is 0: nothing was measured.
@@ -58,9 +59,10 @@ def means(sums: Mapping[str, Any], likelihood: bool = True) -> dict[str, float]:
     loss = float(sums["loss"]) / weight
     found = dict(loss=loss)
     if likelihood:
-        found["perplexity"] = math.exp(min(loss, 700.0))
+        nats = float(sums.get("cross_entropy", sums["loss"]))
+        found["perplexity"] = math.exp(min(nats / weight, 700.0))
         if float(sums.get("bytes", 0)) > 0:
-            found["bits_per_byte"] = float(sums["loss"]) / math.log(2) / float(sums["bytes"])
+            found["bits_per_byte"] = nats / math.log(2) / float(sums["bytes"])
     for name in sums.keys() - OWN:
         if not name.endswith(WEIGHT) and (divisor := float(sums.get(f"{name}{WEIGHT}", weight))) > 0:
             found[NAMES.get(name, name)] = float(sums[name]) / divisor

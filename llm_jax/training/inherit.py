@@ -22,6 +22,7 @@ from llm_jax.models.model import Model
 from llm_jax.models.pretrained import Pretrained
 from llm_jax.text.kept import Kept
 from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
+from llm_jax.training.finished import Finished
 from llm_jax.training.program import Program, TrainState, fill
 from llm_jax.training.restore import open_checkpoint
 from llm_jax.training.run import Run
@@ -42,14 +43,7 @@ def inherit(experiment: Experiment, workdir: str | Path | None = None) -> Experi
     if not (asked or experiment.init_from):
         return experiment
     begun = _begun(experiment, workdir)
-    known = {} if begun is None else {p.run: p for _, p in parts.walk(_experiment(begun)) if isinstance(p, Pretrained)}
-
-    def settle(part: Any) -> Any:
-        if not isinstance(part, Pretrained) or not isinstance(part.model, Inherited):
-            return part
-        return known.get(part.run) or dataclasses.replace(part, model=_opened(Run.existing(part.run)).experiment.model)
-
-    experiment = parts.transform(experiment, settle)
+    experiment = _settled(experiment, None if begun is None else _experiment(begun))
     if not experiment.init_from:
         return experiment
     if experiment.tokenizer != Kept():
@@ -67,6 +61,37 @@ def inherit(experiment: Experiment, workdir: str | Path | None = None) -> Experi
     return experiment.override(changes)
 
 
+def _settled(asking: Any, known: Any) -> Any:
+    """Each `Pretrained` in it with the model of its run, which `known` may have already."""
+    found = {p.run: p for _, p in parts.walk(known) if isinstance(p, Pretrained) and not isinstance(p.model, Inherited)}
+
+    def settle(part: Any) -> Any:
+        if not isinstance(part, Pretrained) or not isinstance(part.model, Inherited):
+            return part
+        return found.get(part.run) or dataclasses.replace(part, model=_opened(Run.existing(part.run)).experiment.model)
+
+    return parts.transform(asking, settle)
+
+
+def equip(finished: Finished, program: Program) -> Finished:
+    """With the models of other runs that its report asks, those that the run itself does not keep.
+
+    Raises:
+      InputError: there is no such run, or it reads texts in another way.
+    """
+    report = _settled(finished.experiment.report, finished.experiment)
+    kept = (finished.frozen or {}).get("pretrained", {})
+    others = {part.run: part for part in _asked(report) if part.run not in kept}
+    opened = {run: _pretrained(program, part) for run, part in others.items()}
+    frozen = {**(finished.frozen or {}), "pretrained": kept | opened} if opened else finished.frozen
+    experiment = dataclasses.replace(finished.experiment, report=report)
+    return dataclasses.replace(finished, experiment=experiment, frozen=frozen)
+
+
+def _asked(report: Any) -> list[Pretrained]:
+    return [part for _, part in parts.walk(report) if isinstance(part, Pretrained)]
+
+
 def first_tokenizer(experiment: Experiment) -> Tokenizer:
     """The tokenizer that a training of the experiment begins with: that of `init_from`, or one made of its texts."""
     if experiment.init_from:
@@ -81,9 +106,11 @@ def begin(program: Program) -> TrainState:
 
     Raises:
       InputError: that run has no checkpoint, or other parameters than the experiment's model; or a `Pretrained` model
-        reads texts by another tokenizer.
+        reads texts in another way.
     """
-    others = {run: _pretrained(program, run) for run in program.pretrained}
+    others = {run: _pretrained(program, part) for run, part in program.pretrained.items()}
+    for part in _asked(program.experiment.report):  # now, not when the training has ended
+        _check_reading(program, Run.existing(part.run))
     if not program.experiment.init_from:
         return program.begin(others=others)
     run = Run.existing(program.experiment.init_from)
@@ -134,12 +161,30 @@ def _shapes(boxed: Any) -> dict[str, tuple[int, ...]]:
     return {path: leaf.value.shape for path, leaf in leaves(boxed).items()}
 
 
-def _pretrained(program: Program, name: str) -> Any:
-    run = Run.existing(name)
-    if program.tokenizer is None or load_tokenizer(run.tokenizer).identity != program.tokenizer.identity:
-        raise InputError(f"{name} has another tokenizer than this run: let both begin from the same run (init_from)")
+def _pretrained(program: Program, part: Pretrained) -> Any:
+    run = Run.existing(part.run)
+    _check_reading(program, run)
     params, _ = open_checkpoint(run, _opened(run, program.mesh))
-    return jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, program.of_pretrained(name)))
+    return jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, program.of_pretrained(part)))
+
+
+def _check_reading(program: Program, run: Run) -> None:
+    """Nothing, if the other run's model knows texts as this run writes them.
+
+    Raises:
+      InputError: it has another tokenizer, or another rendering (but for what is learnt).
+    """
+    alike = "let both begin from the same run (init_from)"
+    if program.tokenizer is None or load_tokenizer(run.tokenizer).identity != program.tokenizer.identity:
+        raise InputError(f"{run.workdir} has another tokenizer than this run: {alike}")
+    there, here = (conform(e.data, Data, "data").rendering for e in (_experiment(run), program.experiment))
+    for name in parts.settings(here):
+        theirs, ours = getattr(there, name), getattr(here, name)
+        if name != "learn" and theirs != ours:
+            raise InputError(
+                f"{run.workdir} has data.rendering.{name}={show(theirs, whole=True)}, this run "
+                f"{show(ours, whole=True)}: {alike}, or set it alike"
+            )
 
 
 def _begun(experiment: Experiment, workdir: str | Path | None) -> Run | None:

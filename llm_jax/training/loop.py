@@ -23,7 +23,7 @@ from llm_jax.training.display import Display
 from llm_jax.training.evaluation import evaluate, means
 from llm_jax.training.finished import Finished
 from llm_jax.training.frozen import keep, kept
-from llm_jax.training.inherit import begin, first_tokenizer, inherit
+from llm_jax.training.inherit import begin, equip, first_tokenizer, inherit
 from llm_jax.training.interrupt import Interrupt
 from llm_jax.training.metrics import MetricsLog, append, cut, read
 from llm_jax.training.program import Program, TrainState, fill
@@ -43,7 +43,8 @@ def train(experiment: Experiment, workdir: str | Path) -> TrainState:
     On SIGTERM or Ctrl-C the step is finished and saved, and the state so far is returned.
 
     Raises:
-      InputError: the experiment, its data or the workdir cannot be used; or `patience` steps in a row were not finite.
+      InputError: the experiment, its data or the workdir cannot be used; a step had nothing to learn; or `patience`
+        steps in a row were not finite.
     """
     keep_memory()
     keep_compiled()
@@ -78,6 +79,7 @@ class Training:
         )  # fmt: skip
         self.held_out = data.evaluation(tokenizer, process=jax.process_index(), processes=jax.process_count())
         self.evaluated: dict[str, float] = {}
+        self.weighed: tuple[int, Any] = (0, 1.0)  # the newest step, and what its targets weigh
 
     def run_to_end(self, interrupt: Interrupt) -> TrainState:
         with jax.set_mesh(self.program.mesh), contextlib.closing(self.batches):
@@ -112,7 +114,8 @@ class Training:
 
     def _finished(self, state: TrainState) -> Finished:
         params = self.program.merged(state.best, state.frozen)
-        return Finished(self.experiment, self.tokenizer, params, self.program.beside(state.frozen))
+        finished = Finished(self.experiment, self.tokenizer, params, self.program.beside(state.frozen))
+        return equip(finished, self.program)
 
     def _resume(self) -> TrainState:
         template = self.program.template
@@ -129,10 +132,13 @@ class Training:
     def _step(self, step: int, state: TrainState) -> TrainState:
         experiment, last = self.experiment, step == self.experiment.steps
         state, metrics = self.program.update(state, place(self.batches.next(state), self.program.mesh))
+        self._demand_targets()  # of the step before: it is computed, so the device need not wait for the answer
+        self.weighed = step, metrics["weight"]
         self.speed.step(state)
         if step % experiment.log_every == 0 or last:
             self._log(step, state, metrics)
         if step % experiment.eval_every == 0 or last:
+            self._demand_targets()
             with self.speed.paused():
                 self.evaluated = evaluate(self.program, state.best, self.held_out, state.frozen)
                 self._write(step, "validation", self.evaluated)
@@ -142,7 +148,21 @@ class Training:
                 self._save(step, state)
         return state
 
+    def _demand_targets(self) -> None:
+        """Nothing, if the newest step had a target to learn. (A weight that is no number is left to `patience`.)
+
+        Raises:
+          InputError: it had none.
+        """
+        step, weight = self.weighed
+        if float(weight) == 0:
+            raise InputError(
+                f"nothing is learnt in step {step}, every target of its batch has weight 0: raise data.length or "
+                "data.batch, leave documents without answers out, or set data.rendering.learn='everything'"
+            )
+
     def _log(self, step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
+        self._demand_targets()
         streak = int(state.longest_streak)
         if streak >= self.experiment.patience:
             raise InputError(
@@ -184,6 +204,7 @@ class Training:
             self.display.note("\n".join(lines))
 
     def _save(self, step: int, state: TrainState) -> None:
+        self._demand_targets()
         self.checkpoints.save(step, dataclasses.replace(state, frozen=None), self.batches.save(), self.evaluated)
 
 

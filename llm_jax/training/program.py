@@ -82,8 +82,9 @@ class Program:
 
     @functools.cached_property
     def pretrained(self) -> dict[str, Pretrained]:
-        """The models of other runs that the experiment asks, by the folders of their runs."""
-        return {part.run: part for _, part in parts.walk(self.experiment) if isinstance(part, Pretrained)}
+        """The models of other runs that training asks, by the folders of their runs; those of reports come later."""
+        training = dataclasses.replace(self.experiment, report=())
+        return {part.run: part for _, part in parts.walk(training) if isinstance(part, Pretrained)}
 
     @functools.cached_property
     def made(self) -> dict[str, Any]:
@@ -96,9 +97,9 @@ class Program:
         """The model's parameters as shapes with shardings."""
         return self._placed(self.boxed)
 
-    def of_pretrained(self, run: str) -> Any:
+    def of_pretrained(self, part: Pretrained) -> Any:
         """The parameters of another run's model, as shapes with shardings."""
-        return self._placed(jax.eval_shape(self.pretrained[run].model.begin, jax.random.key(0)))
+        return self._placed(jax.eval_shape(part.model.begin, jax.random.key(0)))
 
     def _placed(self, boxed: Any) -> Any:
         def one(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -108,7 +109,7 @@ class Program:
 
     @functools.cached_property
     def template(self) -> TrainState:
-        others = {run: self.of_pretrained(run) for run in self.pretrained}
+        others = {run: self.of_pretrained(part) for run, part in self.pretrained.items()}
         shapes = jax.eval_shape(self._begin, jax.random.key(0), self.made, others)
         whole = NamedSharding(self.mesh, PartitionSpec())
         trained, base = map(self._placed, self.parted)
@@ -185,8 +186,8 @@ class Program:
         return jax.tree.map(lambda box, value: box.replace_boxed(value), self.boxed, params, is_leaf=is_lettered)
 
     def _split(self, key: jax.Array, boxed: Any) -> tuple[Any, Any]:
-        tuning: Any = self.experiment.tuning
-        return (boxed, {}) if tuning is None else tuning.split(jax.random.fold_in(key, 1), boxed)
+        tuning, model = cast(Any, self.experiment.tuning), cast(Any, self.experiment.model)
+        return (boxed, {}) if tuning is None else tuning.split(jax.random.fold_in(key, 1), boxed, model.trunks())
 
     def _begin(self, key: jax.Array, made: Any, others: Any) -> TrainState:
         return self._start(key, self._drawn(key), made, others)
@@ -258,7 +259,13 @@ class Program:
             raise InputError(
                 f"data.batch={data.batch} cannot be divided into microbatches={self.experiment.microbatches}"
             )
-        batch_sharding(self.mesh, data.batch // self.experiment.microbatches)
+        objective, rows = cast(Any, self.experiment.objective), data.batch // self.experiment.microbatches
+        if rows < objective.together:
+            raise InputError(
+                f"{type(objective).__name__} compares each row with others, and has {rows} at once: raise data.batch="
+                f"{data.batch}, or lower microbatches={self.experiment.microbatches}"
+            )
+        batch_sharding(self.mesh, rows)
         return data.batch
 
     def _update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -294,7 +301,8 @@ class Program:
             longest_streak=jnp.maximum(jnp.where(first, 0, state.longest_streak), streak),
         )  # fmt: skip
         rate: Any = optimizer
-        return after, dict(gradient_norm=norm, learning_rate=rate.rate(state.step, experiment.steps))
+        rate_now = rate.rate(state.step, experiment.steps)
+        return after, dict(gradient_norm=norm, learning_rate=rate_now, weight=sums["weight"])
 
     def _gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Sums]:
         """The gradient of the objective, and its sums, with what computes in the experiment's precision."""

@@ -6,7 +6,8 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from types import FunctionType
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from llm_jax.inference.sampling import Sampling
 from llm_jax.layers.tokens import Tokens
 from llm_jax.models.heads import Scorer
 from llm_jax.objectives.preferences import apart
-from llm_jax.objectives.rewards import Reward
+from llm_jax.objectives.rewards import Reward, as_reward
 from llm_jax.training.completions import Completions, Prompt, replies
 from llm_jax.training.finished import Finished, language_model
 from llm_jax.training.intervals import NORMAL_95, wilson
@@ -32,19 +33,23 @@ class Rewarded(Report):
 
     The gain is the mean difference by prompt, with its 95% interval. The divergence KL(model || reference) is taken
     over the whole vocabulary at each place of the model's replies: its mean per token, and its sum per reply. Prompts
-    are the first `limit` that leave room for `max_tokens`.
+    are the first `limit` that leave room for `max_tokens`. The share of replies that did not end in them is
+    `truncated`: they are rewarded as they stand.
 
     Raises:
       InputError: the held-out documents have none.
     """
 
-    reward: Reward
+    reward: Reward | FunctionType
     limit: Size = 200
     max_tokens: Size = 64
     temperature: float = 1.0
     batch: Size = 50
     seed: int = 0
     show: int = 2
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reward", as_reward(cast(Any, self).reward))
 
     def __call__(self, finished):
         rendering, lm = _rendering(finished), finished.lm
@@ -56,9 +61,9 @@ class Rewarded(Report):
                 "Rewarded needs held-out conversations, preferences or examples whose prompts leave room for "
                 f"max_tokens={self.max_tokens}: there are none"
             )
-        reward = self.reward.ready(finished.tokenizer, rendering, finished.frozen)
+        reward = cast(Any, self).reward.ready(finished.tokenizer, rendering, finished.frozen)
         here, score_N = self._sampled(lm, prompts, reward)
-        found = dict(reward=score_N.mean(), reply_tokens=here.sizes().mean())
+        found = dict(reward=score_N.mean(), reply_tokens=here.sizes().mean(), truncated=here.truncated())
         lines = [f"{len(prompts)} held-out prompts: {_told(here, score_N)}"]
         shown = [prompts, here.texts]
         if finished.frozen and "reference" in finished.frozen:
@@ -97,7 +102,8 @@ def _rendering(finished: Finished) -> Rendering:
 
 
 def _told(made: Completions, score_N: np.ndarray) -> str:
-    return f"reward {score_N.mean():.3f}, {made.sizes().mean():.1f} tokens a reply"
+    told = f"reward {score_N.mean():.3f}, {made.sizes().mean():.1f} tokens a reply"
+    return f"{told}, {made.truncated():.1%} cut off"
 
 
 def divergence(lm: LanguageModel, other: LanguageModel, made: Completions, batch: int) -> list[np.ndarray]:

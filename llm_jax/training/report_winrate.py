@@ -30,7 +30,8 @@ class WinRate(Report):
     Prompts are what comes before the last answer of conversations, and those of examples, each once; the first `limit`
     (0: all) that leave room for an answer. Both models reply with the same seed and settings, in `max_tokens` at most.
     The 95% interval tells how much chance there is in the prompts; not how far the judge is from people, whom a model
-    trained on that same reward has learnt to please. So the lengths are told too.
+    trained on that same reward has learnt to please. So the lengths are told too, and the share of replies that did not
+    end: the judge reads them as if they had.
 
     Attributes:
       judge: the run of a Scorer, which reads prompt and reply.
@@ -92,18 +93,20 @@ class WinRate(Report):
         low, high = wilson(wins, count)
         error = float(gain_N.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
         lengths = [float(each.sizes().mean()) for each in made]
+        cut = [each.truncated() for each in made]
         lines = [
             f"{self.split}: {self.judge.run} prefers this run to {self.against.run} in {wins:g} of {count} prompts: "
             f"win rate {wins / count:.3f} (95%: {low:.3f} to {high:.3f})",
             f"  mean reward {ours_N.mean():.3f} and {theirs_N.mean():.3f}, difference {gain_N.mean():.3f} "
-            f"(95%: ±{NORMAL_95 * error:.3f}); mean length {lengths[0]:.1f} and {lengths[1]:.1f} tokens",
+            f"(95%: ±{NORMAL_95 * error:.3f}); mean length {lengths[0]:.1f} and {lengths[1]:.1f} tokens, "
+            f"{cut[0]:.1%} and {cut[1]:.1%} cut off",
         ]
         texts = [each.texts for each in made]
         for prompt, own, other, mine, his in list(zip(prompts, *texts, *rewards, strict=True))[: self.show]:
             lines += ["", f"  prompt   {prompt.text}"]
             lines += [f"  this     {own.strip()}  ({mine:.2f})", f"  against  {other.strip()}  ({his:.2f})"]
         metrics = {"win_rate": wins / count, "win_rate_low": low, "win_rate_high": high, "reward": float(ours_N.mean())}
-        return Finding(lines, metrics | {"reward_gain": float(gain_N.mean())})
+        return Finding(lines, metrics | {"reward_gain": float(gain_N.mean()), "truncated": cut[0]})
 
 
 REPORTS = dict(WinRate=WinRate)

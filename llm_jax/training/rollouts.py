@@ -8,6 +8,7 @@ import functools
 import io
 import json
 from collections.abc import Iterator, Sequence
+from types import FunctionType
 from typing import Any, cast
 
 import jax
@@ -24,7 +25,7 @@ from llm_jax.inference.sampling import Sampler, Sampling
 from llm_jax.models.model import Generator
 from llm_jax.objectives.objective import Objective
 from llm_jax.objectives.policy import PolicyGradient, Rollout
-from llm_jax.objectives.rewards import ExactAnswer, Reward
+from llm_jax.objectives.rewards import ExactAnswer, Reward, as_reward
 from llm_jax.parallel.layout import place
 from llm_jax.text.tokenizer import Tokenizer
 from llm_jax.training.completions import Completions, Prompt, write
@@ -41,7 +42,11 @@ class Rollouts(Data):
     A rollout is `batches` batches of completions, `group` to each prompt, by the weights of that moment; it is trained
     on `updates` times over, in another order each time. Prompts are of examples, or conversations up to the assistant's
     last turn; those that leave no room for `max_tokens` in `length` are left out. The reward is the sum of `rewards`,
-    by their `weights` (none: 1 each).
+    parts or plain functions `f(prompts, completions, examples)`, by their `weights` (none: 1 each).
+
+    `unended` is the reward of a completion that did not end in `max_tokens`, whatever `rewards` say of it (None: what
+    they say). A reward model reads a text that was cut off as if it had ended there, so that it may be worth something
+    to go on for ever.
 
     Completions are drawn at `temperature`, from all tokens that a model may write: a sampler that left some out would
     not draw from the policy whose probabilities are trained. Held-out prompts get one completion each by the `answers`
@@ -51,7 +56,7 @@ class Rollouts(Data):
     `advantage_BT`, `return_BT`) and of rows (`reward_B`, `reward_spread_B`, `ended_B`, `kl_coefficient_B`).
     """
 
-    rewards: tuple[Reward, ...] = (ExactAnswer(),)
+    rewards: tuple[Reward | FunctionType, ...] = (ExactAnswer(),)
     weights: tuple[float, ...] = ()
     group: Size = 8
     batches: Size = 1
@@ -60,6 +65,16 @@ class Rollouts(Data):
     temperature: Positive = 1.0
     answers: Sampler = Sampling(temperature=0.0)
     shown: Count = 3
+    unended: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "rewards", tuple(map(as_reward, self.rewards)))
+
+    @property
+    def judges(self) -> tuple[Reward, ...]:
+        """The rewards, none of which is a bare function any more."""
+        return cast(tuple[Reward, ...], self.rewards)
 
     def train(self, tokenizer, *, seed, process=0, processes=1, program=None) -> Any:
         """Endless batches of completions by the model of `program`.
@@ -81,9 +96,11 @@ class Rollouts(Data):
                 f"a rollout of data.batch={self.batch} x data.batches={self.batches} completions is no whole number of "
                 f"groups of data.group={self.group}"
             )
+        self._check_rewards()
         return RolloutIterator(self, program, tokenizer, seed)
 
     def evaluation(self, tokenizer, *, split="validation", process=0, processes=1) -> Any:
+        self._check_rewards()
         return HeldOut(self, tokenizer, split)
 
     def blank(self, rows):
@@ -109,9 +126,13 @@ class Rollouts(Data):
             )
         return fitting
 
+    def _check_rewards(self) -> None:
+        for reward in self.judges:
+            reward.check()
+
     def reward_names(self) -> list[str]:
         """What each reward is called in a batch, where there are several."""
-        kinds = [type(reward).__name__ for reward in self.rewards]
+        kinds = [reward.called() for reward in self.judges]
         return [f"reward_{kind}_{i}_B" for i, kind in enumerate(kinds)] if len(kinds) > 1 else []
 
     def judged(self, completions: Completions, ready: Sequence[Reward]) -> Batch:
@@ -119,13 +140,13 @@ class Rollouts(Data):
         texts = [prompt.text for prompt in completions.prompts]
         examples = [prompt.document for prompt in completions.prompts]
         each = [np.asarray(reward(texts, completions.texts, examples), np.float64) for reward in ready]
-        for reward, score_B in zip(self.rewards, each, strict=True):
+        for reward, score_B in zip(self.judges, each, strict=True):
             if score_B.shape != (len(texts),) or not np.isfinite(score_B).all():
-                raise InputError(
-                    f"{type(reward).__name__} must give a finite number for each of {len(texts)} completions"
-                )
+                raise InputError(f"{reward.called()} must give a finite number for each of {len(texts)} completions")
         weights = self.weights or (1.0,) * len(each)
         total_B = sum((w * score_B for w, score_B in zip(weights, each, strict=True)), np.zeros(len(texts)))
+        if self.unended is not None:
+            total_B = np.where(completions.ended_B, total_B, self.unended)
         return dict(zip(self.reward_names(), each, strict=False)) | dict(reward_B=total_B)
 
 
@@ -167,7 +188,7 @@ class Author:
             part = {name: array[first : first + self.data.batch] for name, array in laid.items()}
             recalled.append(jax.device_get(self._recall(params, frozen, place(part, self.program.mesh))))
         laid |= {name: np.concatenate([part[name] for part in recalled]) for name in RECALLED}
-        ready = [reward.ready(self.tokenizer, self.data.rendering, frozen) for reward in self.data.rewards]
+        ready = [reward.ready(self.tokenizer, self.data.rendering, frozen) for reward in self.data.judges]
         return laid | self.data.judged(completions, ready)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import flax.linen as nn
@@ -25,8 +25,11 @@ class Tuning(Part):
     Optimiser, average and checkpoints know the trained ones alone.
     """
 
-    def split(self, key: jax.Array, boxed: Any) -> tuple[Any, Any]:
+    def split(self, key: jax.Array, boxed: Any, trunks: Sequence[str] = ("",)) -> tuple[Any, Any]:
         """The trained and the frozen parameters, each with its letters, from the whole model's.
+
+        Args:
+          trunks: where in the model those of the model that it is built on are (`Model.trunks`).
 
         Raises:
           InputError: nothing would be trained.
@@ -56,9 +59,22 @@ class Only(Tuning):
 
     paths: Annotated[tuple[str, ...], Range(least=1)]
 
-    def split(self, key, boxed):
+    def split(self, key, boxed, trunks=("",)):
         chosen = matching(boxed, self.paths, "tuning.paths")
         return part(boxed, chosen.__contains__), part(boxed, lambda path: path not in chosen)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Tuning):
+    """Parameters whose path fits one of `paths` stay as they are, and all others are trained."""
+
+    paths: Annotated[tuple[str, ...], Range(least=1)]
+
+    def split(self, key, boxed, trunks=("",)):
+        kept = matching(boxed, self.paths, "tuning.paths")
+        if kept == leaves(boxed).keys():
+            raise InputError(f"tuning.paths={self.paths!r} are all parameters: nothing would be trained")
+        return part(boxed, lambda path: path not in kept), part(boxed, kept.__contains__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +82,9 @@ class Lora(Tuning):
     """Beside a kernel W lie two thin ones, and x W + alpha / rank x (x `down`) `up` is computed (Hu et al. 2021).
 
     `down`, to the `rank`, begins uniformly within 1 / sqrt(fan-in), as peft's does, and `up` with zeros: so the first
-    step is the base's own. All but the adapters is frozen. `base` says in how few bits kernels are kept (None: as they
-    are): with Nf4() this is QLoRA (Dettmers et al. 2023). Adapters have no dropout.
+    step is the base's own. All but the adapters is frozen, and what stands on the trunk that the model is built on: a
+    head has learnt nothing yet, so it is trained whole, as by peft. `base` says in how few bits kernels are kept (None:
+    as they are): with Nf4() this is QLoRA (Dettmers et al. 2023). Adapters have no dropout.
 
     Attributes:
       paths: which kernels have adapters; (): those of every Einsum, that is of attention, feed-forward and projections.
@@ -80,12 +97,14 @@ class Lora(Tuning):
     also: tuple[str, ...] = ()
     base: Format | None = None
 
-    def split(self, key, boxed):
-        whole = matching(boxed, self.also, "tuning.also")
-        known = leaves(boxed)
-        chosen = self._chosen(known) - (frozenset() if self.paths else whole)
-        if both := chosen & whole:
+    def split(self, key, boxed, trunks=("",)):
+        also, known = matching(boxed, self.also, "tuning.also"), leaves(boxed)
+        heads = {path for path in known if not any(path.startswith(f"{t}.") or not t for t in trunks)}
+        chosen = self._chosen(known)
+        if self.paths and (both := chosen & also):
             raise InputError(f"{min(both)} has an adapter by tuning.paths, and is trained whole by tuning.also")
+        whole = also | (heads - chosen if self.paths else heads)
+        chosen -= whole
         trained, frozen = {}, {}
         for number, (path, box) in enumerate(sorted(known.items())):
             if path in whole:
@@ -253,4 +272,4 @@ def merge(one: Any, other: Any) -> Any:
     }
 
 
-TUNINGS = dict(Only=Only, Lora=Lora, Dora=Dora)
+TUNINGS = dict(Only=Only, Frozen=Frozen, Lora=Lora, Dora=Dora)

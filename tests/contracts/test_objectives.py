@@ -127,7 +127,8 @@ def rewarded(objective: PolicyGradient) -> Fitting:
     batch |= {name: np.full(B, -1, np.float32) for name in of_rows}
     frozen = dict(allowed_V=np.arange(WORDS) != 0, temperature=np.float32(1.2), max_tokens=np.float32(T), reference={})
     batch["targets_BT"] = np.maximum(batch["targets_BT"], 1)
-    return Fitting(objective, model, batch, frozen, alone=("clip_fraction", "clip_fraction_weight", "value_loss"))
+    alone = ("clip_fraction", "kl", "kl_per_reply")
+    return Fitting(objective, model, batch, frozen, alone=(*alone, *(f"{name}_weight" for name in alone), "value_loss"))
 
 
 def compared(objective: Objective) -> Fitting:
@@ -142,10 +143,15 @@ def compared(objective: Objective) -> Fitting:
 
 
 FITTINGS: dict[str, Callable[[], Fitting]] = dict(
-    NextToken=lambda: Fitting(NextToken(0.1), decoder(), predicted() | dict(bytes_BT=words(B, T))),
+    NextToken=lambda: Fitting(
+        NextToken(0.1), decoder(), predicted() | dict(bytes_BT=words(B, T)), alone=("cross_entropy",)
+    ),
     MaskedTokens=lambda: Fitting(MaskedTokens(), encoder(), predicted()),
     Classification=lambda: Fitting(
-        Classification(0.1), Classifier(encoder(), CLASSES), read() | dict(label_B=np.array([0, 2, 1, -1], np.int32))
+        Classification(0.1),
+        Classifier(encoder(), CLASSES),
+        read() | dict(label_B=np.array([0, 2, 1, -1], np.int32)),
+        alone=("cross_entropy",),
     ),
     Contrastive=lambda: Fitting(Contrastive(), encoder(), read() | dict(source_BS=words(B, T)) | text("BS", "source_")),
     Distillation=distilled,

@@ -11,9 +11,9 @@ from llm_jax.core.tables import InputError
 from llm_jax.data.packing import PACKINGS, BestFit, ConcatThenSplit, One, Windows, best_fit, ramps
 
 
-def rows_of(packing, lengths, length, rng=None):
+def rows_of(packing, lengths, length, rng=None, learnt=None):
     offsets = np.cumsum([0, *lengths])
-    plan = packing.plan(offsets, length, rng)
+    plan = packing.plan(offsets, length, rng, learnt)
     start, size, which = plan.pieces(np.arange(len(plan)))
     rows = [[] for _ in range(len(plan))]
     for s, n, row in zip(start.tolist(), size.tolist(), which.tolist(), strict=True):
@@ -44,6 +44,26 @@ def test_every_pair_of_every_document_is_in_exactly_one_row(packing, lengths, le
     document = np.repeat(np.arange(len(lengths)), lengths)
     assert all(document[s] == document[s + n] for row in rows for s, n in row)
     assert len(rows) == len(rows_of(packing, lengths, length)), "the number of rows must not depend on the order"
+
+
+@pytest.mark.parametrize("packing", [BestFit(), One("split"), BestFit("truncate"), One("truncate")], ids=str)
+@hypothesis.given(
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=20).filter(lambda n: max(n) > 1),
+    length=st.integers(1, 10),
+    seed=st.integers(0, 9),
+)
+def test_a_piece_of_which_nothing_is_learnt_has_no_place_in_a_row(packing, lengths, length, seed):
+    rng = np.random.default_rng(seed)
+    learnt = rng.random(sum(lengths)) < 0.1
+    every = sorted(piece for row in rows_of(packing, lengths, length) for piece in row)
+    wanted = [(s, n) for s, n in every if any(learnt[s + 1 : s + n + 1])]
+    if not wanted:
+        with pytest.raises(InputError, match=f"nothing is learnt in rows of data.length={length}: raise it"):
+            rows_of(packing, lengths, length, rng, learnt)
+        return
+    rows = rows_of(packing, lengths, length, rng, learnt)
+    assert sorted(piece for row in rows for piece in row) == wanted and all(rows)
+    assert len(rows) == len(rows_of(packing, lengths, length, None, learnt))
 
 
 def test_concat_then_split_fills_every_row_but_the_last_and_cuts_at_its_end():

@@ -50,6 +50,7 @@ from llm_jax.objectives.contrastive import Contrastive
 from llm_jax.objectives.distillation import Distillation
 from llm_jax.objectives.masked import MaskedTokens
 from llm_jax.objectives.policy import PolicyGradient
+from llm_jax.objectives.rewards import ExactAnswer
 from llm_jax.text.recipes import Bytes
 from llm_jax.text.tokenizer import load_tokenizer
 from llm_jax.training import metrics
@@ -92,7 +93,11 @@ REPORTS = {
     "chatbot/pretrain": (Compression(), Samples(max_tokens=3)),
     "sort": (ExactMatch("validation", limit=5),),
     "reversed_addition": (ExactMatch("train", limit=5),),
-    **dict.fromkeys(("arithmetic_base", "grpo_arithmetic", "ppo_arithmetic"), (ExactMatch(limit=5),)),
+    "arithmetic_base": (ExactMatch(limit=5),),
+    **dict.fromkeys(
+        ("grpo_arithmetic", "ppo_arithmetic"),
+        (ExactMatch(limit=5), Rewarded(ExactAnswer(), limit=5, max_tokens=4, show=1)),
+    ),
     "digits_captions": (Captions(limit=5, drawn=4),),
     "digits_classifier": (),
     "instructions_tuned": (ExactMatch("validation", limit=5),),

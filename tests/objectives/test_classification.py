@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ from llm_jax.models.model import Model
 from llm_jax.models.stack import Stack
 from llm_jax.objectives.classification import Classification
 from llm_jax.text.recipes import Bytes
+from llm_jax.training.evaluation import means
 from llm_jax.training.loop import train
 
 CLASSES = 5
@@ -65,6 +67,12 @@ def test_the_loss_and_its_gradient_are_pytorchs(smoothing):
     found, gradient = jax.value_and_grad(lambda s: sums(smoothing, key, scores=s)["loss"])(jnp.asarray(SCORES))
     np.testing.assert_allclose(found, wanted.item(), rtol=1e-5)
     np.testing.assert_allclose(gradient, slope.numpy(), atol=1e-5)
+
+
+def test_perplexity_is_not_of_smoothed_targets():
+    smoothed, plain = (means(sums(smoothing, jax.random.key(0))) for smoothing in (0.1, 0.0))
+    assert smoothed["loss"] != pytest.approx(plain["loss"], rel=1e-2)
+    assert smoothed["perplexity"] == pytest.approx(plain["perplexity"]) == math.exp(smoothed["cross_entropy"])
 
 
 def test_evaluation_counts_what_is_right_and_does_not_smooth():

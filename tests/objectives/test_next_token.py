@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +26,7 @@ from llm_jax.models.stack import Stack
 from llm_jax.objectives.distillation import Distillation
 from llm_jax.objectives.next_token import NextToken
 from llm_jax.objectives.objective import cross_entropy
+from llm_jax.training.evaluation import means
 
 # These programs run once: compiling them is the cost.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -120,6 +122,14 @@ def test_smoothed_targets_are_pytorchs_and_only_in_training():
             label_smoothing=smoothing,
         )  # fmt: skip
         np.testing.assert_allclose(sums["loss"], (losses.numpy() * whole["weight_BT"]).sum(), rtol=1e-5)
+        hard = torch.nn.functional.cross_entropy(
+            torch.tensor(np.asarray(scores)).mT, torch.tensor(whole["targets_BT"]).long(), reduction="none"
+        ).numpy()
+        nats = (hard * whole["weight_BT"]).sum()
+        found, size = means(sums), (whole["bytes_BT"] * whole["weight_BT"]).sum()
+        assert found["perplexity"] == pytest.approx(math.exp(nats / whole["weight_BT"].sum()), rel=1e-5)
+        assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+        assert ("cross_entropy" in found) == (smoothing > 0)
     measured, plain = (NextToken(s)(model, params, None, whole, None) for s in (0.5, 0.0))
     assert measured["loss"] == plain["loss"]
 

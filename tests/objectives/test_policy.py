@@ -324,7 +324,11 @@ def test_sums_add_up_and_say_what_a_practitioner_asks(case, objective):
     difference = batch["reference_BT"] - chosen
     np.testing.assert_allclose(sums["kl"], ((np.exp(difference) - difference - 1) * weight).sum(), rtol=1e-4)
     held_out = objective(model, params, FROZEN, batch, None)
-    assert held_out["loss"] == -sums["reward"] and held_out["weight"] == B and "clip_fraction" not in held_out
+    assert (
+        held_out["loss"] == -sums["reward"]
+        and held_out["weight"] == B
+        and not {"clip_fraction", "kl"} & held_out.keys()
+    )
 
 
 @pytest.mark.parametrize("objective", EVERY, ids=NAMES)
@@ -362,6 +366,11 @@ def test_what_cannot_be_learnt_from_is_refused(case):
         Grpo()(Given(), params, FROZEN, {k: v for k, v in batch.items() if k != "old_BT"}, None)
     with pytest.raises(InputError, match=r"model must be .*ActorCritic"):
         Ppo()(Given(), params, FROZEN, batch, None)
-    alone = Rollout(*(np.ones((2, 3)) for _ in range(5)), group=1)
-    with pytest.raises(InputError, match=r"data.group must be 2 or more"):
-        Rloo().baseline(alone, np.ones(2))
+
+
+@pytest.mark.parametrize("objective", [Grpo(), DrGrpo(), Dapo(), Rloo()], ids=lambda o: type(o).__name__)
+def test_a_completion_alone_is_compared_with_none(objective):
+    alone = Rollout(np.ones(2), *(np.ones((2, 3)) for _ in range(4)), group=1)
+    name = type(objective).__name__
+    with pytest.raises(InputError, match=rf"{name} compares completions of one prompt: data.group must be 2 or more"):
+        objective.credit(alone, 0.0)

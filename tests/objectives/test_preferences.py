@@ -176,6 +176,15 @@ def test_a_step_is_the_same_however_its_batch_is_divided(objective, batches):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, whole)
 
 
+def test_a_pair_alone_has_no_drift_to_learn_from():
+    """With the prompt's own reply in place of another one, Kto would be another objective."""
+    made = experiment(Kto(), DECODER)
+    alone, mesh = made.override({"microbatches": 8}), Layout(1).mesh()
+    with pytest.raises(InputError, match=r"Kto compares each row with others, and has 1 at once: raise data.batch=8"):
+        Program(alone, mesh).update  # noqa: B018
+    assert Program(alone.override({"objective": Dpo()}), mesh).update
+
+
 def test_only_the_compared_replies_count(batches):
     """Other prompts' targets, other bytes and whatever lies in padding change nothing."""
     params = nn.meta.unbox(DECODER.begin(jax.random.key(0)))

@@ -12,19 +12,26 @@ import jax
 import numpy as np
 import pytest
 
+from llm_jax.__main__ import main
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Rendering
-from llm_jax.data.sources import TextFiles
+from llm_jax.data.packing import One
+from llm_jax.data.pipeline import Data
+from llm_jax.data.preferences import Pairs
+from llm_jax.data.sources import JsonLines, TextFiles
 from llm_jax.experiment import Experiment
 from llm_jax.layers.masks import SlidingWindow
 from llm_jax.models.heads import Scorer
 from llm_jax.models.inherited import Inherited
+from llm_jax.models.pretrained import Pretrained
 from llm_jax.objectives.next_token import NextToken
+from llm_jax.objectives.preferences import BradleyTerry
 from llm_jax.text.kept import Kept
 from llm_jax.text.recipes import Bpe
 from llm_jax.training.inherit import begin, inherit
 from llm_jax.training.loop import train
 from llm_jax.training.program import Program, fill
+from llm_jax.training.report_winrate import WinRate
 from llm_jax.training.restore import restore
 from llm_jax.training.run import Run
 
@@ -131,3 +138,23 @@ def test_what_is_missing_is_told(tiny, base, tmp_path):
         train(tiny.override({"tokenizer": Kept()}), tmp_path / "b")
     with pytest.raises(InputError, match=r"model=Inherited\(\) stands for the model of a run: set init_from"):
         train(tiny.override({"model": Inherited()}), tmp_path / "c")
+
+
+def test_a_win_rate_of_runs_that_have_ended_is_measured(tiny, base, tmp_path, capsys):
+    """Asked for after the training, and of another judge than one that training has kept."""
+    texts, pairs = tmp_path / "prompts.jsonl", tmp_path / "pairs.jsonl"
+    texts.write_text("\n".join(json.dumps(dict(prompt=f"{i}+", answer="A")) for i in range(99)))
+    pairs.write_text("\n".join(json.dumps(dict(prompt=f"{i}?", chosen="yes", rejected="no")) for i in range(99)))
+    data = Data(JsonLines(str(pairs)), 16, 8, One("truncate"), presentation=Pairs())
+    judging = dict(model=Scorer(Inherited()), data=data, objective=BradleyTerry(), steps=1)
+    train(on(tiny, base, **judging), judge := tmp_path / "judge")
+    train(on(tiny, base, steps=1, **{"data.source": JsonLines(str(texts))}), ours := tmp_path / "ours")
+    assert not (ours / "frozen").exists()
+    report = f"report=(WinRate(Pretrained('{judge}'), Pretrained('{base}'), limit=4, max_tokens=3),)"
+    assert main(["llm_jax", "eval", f"--workdir={ours}", f"--set={report}"]) == 0
+    said = capsys.readouterr().out
+    assert f"{judge} prefers this run to {base} in" in said and "of 4 prompts" in said
+    assert main(["llm_jax", "eval", f"--workdir={ours}", f"--set={report}", "--set=data.rendering.bos=True"]) == 2
+    assert f"{judge} has data.rendering.bos=False, this run True: let both begin" in capsys.readouterr().err
+    told = tiny.override({"report": (WinRate(Pretrained(str(judge)), Pretrained(str(base))),)})
+    assert Program(told, told.layout.mesh()).pretrained == {}  # pyright: ignore[reportAttributeAccessIssue]

@@ -12,7 +12,7 @@ import pytest
 import llm_jax
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Conversation, Rendering
-from llm_jax.data.packing import BestFit, One
+from llm_jax.data.packing import BestFit, ConcatThenSplit, One
 from llm_jax.data.sources import Source
 from llm_jax.objectives.objective import cross_entropy
 from llm_jax.text.calls import Call
@@ -78,7 +78,7 @@ def test_packed_every_token_has_the_loss_that_it_has_alone(tiny, tokenizer):
     ("changes", "message"),
     [
         ({"data.source": Talks(mute=True)}, "nothing is learnt of the validation documents of Talks.*'answers'"),
-        ({"data.packing": BestFit("truncate"), "data.length": 3}, "nothing to learn: every loss weight is 0"),
+        ({"data.packing": BestFit("truncate"), "data.length": 3}, "nothing is learnt in rows of data.length=3"),
     ],
 )
 def test_where_nothing_is_learnt_training_says_so(tiny, changes, message, tmp_path):
@@ -86,3 +86,30 @@ def test_where_nothing_is_learnt_training_says_so(tiny, changes, message, tmp_pa
     with pytest.raises(InputError, match=message) as raised:
         llm_jax.train(tuning, tmp_path)
     assert "\n" not in str(raised.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class OneMute(Talks):
+    """The seventh talk begins with a question of many rows."""
+
+    def documents(self):
+        for number, talk in enumerate(super().documents()):
+            long = Message("user", "well? " * 20)
+            yield Conversation((long, *talk.messages[1:])) if number == 7 else talk
+
+
+def test_a_step_with_nothing_to_learn_stops_the_run_at_once_and_again(tiny, tokenizer, tmp_path):
+    tuning = tiny.override({
+        "data.source": OneMute(), "data.rendering": Rendering(learn="answers"), "data.batch": 1,
+        "data.packing": ConcatThenSplit(), "steps": 200, "log_every": 100, "eval_every": 100, "save_every": 1,
+    })  # fmt: skip
+    batches: Any = tuning.data.train(tokenizer, seed=0)
+    mute = next(step for step in range(1, 201) if not next(batches)["weight_BT"].any())
+    for _ in range(2):
+        with pytest.raises(InputError, match=f"nothing is learnt in step {mute}, every target of its batch") as raised:
+            llm_jax.train(tuning, tmp_path)
+        assert "\n" not in str(raised.value)
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())[-1] == mute - 1 > 0
+    whole: Any = tuning.override({"data.packing": BestFit()})
+    rows = [next(stream)["weight_BT"].any() for stream in [whole.data.train(tokenizer, seed=0)] for _ in range(200)]
+    assert all(rows)

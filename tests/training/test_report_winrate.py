@@ -70,7 +70,7 @@ def test_the_numbers_are_the_judges_of_greedy_replies(params):
         padded[0, : len(ids)] = ids
         return lms[name].logits(padded)[0, len(ids) - 1].copy()
 
-    rewards = []
+    rewards, ended = [], []
     for name in ("own", "other"):
         begin = TOKENIZER.special["bos"]
         said = []
@@ -82,6 +82,7 @@ def test_the_numbers_are_the_judges_of_greedy_replies(params):
                 ids.append(int(score_V.argmax()))
                 if ids[-1] in TOKENIZER.ends:
                     break
+            ended.append(ids[-1] in TOKENIZER.ends)
             answer = TOKENIZER.encode(TOKENIZER.decode(ids[1 + len(TOKENIZER.encode(task.prompt)) :]))
             read = [begin, *TOKENIZER.encode(task.prompt), *answer, TOKENIZER.special["eos"]]
             one: Any = SCORER.apply({"params": params["judge"]}, np.array([read], np.int32), method="reward")
@@ -90,10 +91,12 @@ def test_the_numbers_are_the_judges_of_greedy_replies(params):
     gain_N = rewards[0] - rewards[1]
     wins = (gain_N > 0).sum() + (gain_N == 0).sum() / 2
     wanted = dict(win_rate=wins / 12, reward=rewards[0].mean(), reward_gain=gain_N.mean())
+    wanted["truncated"] = 1 - np.mean(ended[:12])
     wanted |= dict(zip(("win_rate_low", "win_rate_high"), wilson(wins, 12), strict=True))
     assert found.metrics == pytest.approx(wanted, abs=1e-4) and 0 < wanted["win_rate"] < 1
     error = 1.959964 * gain_N.std(ddof=1) / 12**0.5
     assert f"runs/judge prefers this run to runs/other in {wins:g} of 12 prompts" in found.lines[0]
+    assert f"{wanted['truncated']:.1%} and {1 - np.mean(ended[12:]):.1%} cut off" in found.lines[1]
     assert f"(95%: ±{error:.3f})" in found.lines[1] and len(found.lines) == 2 + 2 * 4
 
 

@@ -20,7 +20,7 @@ from llm_jax.objectives.policy import Dapo, DrGrpo, Grpo
 from llm_jax.objectives.rewards import ModelReward, Reward, completed
 from llm_jax.parallel.layout import Layout, place
 from llm_jax.text.chat import Message
-from llm_jax.training.completions import Prompt
+from llm_jax.training.completions import Completions, Prompt
 from llm_jax.training.evaluation import evaluate
 from llm_jax.training.optimizers import AdamW, Constant
 from llm_jax.training.program import Program
@@ -101,6 +101,16 @@ def test_rows_hold_what_was_drawn(rollout, tokenizer):
             assert batch["reward_B"][row] == each[0] + 0.5 * each[1]
 
 
+def test_a_completion_without_an_end_is_worth_what_is_said(experiment, tokenizer):
+    data = dataclasses.replace(experiment.data, unended=-7.0)
+    texts, ended = ["a", "bc", "aa"], np.array([True, False, True])
+    completions = Completions(data.prompts("train", tokenizer)[:3], [[1], [2, 3], [1, 1]], texts, ended)
+    found = data.judged(completions, data.rewards)
+    np.testing.assert_array_equal(found["reward_B"], [1 - 0.5, -7, 2 - 1])
+    np.testing.assert_array_equal(found["reward_Ones_0_B"], [1, 1, 2])
+    assert completions.truncated() == pytest.approx(1 / 3)
+
+
 def test_a_rollout_is_trained_on_so_many_times_each_in_another_order(rollout):
     rows = [[row.tobytes() for row in batch["targets_BT"]] for batch in rollout]
     first, second = rows[0] + rows[1], rows[2] + rows[3]
@@ -177,7 +187,8 @@ def test_what_is_remembered_is_the_distribution_that_was_drawn_from(program, sta
 def test_held_out_prompts_are_answered_and_shown(program, state, tokenizer):
     held_out = program.experiment.data.evaluation(tokenizer)
     found = evaluate(program, state.params, held_out, state.frozen)
-    assert found["loss"] == -found["reward"] and {"kl", "entropy", "length", "truncated"} <= found.keys()
+    assert found["loss"] == -found["reward"] and {"entropy", "length", "truncated"} <= found.keys()
+    assert not {"kl", "kl_per_reply"} & found.keys(), "greedy answers estimate no divergence"
     assert len(held_out.samples) == min(3, len(held_out.prompts))
     texts = [
         Ones()([""], [s["completion"]], [])[0] + 0.5 * Short()([""], [s["completion"]], [])[0] for s in held_out.samples

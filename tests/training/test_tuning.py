@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +12,41 @@ import jax
 import numpy as np
 import pytest
 
+from llm_jax.core.alphabet import Fill
 from llm_jax.core.quantized import Nf4, is_quantized, plain
 from llm_jax.core.tables import InputError
-from llm_jax.data.sources import TextFiles
+from llm_jax.data.packing import One
+from llm_jax.data.pipeline import Data
+from llm_jax.data.preferences import Pairs
+from llm_jax.data.sources import JsonLines, TextFiles
 from llm_jax.experiment import Experiment, load_module
-from llm_jax.models.heads import Scorer
+from llm_jax.interop.adapters import export_adapter
+from llm_jax.layers.attention import Attention
+from llm_jax.layers.block import Block
+from llm_jax.layers.embedding import Embed
+from llm_jax.layers.feedforward import SwiGLU
+from llm_jax.layers.masks import Full
+from llm_jax.layers.pooling import Pooler
+from llm_jax.models.encoder import Encoder
+from llm_jax.models.heads import Classifier, Scorer
 from llm_jax.models.inherited import Inherited
 from llm_jax.models.pretrained import Pretrained
+from llm_jax.models.stack import Stack
+from llm_jax.objectives.preferences import BradleyTerry
 from llm_jax.text.kept import Kept
 from llm_jax.text.recipes import Bytes, Characters
 from llm_jax.training.evaluation import evaluate
 from llm_jax.training.inherit import begin, inherit
 from llm_jax.training.loop import train
+from llm_jax.training.metrics import read
+from llm_jax.training.optimizers import AdamW, Constant
 from llm_jax.training.program import Program, fill
 from llm_jax.training.restore import restore
-from llm_jax.training.tuning import TUNINGS, Dora, Lora, Only, leaves, merge, part, tree
+from llm_jax.training.tuning import TUNINGS, Dora, Frozen, Lora, Only, leaves, merge, part, tree
 
 EXAMPLES = {  # of every entry of the table
     "Only": Only(("stack.*.query.*", "norm.scale")),
+    "Frozen": Frozen(("embed.*", "*.ffn.*")),
     "Lora": Lora(2, paths=("*.query.kernel", "*.ffn.*.kernel"), also=("norm.scale",)),
     "Dora": Dora(2),
 }
@@ -172,6 +192,43 @@ def test_a_head_is_drawn_on_a_trunk_of_another_run(tiny, base, own):
     assert params["head"]["kernel"].shape == (16, 1)
 
 
+def test_a_head_on_the_trunk_is_trained_whole_beside_adapters(tiny, base, tmp_path):
+    """A head of zeros that stayed so would give adapters no gradient: the loss would be ln 2 for ever."""
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(json.dumps(dict(prompt=f"{i}?", chosen="yes", rejected="no")) for i in range(99)))
+    data = Data(JsonLines(str(file)), 16, 8, One("truncate"), presentation=Pairs())
+    model = Scorer(Inherited(), head_init=Fill(0.0))
+    optimizer = AdamW(learning_rate=0.03, schedule=Constant())
+    changes = dict(model=model, data=data, objective=BradleyTerry(), optimizer=optimizer, tuning=Lora(2), steps=12)
+    state = train(on(tiny, base, **changes), tmp_path / "run")
+    assert {"head.kernel", "head.bias"} == {path for path in leaves(state.params) if not path.startswith("backbone.")}
+    adapters = [leaf for path, leaf in leaves(state.params).items() if path.endswith(".up")]
+    assert adapters and all(np.asarray(leaf).any() for leaf in adapters)
+    first, *_, last = (line["loss"] for line in read(tmp_path / "run" / "metrics.jsonl") if line["split"] == "train")
+    assert first < math.log(2) and last < 0.3
+    program, tokenizer, params = restore(tmp_path / "run")
+    assert evaluate(program, params, data.evaluation(tokenizer))["loss"] < 0.3
+    same(params["head"], state.params["head"])
+    with pytest.raises(InputError, match="Scorer"):
+        export_adapter(tmp_path / "run", tmp_path / "peft")
+
+
+def test_a_head_gets_an_adapter_if_that_is_asked_for():
+    model: Any = Classifier(
+        Encoder(Embed(8, 9), Stack((Block(Attention(1, 1, 8, Full()), SwiGLU(8)),), 1)), pooling=Pooler()
+    )
+    boxed = jax.eval_shape(model.begin, jax.random.key(0))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    for tuning, trained in (
+        (Lora(2), {"kernel", "bias"}),
+        (Lora(2, paths=("pooling.*.kernel",)), {"down", "up", "bias"}),
+    ):
+        split = functools.partial(tuning.split, boxed=boxed, trunks=model.trunks())
+        found = leaves(jax.eval_shape(split, key)[0])
+        assert {path.rpartition(".")[2] for path in found if path.startswith("pooling.")} == trained
+        assert {"head.kernel", "head.bias"} <= found.keys()
+
+
 def test_a_tree_is_parted_and_joined():
     whole = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
     assert leaves(whole) == {"a.b": 1, "a.c.d": 2, "e": 3} and tree(leaves(whole)) == whole
@@ -182,6 +239,11 @@ def test_a_tree_is_parted_and_joined():
 def test_a_path_that_fits_nothing_is_told(tiny):
     with pytest.raises(InputError, match=r"no parameter is called 'norm.scael': did you mean 'norm.scale'"):
         Program(tiny.override({"tuning": Only(("norm.scael",))}), tiny.layout.mesh()).begin()
+
+
+def test_to_freeze_all_is_refused(tiny):
+    with pytest.raises(InputError, match=r"tuning.paths=\('\*',\) are all parameters: nothing would be trained"):
+        Program(tiny.override({"tuning": Frozen(("*",))}), tiny.layout.mesh()).begin()
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(tiny, base, own, tmp_path):

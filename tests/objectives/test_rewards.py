@@ -1,0 +1,117 @@
+"""Plain functions as rewards: in Python and by name, trained with, resumed, and only those that the user trusts."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from llm_jax.__main__ import main
+from llm_jax.core.spelling import from_json, parse, to_json
+from llm_jax.core.tables import InputError
+from llm_jax.experiment import load_module
+from llm_jax.objectives import rewards
+from llm_jax.objectives.rewards import ExactAnswer, Function, as_reward
+from llm_jax.training.metrics import read
+
+FILE = '''
+"""Does a policy learn to be brief?"""
+
+import llm_jax
+from llm_jax.data.files import JsonLines
+from llm_jax.layers.attention import Attention
+from llm_jax.layers.block import Block
+from llm_jax.layers.embedding import Embed
+from llm_jax.layers.feedforward import SwiGLU
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.stack import Stack
+from llm_jax.objectives.policy import Grpo
+from llm_jax.objectives.rewards import ExactAnswer
+from llm_jax.text.recipes import Bytes
+from llm_jax.training.rollouts import Rollouts
+
+
+def brevity(prompts, completions, examples):
+    assert len(prompts) == len(completions) == len(examples) and examples[0].answer == "A"
+    return [-len(text) for text in completions]
+
+
+def experiment():
+    data = Rollouts(JsonLines("PROMPTS"), length=12, batch=4, group=2, max_tokens=3, evaluation_batches=1)
+    return llm_jax.get("small_gpt").override({
+        "model": Decoder(Embed(8), Stack((Block(Attention(1, 1, 8), SwiGLU(8)),), 1)),
+        "tokenizer": Bytes(), "data": data, "data.rewards": (ExactAnswer(), brevity), "objective": Grpo(),
+        "layout.data": 1, "steps": 2, "log_every": 1, "eval_every": 2, "save_every": 2, "report": (),
+    })
+'''
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("brief")
+    (folder / "prompts.jsonl").write_text("\n".join(json.dumps(dict(prompt=f"{i}+", answer="A")) for i in range(99)))
+    path = folder / "brief_replies.py"
+    path.write_text(FILE.replace("PROMPTS", str(folder / "prompts.jsonl")))
+    return path
+
+
+def test_a_function_of_a_users_file_rewards_and_the_run_resumes(file, tmp_path, monkeypatch, capsys):
+    command = ["llm_jax", "train", str(file), f"--workdir={tmp_path}"]
+    assert main(command) == 0, capsys.readouterr().err
+    kept = json.loads((tmp_path / "manifest.json").read_text())["data"]["rewards"][1]
+    assert kept == {"part": "llm_jax.objectives.rewards:Function", "name": "user_brief_replies:brevity"}
+    monkeypatch.setattr(rewards, "GIVEN", {})  # as in a process that was handed no function
+    named = f"--set=data.rewards=(ExactAnswer(), Function('{file}:brevity'))"
+    assert main([*command, named, "--set=steps=4"]) == 0, capsys.readouterr().err
+    assert "going on from step 2" in capsys.readouterr().out
+    lines = read(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2, 3, 4]
+    for line in lines:
+        assert line["reward"] == pytest.approx(line["reward_ExactAnswer_0"] + line["reward_brevity_1"])
+        assert line["reward_brevity_1"] <= 0
+    assert main(["llm_jax", "eval", f"--workdir={tmp_path}", f"--modules={file}"]) == 0
+
+
+def test_a_name_stands_for_the_function(file):
+    brevity = load_module(file).brevity
+    made = as_reward(brevity)
+    assert made == Function(f"{file}:brevity") == from_json(to_json(made)) == parse(f"Function('{file}:brevity')")
+    assert made.called() == "brevity" and as_reward(ExactAnswer()) == ExactAnswer()
+
+
+def within(prompts, completions, examples):
+    return [len(text) for text in completions]
+
+
+def test_a_function_of_any_module_may_be_handed_over_in_python():
+    np.testing.assert_array_equal(as_reward(within)([], ["a", "bcd"], []), [1.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("os:system", r"names 'os:system', which is no part of this project: pass the file .* with --modules"),
+        ("another.py:f", r"names 'user_another:f', which is no part of this project: pass the file"),
+        ("llm_jax.experiment:load_module", "which is no function of an experiment or a file of yours"),
+        ("brevity", "a reward names 'brevity', which is no part of this project"),
+    ],
+)
+def test_only_what_the_user_ran_is_called(name, message):
+    with pytest.raises(InputError, match=message):
+        Function(name).check()
+
+
+def test_a_name_that_its_file_lacks_is_told(file):
+    load_module(file)
+    with pytest.raises(InputError, match="user_brief_replies:brvity', which is no function"):
+        Function(f"{file}:brvity").check()
+
+
+def test_a_function_without_a_name_of_its_own_is_refused():
+    def inner(prompts, completions, examples):
+        return []
+
+    for function in (lambda prompts, completions, examples: [], inner):
+        with pytest.raises(InputError, match="has no name that a manifest could keep: write it with def, at the top"):
+            as_reward(function)
