@@ -68,7 +68,8 @@ class Similarity(_Words):
     def __call__(self, finished):
         pairs = [_scored(document.text()) for document in self.pairs.documents()]
         correlation, known = self.vectors(finished).similarity(pairs)
-        line = f"similarity: rank correlation {correlation:.3f} of {known} pairs; {len(pairs) - known} have unknown words"
+        unknown = len(pairs) - known
+        line = f"similarity: rank correlation {correlation:.3f} of {known} pairs; {unknown} have unknown words"
         return Finding([line], {"similarity": correlation, "similarity_known": float(known)})
 
 
