@@ -153,7 +153,7 @@ def test_a_win_rate_of_runs_that_have_ended_is_measured(tiny, base, tmp_path, ca
     report = f"report=(WinRate(Pretrained('{judge}'), Pretrained('{base}'), limit=4, max_tokens=3),)"
     assert main(["llm_jax", "eval", f"--workdir={ours}", f"--set={report}"]) == 0
     said = capsys.readouterr().out
-    assert f"{judge} prefers this run to {base} in" in said and "of 4 prompts" in said
+    assert f"{judge} prefers this run to {base} in" in said and "prompts: win rate" in said
     assert main(["llm_jax", "eval", f"--workdir={ours}", f"--set={report}", "--set=data.rendering.bos=True"]) == 2
     assert f"{judge} has data.rendering.bos=False, this run True: let both begin" in capsys.readouterr().err
     told = tiny.override({"report": (WinRate(Pretrained(str(judge)), Pretrained(str(base))),)})
