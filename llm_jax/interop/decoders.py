@@ -44,7 +44,8 @@ NAMES: Names = {
     "block.ffn.down.bias": Theirs(LAYER + "mlp.down_proj.bias", "D"),
 }
 
-IGNORED = (r".*rotary_emb\.inv_freq", r"lm_head\.weight")  # the latter where it is tied: a copy
+IGNORED = (r".*rotary_emb\.inv_freq",)
+COPIES = {r"lm_head\.weight": "model.embed_tokens.weight"}  # where it is tied
 PREFIX = "model."
 
 

@@ -206,7 +206,8 @@ def read(source: Source, layout: Layout | None = None, progress: Progress | None
     mesh = (layout or Layout(data=1, fsdp=len(jax.devices()))).mesh()
     tensors = usual_names(source.tensors, family.prefix)
     note = None if progress is None else progress.of(sum(leaf.size * 4 for leaf in jax.tree.leaves(boxed)))
-    return model, names.load(boxed, family.names(model), tensors, shardings(boxed, mesh), family.ignored, note)
+    beside = (family.ignored, family.copies, note)
+    return model, names.load(boxed, family.names(model), tensors, shardings(boxed, mesh), *beside)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,9 +5,12 @@ Each configuration has random weights, biases and norm scales, or a mistake in o
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 import transformers
 
+from llm_jax.core.tables import InputError
 from llm_jax.inference.generate import Generation, prepare, row_keys
 from llm_jax.inference.sampling import Sampler
 from llm_jax.interop.checkpoint import open_source
@@ -236,4 +241,42 @@ def test_a_checkpoint_without_its_head(name, prefix, root, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | dict(tie_word_embeddings=True)))
     _, params = read(open_source(tmp_path), Layout(1))
+    jax.tree.map(np.testing.assert_array_equal, params, case.params)
+
+
+def untied(case: Case, folder: Path) -> Any:
+    """Their model with a head that is not its embedding, saved as one that is tied."""
+    theirs = copy.deepcopy(case.theirs)
+    theirs.config.tie_word_embeddings = False
+    theirs.lm_head.weight = torch.nn.Parameter(theirs.get_input_embeddings().weight.detach() + 0.5)
+    theirs.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | dict(tie_word_embeddings=True)))
+    return theirs
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_a_head_that_is_no_copy_of_the_embedding_is_not_dropped(name, root, tmp_path):
+    """transformers reads both, whatever config.json says, and warns."""
+    case = made(name, root)
+    theirs = untied(case, tmp_path)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(again.lm_head.weight, theirs.lm_head.weight)
+    table = "transformer.wte.weight" if case.family == "gpt2" else "model.embed_tokens.weight"
+    told = rf"lm_head\.weight is no copy of {re.escape(table)}, .*: set tie_word_embeddings=false in config\.json"
+    with pytest.raises(InputError, match=told):
+        read(open_source(tmp_path), Layout(1))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | dict(tie_word_embeddings=False)))
+    _, params = read(open_source(tmp_path), Layout(1))
+    np.testing.assert_array_equal(params["head"]["kernel"].T, theirs.lm_head.weight.detach().numpy())
+
+
+def test_a_head_that_is_a_copy_is_read_once(root, tmp_path):
+    case = made("qwen2", root)
+    shutil.copytree(case.folder, tmp_path / "copied")
+    tensors = safetensors.numpy.load_file(tmp_path / "copied/model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    safetensors.numpy.save_file(tensors, tmp_path / "copied/model.safetensors")
+    _, params = read(open_source(tmp_path / "copied"), Layout(1))
     jax.tree.map(np.testing.assert_array_equal, params, case.params)

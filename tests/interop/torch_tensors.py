@@ -68,7 +68,7 @@ def imported(family: Family, config: dict[str, Any], tensors: dict[str, np.ndarr
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     boxed = boxes(model)
     places = jax.tree.map(lambda _: one, boxed, is_leaf=is_lettered)
-    return model, names.load(boxed, family.names(model), InMemory(tensors), places, family.ignored)
+    return model, names.load(boxed, family.names(model), InMemory(tensors), places, family.ignored, family.copies)
 
 
 def boxes(model: Model) -> Any:

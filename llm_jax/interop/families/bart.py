@@ -125,14 +125,17 @@ def _names(model: Model) -> Names:
     return names
 
 
-COPIES = (r"lm_head\.weight", r"(model\.)?(encoder|decoder)\.embed_tokens\.weight")  # of the one table there is
+COPIES = {  # of the one table there is
+    r"lm_head\.weight": "model.shared.weight",
+    r"(model\.)?(encoder|decoder)\.embed_tokens\.weight": r"\1shared.weight",
+}
 
 BART = Family(
     architectures=("BartForConditionalGeneration", "BartModel"),
     model=lambda config: _model(config, marian=False),
     config=lambda model: _config(model, marian=False),
     names=_names,
-    ignored=COPIES,
+    copies=COPIES,
 )
 
 MARIAN = Family(
@@ -140,5 +143,6 @@ MARIAN = Family(
     model=lambda config: _model(config, marian=True),
     config=lambda model: _config(model, marian=True),
     names=_names,
-    ignored=(*COPIES, r"model\.(encoder|decoder)\.embed_positions\.weight"),  # waves, which nobody learnt
+    ignored=(r"model\.(encoder|decoder)\.embed_positions\.weight",),  # waves, which nobody learnt
+    copies=COPIES,
 )

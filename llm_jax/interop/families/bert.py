@@ -145,7 +145,11 @@ BERT = Family(
     model=lambda config: _model(config, roberta=False),
     config=lambda model: _config(model, roberta=False),
     names=lambda model: _names(model, roberta=False),
-    ignored=(BUFFERS, POOLER, r"cls\.predictions\.decoder\.(weight|bias)", r"cls\.seq_relationship\.(weight|bias)"),
+    ignored=(BUFFERS, POOLER, r"cls\.seq_relationship\.(weight|bias)"),
+    copies={
+        r"cls\.predictions\.decoder\.weight": "bert.embeddings.word_embeddings.weight",
+        r"cls\.predictions\.decoder\.bias": "cls.predictions.bias",
+    },
 )
 
 ROBERTA = Family(
@@ -153,5 +157,9 @@ ROBERTA = Family(
     model=lambda config: _model(config, roberta=True),
     config=lambda model: _config(model, roberta=True),
     names=lambda model: _names(model, roberta=True),
-    ignored=(BUFFERS, POOLER, r"lm_head\.decoder\.(weight|bias)"),
+    ignored=(BUFFERS, POOLER),
+    copies={
+        r"lm_head\.decoder\.weight": "roberta.embeddings.word_embeddings.weight",
+        r"lm_head\.decoder\.bias": "lm_head.bias",
+    },
 )

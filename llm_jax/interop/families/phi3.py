@@ -46,4 +46,4 @@ def names(model: Model) -> Names:
     return dict(decoders.NAMES) | fused
 
 
-PHI3 = Family(("Phi3ForCausalLM",), model, config, names, decoders.IGNORED, decoders.PREFIX)
+PHI3 = Family(("Phi3ForCausalLM",), model, config, names, decoders.IGNORED, decoders.COPIES, decoders.PREFIX)

@@ -98,6 +98,25 @@ def test_a_model_is_theirs_padded_and_packed_and_comes_back(case, tmp_path):
     close(again(**source, decoder_input_ids=torch.tensor(target_BT).long()).logits.detach(), wanted, within=1e-6)
 
 
+COPIES = [
+    ("bart", "lm_head.weight", "model.shared.weight"),
+    ("bart", "model.decoder.embed_tokens.weight", "model.shared.weight"),
+    ("marian", "model.encoder.embed_tokens.weight", "model.shared.weight"),
+    ("t5", "lm_head.weight", "shared.weight"),
+    ("t5_1p1", "encoder.embed_tokens.weight", "shared.weight"),
+    ("mt5", "decoder.embed_tokens.weight", "shared.weight"),
+]
+
+
+@pytest.mark.parametrize(("case", "name", "original"), COPIES)
+def test_what_should_be_a_copy_and_is_none_is_not_dropped(case, name, original, tmp_path):
+    family = CASES[case][0]
+    config, tensors = saved(theirs_of(case), tmp_path)
+    imported(family, config, tensors | {name: tensors[original]})
+    with pytest.raises(InputError, match=f"{name} is no copy of {original}, .*: this model has one for both"):
+        imported(family, config, tensors | {name: tensors[original] + np.float32(0.1)})
+
+
 def test_a_bart_without_a_bias_is_written_without_a_prefix(tmp_path):
     """As its authors published it: `BartModel`."""
     settings = CASES["bart"][2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -100,7 +101,7 @@ def test_what_is_not_covered_is_refused(tmp_path):
 def test_a_sentence_model_has_no_use_for_the_pooler(tmp_path):
     config, tensors = saved(theirs_of("BertModel", 0, num_attention_heads=2, hidden_size=8), tmp_path)
     model = BERT.model(config).clone(pooling=Normalized(Mean()), context=10)
-    family = BERT.__class__(BERT.architectures, lambda config: model, BERT.config, BERT.names, BERT.ignored)
+    family = dataclasses.replace(BERT, model=lambda config: model)
     assert "pooling" not in imported(family, config, tensors)[1]
     assert BERT.config(model)["max_position_embeddings"] == 24
 
@@ -115,3 +116,17 @@ def test_the_names_of_its_first_years_are_read(tmp_path):
     assert old.keys() != tensors.keys()
     safetensors.numpy.save_file(old, tmp_path / "model.safetensors")
     jax.tree.map(np.testing.assert_array_equal, read(open_source(tmp_path))[1], now)
+
+
+@pytest.mark.parametrize(("family", "kind", "head", "inside"), [
+    (BERT, "BertForMaskedLM", "cls.predictions", "bert"), (ROBERTA, "RobertaForMaskedLM", "lm_head", "roberta"),
+])  # fmt: skip
+def test_what_should_be_a_copy_and_is_none_is_not_dropped(family, kind, head, inside, tmp_path):
+    config, tensors = saved(theirs_of(kind, 0, num_attention_heads=2, hidden_size=8, type_vocab_size=1), tmp_path)
+    originals = {
+        f"{head}.decoder.weight": f"{inside}.embeddings.word_embeddings.weight", f"{head}.decoder.bias": f"{head}.bias",
+    }  # fmt: skip
+    imported(family, config, tensors | {name: tensors[original] for name, original in originals.items()})
+    for name, original in originals.items():
+        with pytest.raises(InputError, match=f"{name} is no copy of {original}, .*: this model has one for both"):
+            imported(family, config, tensors | {name: tensors[original] + np.float32(0.1)})
