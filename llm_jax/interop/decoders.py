@@ -71,7 +71,7 @@ def decoder(
     """The model of these blocks; `tied` is the family's default."""
     head = Tied if setting(config, "tie_word_embeddings", True, False, default=tied) else Untied
     embed = Embed(need(config, "hidden_size"), need(config, "vocab_size"), scale)
-    context = need(config, "max_position_embeddings")
+    context = rotary.context(positions, config)
     # a norm of its own: linen would share the parameters of one that the blocks have too
     return Decoder(embed, stack_of(blocks), positions, norm.clone(), head(soft_cap), context)
 
