@@ -68,6 +68,23 @@ class Tensors(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Renamed:
+    """The tensors of a checkpoint under other names: `written` has for each of these the one in the checkpoint."""
+
+    inner: Tensors
+    written: Mapping[str, str]
+
+    def names(self) -> Sequence[str]:
+        return list(self.written)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.inner.shape(self.written[name])
+
+    def read(self, name: str) -> np.ndarray:
+        return self.inner.read(self.written[name])
+
+
+@dataclasses.dataclass(frozen=True)
 class Place:
     """Where a parameter of ours is found: its letters without L and E, and the layer and the expert of each part."""
 

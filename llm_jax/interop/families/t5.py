@@ -52,6 +52,7 @@ def _model(config: Config) -> EncoderDecoder:
         Embed(width, need(config, "vocab_size"), dropout=dropout), side(encoder, False), side(decoder, True),
         Tied(scale=width**-0.5) if _tied(config) else Untied(),
         start=config.get("decoder_start_token_id", config.get("pad_token_id", 0)),
+        forced=config.get("forced_bos_token_id"),
     )  # fmt: skip
 
 
@@ -84,6 +85,7 @@ def _config(model: Model, multilingual: bool) -> dict[str, Any]:
         layer_norm_epsilon=block.norm.epsilon,
         dropout_rate=block.dropout,
         decoder_start_token_id=model.start,
+        forced_bos_token_id=model.forced,
         pad_token_id=model.start,
         tie_word_embeddings=tied,
     )

@@ -15,11 +15,13 @@ import transformers
 
 from llm_jax.core.tables import InputError
 from llm_jax.interop.checkpoint import open_source
+from llm_jax.interop.exports import family_for
 from llm_jax.interop.families.bert import BERT, ROBERTA
-from llm_jax.interop.imports import read
+from llm_jax.interop.imports import model_of, read
 from llm_jax.layers.norms import RMSNorm
-from llm_jax.layers.pooling import Mean, Normalized
+from llm_jax.layers.pooling import Mean, Normalized, Pooler
 from llm_jax.models.encoder import Encoder
+from llm_jax.models.heads import Classifier
 
 from ..torch_tensors import close, comes_back, drawn, exported, imported, packed, padded, rows, saved
 
@@ -89,6 +91,10 @@ def test_what_is_not_covered_is_refused(tmp_path):
         BERT.model({"architectures": ["BertModel"]})
     with pytest.raises(InputError, match="position_embedding_type='relative_key', which is not covered"):
         BERT.model(config | dict(position_embedding_type="relative_key"))
+    for kind in ("BertForPreTraining", "BertForTokenClassification", "BertForQuestionAnswering"):
+        told = f"architecture {kind}, which is not covered: it must be BertModel, BertForMaskedLM or BertForSequenceC"
+        with pytest.raises(InputError, match=told):
+            BERT.model(config | dict(architectures=[kind]))
     with pytest.raises(InputError, match=r"no activation named 'gelu_10'"):
         BERT.model(config | dict(hidden_act="gelu_10"))
     with pytest.raises(InputError, match=r"2 tensors that the model has no place for: encoder\.layer\.1\.odd, odd"):
@@ -130,3 +136,18 @@ def test_what_should_be_a_copy_and_is_none_is_not_dropped(family, kind, head, in
     for name, original in originals.items():
         with pytest.raises(InputError, match=f"{name} is no copy of {original}, .*: this model has one for both"):
             imported(family, config, tensors | {name: tensors[original] + np.float32(0.1)})
+
+
+@pytest.mark.parametrize("kind", ["BertModel", "BertForMaskedLM", "RobertaModel"])
+@pytest.mark.parametrize("sentences", [False, True])
+def test_a_classifier_on_an_imported_encoder_has_a_family(kind, sentences):
+    """What the encoder pools and scores by itself is nothing to a classifier on it."""
+    family = "roberta" if kind.startswith("Roberta") else "bert"
+    config = theirs_of(kind, 0, num_attention_heads=2, hidden_size=8).config.to_dict() | dict(architectures=[kind])
+    encoder = model_of(config)
+    if sentences:
+        encoder = encoder.clone(pooling=Normalized(Mean()), context=10, head=None)
+    name, _, written = family_for(Classifier(encoder, 3, Pooler()), likely=family)
+    assert (name, written["architectures"]) == (family, [f"{family.capitalize()}ForSequenceClassification"])
+    with pytest.raises(InputError, match=r"model\.pooling=Mean\(\) cannot be written for this family, which has Pool"):
+        family_for(Classifier(encoder, 3, Mean()), likely=family)
