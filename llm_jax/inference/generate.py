@@ -117,7 +117,8 @@ class Generation:
         stops_V[list(stops)] = True
         never_V[list(never)] = True
         length_B = np.array([len(p) for p in prompts], np.int32)
-        slots = round_up((padded if model.opening() is None else 1) + max_tokens, finely=True)
+        opening = model.opening()
+        slots = round_up((padded if opening is None else len(opening)) + max_tokens, finely=True)
 
         self._model, self._params, self._sampler, self._max_tokens = model, params, sampler, max_tokens
         self._stops_V, self._never_V = stops_V, never_V
@@ -170,8 +171,8 @@ def _most(model: Generator, prompts: Sequence[Sequence[int]], max_tokens: int | 
     if max_tokens is not None and max_tokens < 1:
         raise InputError(f"max_tokens must be 1 or more, not {max_tokens}")
     context, ahead, most = model.limit(), model.ahead(), []
-    apart = model.opening() is not None  # the text does not follow the prompt in the same row
-    reads = model.reads() if apart else None
+    opening = model.opening()  # None: the text follows the prompt in the same row
+    reads = None if opening is None else model.reads()
     for number, prompt in enumerate(prompts):
         where = f"prompt {number}" if len(prompts) > 1 else "the prompt"
         if not prompt:
@@ -183,7 +184,7 @@ def _most(model: Generator, prompts: Sequence[Sequence[int]], max_tokens: int | 
             )
         if reads is not None and len(prompt) > reads:
             raise InputError(f"{where} has {len(prompt)} tokens, and the model reads at most {reads}: shorten it")
-        room = BEFORE_UNBOUNDED if context is None else context - (1 if apart else len(prompt))
+        room = BEFORE_UNBOUNDED if context is None else context - len(prompt if opening is None else opening)
         if context is not None and room < (max_tokens or 1):
             advice = f"ask for at most {room} tokens" if room > 0 else f"shorten it to at most {context - 1} tokens"
             raise InputError(
@@ -222,8 +223,9 @@ def _read(model: Generator, slots: int, vocabulary: int, dtype, params: Any, tok
     at = Tokens(jnp.maximum(position_BT, 0), jnp.where(real_BT, 0, PADDING))
     logits_BV, caches = model.apply({"params": params}, tokens_BT, at, slots, dtype, method="read", **beside)
     if (opening := model.opening()) is not None:  # the prompt was read apart: the text has its own beginning
-        padded, length_B = 1, jnp.ones_like(length_B)
-        tokens_BT, real_BT = jnp.full((batch, 1), opening, jnp.int32), jnp.ones((batch, 1), bool)
+        padded, length_B = len(opening), jnp.full_like(length_B, len(opening))
+        tokens_BT = jnp.broadcast_to(jnp.array(opening, jnp.int32)[None], (batch, padded))
+        real_BT = jnp.ones((batch, padded), bool)
     counted_BT = jnp.where(real_BT, tokens_BT, vocabulary)  # out of range: a padded slot is no token seen
     seen_BV = jnp.zeros((batch, vocabulary), bool).at[jnp.arange(batch)[:, None], counted_BT].set(True, mode="drop")
     rows = Progress(

@@ -17,7 +17,9 @@ from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment, user_modules
 from llm_jax.interop.exports import family_for
 from llm_jax.interop.names import BLOCK, Names, Theirs, unload
-from llm_jax.models.model import Model
+from llm_jax.models.encoder import Encoder
+from llm_jax.models.heads import Classifier
+from llm_jax.models.model import Model, Translator
 from llm_jax.text.tokenizer import load_tokenizer
 from llm_jax.training.checkpoints import Checkpoints
 from llm_jax.training.program import Program, fill
@@ -64,7 +66,7 @@ def write(model: Model, tuning: Any, trained: Any, folder: Path) -> None:
     tensors = {PREFIX + name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     modules = {name.removeprefix(PREFIX).partition(".lora_")[0] for name in tensors}
     config = dict(
-        peft_type="LORA", task_type="CAUSAL_LM", r=tuning.rank, lora_alpha=tuning.alpha, lora_dropout=0.0, bias="none",
+        peft_type="LORA", task_type=_task(model), r=tuning.rank, lora_alpha=tuning.alpha, lora_dropout=0.0, bias="none",
         use_dora=isinstance(tuning, Dora), target_modules=sorted(modules), inference_mode=True,
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,6 +74,19 @@ def write(model: Model, tuning: Any, trained: Any, folder: Path) -> None:
     saving = folder / "adapter_model.saving"
     safetensors.numpy.save_file(tensors, saving, metadata={"format": "pt"})
     os.replace(saving, folder / "adapter_model.safetensors")
+
+
+def _task(model: Model) -> str | None:
+    """peft's word for what the model is for. It has none for masked tokens, and opens a classifier as such only with
+    the weights of its head, which are no adapters."""
+    match model:
+        case Translator():
+            return "SEQ_2_SEQ_LM"
+        case Encoder() if model.head is None:
+            return "FEATURE_EXTRACTION"
+        case Encoder() | Classifier():
+            return None
+    return "CAUSAL_LM"
 
 
 def _blocks(boxed: Any) -> set[str]:

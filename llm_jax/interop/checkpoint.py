@@ -13,12 +13,15 @@ import tokenizers
 
 from llm_jax.core.files import read_json, reading
 from llm_jax.core.tables import InputError
-from llm_jax.interop.names import Tensors
+from llm_jax.interop.generation import begins, not_kept
+from llm_jax.interop.multimodal import is_multimodal, text_config, text_tensors
+from llm_jax.interop.names import Tensors, listed
 from llm_jax.interop.tokenizer import import_tokenizer
 from llm_jax.text.chat import ChatTemplate
 from llm_jax.text.tokenizer import Tokenizer
 
-CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+CONFIG, GENERATION = "config.json", "generation_config.json"
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 FLOATS = ("F64", "F32", "F16", "BF16")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -28,12 +31,16 @@ class Source(Protocol):
 
     Attributes:
       config: what its config.json says, or what one would say.
+      left: what of it an import leaves unread, a line for each kind.
       tensors: its tensors, by transformers' names.
       adds_bos, adds_eos: whether its tokenizer begins a plain text with the `bos` token, and ends it with `eos`.
     """
 
     @property
     def config(self) -> Mapping[str, Any]: ...
+
+    @property
+    def left(self) -> Sequence[str]: ...
 
     @property
     def tensors(self) -> Tensors: ...
@@ -69,10 +76,18 @@ class Folder:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.config = read_json(folder / CONFIG)
-        if self.config.get("quantization_config"):
+        with reading(path := folder / GENERATION):
+            generation = read_json(path) if path.exists() else {}
+        config = read_json(folder / CONFIG)
+        if config.get("quantization_config"):
             raise InputError(f"{folder / CONFIG} has a quantization_config: use the checkpoint that is not quantised")
-        self.tensors = SafeTensors(folder)
+        self.left = not_kept(config, generation)
+        self.tensors: Tensors = SafeTensors(folder)
+        if is_multimodal(config):
+            config = text_config(config)
+            self.tensors, images = text_tensors(self.tensors)
+            self.left.append(f"the text model alone is read, without {len(images)} tensors of images: {listed(images)}")
+        self.config = begins(config, generation)
 
     def tokenizer(self) -> tuple[Tokenizer, ChatTemplate]:
         """Raises InputError as `import_tokenizer`."""

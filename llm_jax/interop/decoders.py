@@ -44,7 +44,8 @@ NAMES: Names = {
     "block.ffn.down.bias": Theirs(LAYER + "mlp.down_proj.bias", "D"),
 }
 
-IGNORED = (r".*rotary_emb\.inv_freq", r"lm_head\.weight")  # the latter where it is tied: a copy
+IGNORED = (r".*rotary_emb\.inv_freq",)
+COPIES = {r"lm_head\.weight": "model.embed_tokens.weight"}  # where it is tied
 PREFIX = "model."
 
 
@@ -70,7 +71,7 @@ def decoder(
     """The model of these blocks; `tied` is the family's default."""
     head = Tied if setting(config, "tie_word_embeddings", True, False, default=tied) else Untied
     embed = Embed(need(config, "hidden_size"), need(config, "vocab_size"), scale)
-    context = need(config, "max_position_embeddings")
+    context = rotary.context(positions, config)
     # a norm of its own: linen would share the parameters of one that the blocks have too
     return Decoder(embed, stack_of(blocks), positions, norm.clone(), head(soft_cap), context)
 

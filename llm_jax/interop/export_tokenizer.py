@@ -10,6 +10,7 @@ import tokenizers
 from tokenizers import decoders, processors
 
 from llm_jax.core.files import write_atomically
+from llm_jax.interop.generation import BEGINS
 from llm_jax.text.chat import ChatTemplate, Jinja
 from llm_jax.text.guard import ROLE_NAMES
 from llm_jax.text.special import ROLES
@@ -40,13 +41,13 @@ OURS = """\
 
 def export_tokenizer(
     tokenizer: Tokenizer, template: ChatTemplate, folder: str | Path, *, bos: bool = False, eos: bool = False,
-    start: int | None = None,
+    opening: tuple[int, ...] | None = None,
 ) -> None:  # fmt: skip
     """Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json and generation_config.json.
 
     `transformers` encodes a text to the same ids there, unless it spells a special token: for that program the text
-    then holds the token. `bos` and `eos` say whether it puts these around a text by itself; `start` is the token that a
-    translation begins with.
+    then holds the token. `bos` and `eos` say whether it puts these around a text by itself; `opening` are the tokens
+    that a translation begins with.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +85,7 @@ def export_tokenizer(
     ids = {f"{n}_token_id": i for n, i in tokenizer.special.items() if n in ("bos", "pad")}
     _write(folder / "special_tokens_map.json", special)
     _write(folder / "tokenizer_config.json", settings)
-    begins = {} if start is None else dict(decoder_start_token_id=start)
+    begins = dict(zip(BEGINS, opening or (), strict=False))
     _write(folder / "generation_config.json", ids | begins | dict(eos_token_id=sorted(tokenizer.ends)))
     write_atomically(folder / "tokenizer.json", whole.to_str(pretty=True))
 

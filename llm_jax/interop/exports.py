@@ -28,12 +28,13 @@ from llm_jax.interop.progress import Progress
 from llm_jax.interop.sentences import sentence_files
 from llm_jax.layers.feedforward import GEGLU, GatedFeedForward, SwiGLU
 from llm_jax.layers.kernels import Dense, Kernel
-from llm_jax.layers.pooling import Pooler
+from llm_jax.layers.pooling import Mean, Pooler
 from llm_jax.models.actor_critic import ActorCritic
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.encoder import Encoder
 from llm_jax.models.encoder_decoder import EncoderDecoder
-from llm_jax.models.model import Model
+from llm_jax.models.heads import Classifier
+from llm_jax.models.model import Generator, Model
 from llm_jax.models.stack import Stack
 from llm_jax.text.tokenizer import Tokenizer
 from llm_jax.training.disk import space_for
@@ -74,9 +75,9 @@ def export_model(
     with space_for(f"the model is not in {folder}"), Progress("writing") as progress:
         note = progress.of(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
         write(model, params, saving, special_ids(tokenizer), likely=program.experiment.name, note=note)
-        rendering, start = data.rendering, model.start if isinstance(model, EncoderDecoder) else None
-        ends = rendering.eos if isinstance(model, Encoder) else rendering.prompt_eos
-        export_tokenizer(tokenizer, rendering.template, saving, bos=rendering.bos, eos=ends, start=start)
+        rendering, opening = data.rendering, model.opening() if isinstance(model, Generator) else None
+        ends = rendering.prompt_eos if isinstance(model, Generator) else rendering.eos
+        export_tokenizer(tokenizer, rendering.template, saving, bos=rendering.bos, eos=ends, opening=opening)
     os.replace(saving, folder)
 
 
@@ -113,7 +114,7 @@ def write(
     about = dict(architectures=list(family.architectures[:1]), model_type=name, torch_dtype="float32")
     ids = dict(bos_token_id=None, eos_token_id=None, pad_token_id=None) | dict(special or {})
     folder.mkdir(parents=True, exist_ok=True)
-    beside = sentence_files(model) if isinstance(model, Encoder) and not isinstance(model.pooling, Pooler) else {}
+    beside = sentence_files(model) if isinstance(model, Encoder) and _embeds(model) else {}
     for path, text in beside.items():
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_text(text, encoding="utf-8")
@@ -172,7 +173,7 @@ def family_for(model: Model, likely: str = "") -> tuple[str, Family, dict[str, A
         except InputError as error:
             reasons.append((len(FAMILIES), f"{name}: {error}"))
             continue
-        if isinstance(again, Encoder) and isinstance(model, Encoder) and not isinstance(model.pooling, Pooler):
+        if isinstance(again, Encoder) and isinstance(model, Encoder) and _embeds(model):
             again = again.clone(pooling=model.pooling)  # which is written beside config.json
         differing = list(differences(to_json(essence(again)), to_json(essence(model)), "model"))
         if not differing:
@@ -182,6 +183,11 @@ def family_for(model: Model, likely: str = "") -> tuple[str, Family, dict[str, A
         reasons.append((len(differing), f"{name}: {listed}"))
     nearest = min(reasons, key=lambda reason: reason[0])[1]
     raise InputError(f"no published family has all parts of this model; the nearest is {nearest}")
+
+
+def _embeds(encoder: Encoder) -> bool:
+    """Whether how it pools is written beside config.json: one with a head is for its scores."""
+    return encoder.head is None and not isinstance(encoder.pooling, Pooler)
 
 
 def essence(model: Model) -> Model:
@@ -194,6 +200,8 @@ def essence(model: Model) -> Model:
         model = model.clone(context=0)
     if isinstance(model, EncoderDecoder):
         model = model.clone(context=0, source_context=0)
+    if isinstance(model, Classifier) and isinstance(model.backbone, Encoder):  # of which it uses neither
+        model = model.clone(backbone=model.backbone.clone(context=0, pooling=Mean(), head=None))
     return parts.transform(model, _plain)
 
 

@@ -28,7 +28,9 @@ class Family:
       config: a config.json from our model; raises InputError where a part is of another kind. It need not look at every
         setting: an export reads the config back with `model`, and refuses if that is not the model it began with.
       names: where each of our parameters is found.
-      ignored: patterns (of whole names) of tensors that hold nothing of their own: buffers, copies of tied weights.
+      ignored: patterns (of whole names) of tensors that hold nothing a model of ours reads, such as buffers.
+      copies: for patterns of tensors that may be there as copies of another, tied weights, the name of that original
+        (which may refer to groups of the pattern, as in `re.sub`).
       prefix: what stands before the names of a model with a head; a checkpoint without the head lacks it.
     """
 
@@ -37,6 +39,7 @@ class Family:
     config: Callable[[Model], dict[str, Any]]
     names: Callable[[Model], Names]
     ignored: tuple[str, ...] = ()
+    copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     prefix: str = ""
 
 

@@ -27,9 +27,12 @@ class Gguf:
 
     Attributes:
       config: what config.json says of such a model.
+      left: nothing.
       tensors: its tensors, in float32, by the names that transformers gives them.
       adds_bos, adds_eos: whether a plain text begins with the `bos` token, and ends with `eos`.
     """
+
+    left: Sequence[str] = ()
 
     def __init__(self, path: str | Path):
         """Raises InputError: there is no such file, it is damaged, or of an architecture that is not covered."""

@@ -139,10 +139,13 @@ def _scaling(meta: Metadata, head: int) -> dict[str, Any] | None:
         return _llama3(np.asarray(meta.tensors["rope_freqs.weight"].data), meta("rope.freq_base", 10000.0), head)
     if meta.has("rope_factors_long.weight"):
         factors = {f"{n}_factor": meta.tensors[f"rope_factors_{n}.weight"].data.tolist() for n in ("long", "short")}
-        return dict(rope_type="longrope") | factors
+        return dict(rope_type="longrope", attention_factor=meta("rope.scaling.attn_factor", 0.0) or None) | factors
     if kind == "linear":
         return dict(rope_type="linear", factor=factor)
     if kind == "yarn":
+        if (given := meta("rope.scaling.attn_factor", 1.0)) != 1.0:
+            name = f"{meta.architecture}.rope.scaling.attn_factor"
+            raise InputError(f"the GGUF file has {name}={given}, which is not covered: it must be 1")
         original = meta("rope.scaling.original_context_length")
         return dict(rope_type="yarn", factor=factor, original_max_position_embeddings=original)
     if kind != "none":

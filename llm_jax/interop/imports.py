@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+from absl import logging
 
 from llm_jax.core import parts
 from llm_jax.core.files import reading
 from llm_jax.core.process import keep_compiled, keep_memory
 from llm_jax.core.tables import InputError, lookup
 from llm_jax.data.documents import Rendering
+from llm_jax.data.examples import SourceAndTarget, TwoTexts
 from llm_jax.data.noising import Masked
 from llm_jax.data.packing import One
 from llm_jax.data.pipeline import Data
 from llm_jax.data.presentation import WithLabel
-from llm_jax.data.sources import Conversations, PythonHelp
+from llm_jax.data.sources import Conversations, PythonHelp, Verses
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.interop import names
@@ -29,11 +30,13 @@ from llm_jax.interop.families import FAMILIES
 from llm_jax.interop.family import Family
 from llm_jax.interop.progress import Progress
 from llm_jax.interop.sentences import sentence_encoder
+from llm_jax.models.decoder import Decoder
 from llm_jax.models.encoder import Encoder
 from llm_jax.models.heads import Classifier
 from llm_jax.models.model import Generator, Model, Translator
 from llm_jax.models.vision import ImageClassifier, ImageEncoder
 from llm_jax.objectives.classification import Classification
+from llm_jax.objectives.contrastive import Contrastive
 from llm_jax.objectives.masked import MaskedTokens
 from llm_jax.objectives.next_token import NextToken
 from llm_jax.parallel.layout import Layout, shardings
@@ -56,7 +59,8 @@ def import_model(source: str | Path, workdir: str | Path) -> Experiment:
 
     The run has a manifest, the tokenizer, and a checkpoint of step 0 with the parameters alone, so all that takes a
     run's folder works on it; `init_from` trains on from it. Its data, for `eval`, is the default corpus; that of an
-    encoder is Python's help with masked tokens, and a classifier's has to be set.
+    encoder is Python's help with masked tokens, of one without a head, and of a translator, verses of the Bible in two
+    versions; a classifier's has to be set.
 
     Raises:
       InputError: the checkpoint is of a kind that we do not read, has settings that we cannot honour, or does not hold
@@ -64,6 +68,7 @@ def import_model(source: str | Path, workdir: str | Path) -> Experiment:
     """
     found = open_source(source)
     refuse_images(found)
+    tell(found)
     tokenizer, template = found.tokenizer()
     experiment = fill(experiment_of(found, template), tokenizer)
 
@@ -112,6 +117,7 @@ def load(
     keep_compiled()
     found = open_source(path)
     refuse_images(found)
+    tell(found)
     tokenizer, template = found.tokenizer()
     with Progress("reading") as progress:
         model, params = read(found, progress=progress)
@@ -136,14 +142,31 @@ def refuse_images(source: Source) -> None:
         )
 
 
+def tell(source: Source) -> None:
+    """Warns, a line each, of what a checkpoint has and its import has not."""
+    for line in source.left:
+        logging.warning("%s", line)
+    model, said = model_in(source), source.config.get("max_position_embeddings")
+    if isinstance(model, Decoder) and said is not None and model.context < said:
+        logging.warning(
+            "of %d tokens of context the first %d are covered: longrope changes beyond", said, model.context
+        )
+
+
 def experiment_of(source: Source, template: ChatTemplate) -> Experiment:
     """What the folder of an imported model says that it is; its name is that of the family."""
     model = model_in(source)
     context = model.limit() or ROW
     rendering = rendering_of(source, model, template)
     data, objective = Data(Conversations(), min(context, ROW), batch=8, rendering=rendering), NextToken()
-    if isinstance(model, Encoder):  # which has no template for conversations
+    verses = dict(source=Verses(), packing=One("truncate"), rendering=dataclasses.replace(rendering, learn="answers"))
+    if isinstance(model, Translator):
+        sides = SourceAndTarget(min(model.reads() or ROW, ROW))
+        data = dataclasses.replace(data, presentation=sides, **verses)
+    elif isinstance(model, Encoder) and model.head is not None:  # which has no template for conversations
         data, objective = dataclasses.replace(data, source=PythonHelp(), presentation=Masked()), MaskedTokens()
+    elif isinstance(model, Encoder):
+        data, objective = dataclasses.replace(data, presentation=TwoTexts(), **verses), Contrastive()
     elif isinstance(model, Classifier):
         data = dataclasses.replace(data, packing=One("truncate"), presentation=WithLabel())
         objective = Classification()
@@ -206,24 +229,8 @@ def read(source: Source, layout: Layout | None = None, progress: Progress | None
     mesh = (layout or Layout(data=1, fsdp=len(jax.devices()))).mesh()
     tensors = usual_names(source.tensors, family.prefix)
     note = None if progress is None else progress.of(sum(leaf.size * 4 for leaf in jax.tree.leaves(boxed)))
-    return model, names.load(boxed, family.names(model), tensors, shardings(boxed, mesh), family.ignored, note)
-
-
-@dataclasses.dataclass(frozen=True)
-class Renamed:
-    """The tensors of a checkpoint under other names: `written` has for each of these the one in the checkpoint."""
-
-    inner: names.Tensors
-    written: Mapping[str, str]
-
-    def names(self) -> Sequence[str]:
-        return list(self.written)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.inner.shape(self.written[name])
-
-    def read(self, name: str) -> np.ndarray:
-        return self.inner.read(self.written[name])
+    beside = (family.ignored, family.copies, note)
+    return model, names.load(boxed, family.names(model), tensors, shardings(boxed, mesh), *beside)
 
 
 OLD_NORM = re.compile(r"(LayerNorm\.)(gamma|beta)$")  # as BERT was first published
@@ -237,4 +244,4 @@ def usual_names(tensors: names.Tensors, prefix: str) -> names.Tensors:
         new = OLD_NORM.sub(lambda found: found[1] + dict(gamma="weight", beta="bias")[found[2]], name)
         return prefix + new if bare else new
 
-    return Renamed(tensors, {usual(name): name for name in tensors.names()})
+    return names.Renamed(tensors, {usual(name): name for name in tensors.names()})

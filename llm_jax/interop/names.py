@@ -68,6 +68,23 @@ class Tensors(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Renamed:
+    """The tensors of a checkpoint under other names: `written` has for each of these the one in the checkpoint."""
+
+    inner: Tensors
+    written: Mapping[str, str]
+
+    def names(self) -> Sequence[str]:
+        return list(self.written)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.inner.shape(self.written[name])
+
+    def read(self, name: str) -> np.ndarray:
+        return self.inner.read(self.written[name])
+
+
+@dataclasses.dataclass(frozen=True)
 class Place:
     """Where a parameter of ours is found: its letters without L and E, and the layer and the expert of each part."""
 
@@ -169,6 +186,23 @@ def check(places_: Mapping[str, Place], tensors: Tensors, ignored: Sequence[str]
             raise InputError(f"{name} has shape {shape}, but the model's settings ask for {expected}")
 
 
+def check_copies(places_: Mapping[str, Place], names: Names, tensors: Tensors, copies: Mapping[str, str]) -> None:
+    """Nothing, if each tensor that is not wanted, since it is a copy of another (`Family.copies`), is one.
+
+    Raises:
+      InputError: one is not, so that the model would compute something else.
+    """
+    there = set(tensors.names())
+    for name in sorted(there - dict(wanted(places_)).keys()):
+        for pattern, original in copies.items():
+            if not (found := re.fullmatch(pattern, name)) or (original := found.expand(original)) not in there:
+                continue
+            if not np.array_equal(tensors.read(name), tensors.read(original)):
+                separate = any(theirs.name == name for theirs in names.values())
+                told = "set tie_word_embeddings=false in config.json" if separate else "this model has one for both"
+                raise InputError(f"{name} is no copy of {original}, which the settings make it: {told}")
+
+
 def _fused_sizes(places_: Mapping[str, Place]) -> dict[str, dict[str, int]]:
     """For each fused tensor, the size of each of its pieces by their letters."""
     sizes: dict[str, dict[str, int]] = {}
@@ -181,20 +215,23 @@ def _fused_sizes(places_: Mapping[str, Place]) -> dict[str, dict[str, int]]:
 
 def load(
     boxed: Any, names: Names, tensors: Tensors, shardings: Any, ignored: Sequence[str] = (),
-    note: Callable[[int], object] | None = None,
+    copies: Mapping[str, str] | None = None, note: Callable[[int], object] | None = None,
 ) -> Any:  # fmt: skip
     """The parameters, in float32, each read tensor by tensor straight into the shards of `shardings`.
 
     Args:
       boxed: our parameters' shapes with their letters.
       shardings: a sharding for each parameter.
+      ignored, copies: as of `Family`.
       note: called with the size of each parameter in bytes, when it is there.
 
     Raises:
-      InputError: as `places` and `check`.
+      InputError: as `places`, `check` and `check_copies`.
     """
     found = places(boxed, names)
-    check(found, tensors, ignored)
+    copies = copies or {}
+    check(found, tensors, (*ignored, *copies))
+    check_copies(found, names, tensors, copies)
     fused = _fused_sizes(found)
 
     def one(path: Any, leaf: Lettered, sharding: Any) -> jax.Array:

@@ -3,13 +3,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from llm_jax.core.parts import show
 from llm_jax.core.tables import InputError, lookup
 from llm_jax.interop.family import Config, need
-from llm_jax.layers.positions import LinearScaling, Llama3Scaling, Rope, RopeScaling, YarnScaling
+from llm_jax.layers.positions import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    Positions,
+    Rope,
+    RopeScaling,
+    YarnScaling,
+)
 
 THETA = 10_000.0
 
@@ -63,6 +72,11 @@ def written(positions: Rope) -> dict[str, Any]:
                 rope_type="yarn", factor=factor, original_max_position_embeddings=original, beta_fast=fast,
                 beta_slow=slow,
             )  # fmt: skip
+        case LongRopeScaling(factor, original, short):  # only these numbers are known: there are no longer texts
+            scaling = dict(
+                rope_type="longrope", factor=factor, original_max_position_embeddings=original,
+                short_factor=list(short), long_factor=list(short),
+            )  # fmt: skip
         case other:
             raise InputError(f"config.json has no rope_scaling for {show(other, whole=True)}")
     return dict(rope_theta=positions.theta, rope_scaling=scaling) | share
@@ -112,10 +126,21 @@ def _dynamic(parameters: Config, config: Config) -> RopeScaling:
 
 
 def _longrope(parameters: Config, config: Config) -> RopeScaling:
-    raise InputError(
-        "config.json has rope_type='longrope', whose waves depend on the length of the text at hand and are not "
-        "covered: use a checkpoint of the shorter context, or one scaled by linear, llama3 or yarn"
-    )
+    """Ding et al. 2024, for texts up to the original context (`context`): longer ones have other waves."""
+    original, short = _original(parameters, config), need(parameters, "short_factor")
+    factor = float(parameters.get("factor") or need(config, "max_position_embeddings") / original)
+    scaling, given = LongRopeScaling(factor, original, tuple(map(float, short))), parameters.get("attention_factor")
+    if given is not None and not math.isclose(given, scaling.magnitude(), rel_tol=1e-5):
+        expected = f"LongRopeScaling's is {scaling.magnitude():g} for factor={factor:g}"
+        raise InputError(f"config.json has a rope_scaling.attention_factor {given}, which is not covered: {expected}")
+    return scaling
+
+
+def context(positions: Positions, config: Config) -> int:
+    """How many tokens a model with these positions can hold in view."""
+    most = need(config, "max_position_embeddings")
+    scaling = positions.scaling if isinstance(positions, Rope) else None
+    return min(most, scaling.original) if isinstance(scaling, LongRopeScaling) else most
 
 
 SCALINGS: dict[str, Callable[[Config, Config], RopeScaling | None]] = dict(

@@ -55,6 +55,11 @@ def import_tokenizer(folder: str | Path) -> tuple[Tokenizer, ChatTemplate]:
     """
     folder = Path(folder)
     rust = _json(folder / "tokenizer.json")
+    if rust is None and (folder / "source.spm").exists():
+        raise InputError(
+            f"there is no tokenizer.json in {folder}, and Marian's source.spm and target.spm are not covered: "
+            "in Python, interop.imports.read(interop.checkpoint.open_source(FOLDER)) gives its model and parameters"
+        )
     if rust is None:
         raise InputError(f"there is no tokenizer.json in {folder}: save it with save_pretrained of a fast tokenizer")
     settings = (_json(folder / "special_tokens_map.json") or {}) | (_json(folder / "tokenizer_config.json") or {})

@@ -163,6 +163,29 @@ class Llama3Scaling(RopeScaling):
         return frequencies / self.factor * (1 - kept) + frequencies * kept
 
 
+@dataclasses.dataclass(frozen=True)
+class LongRopeScaling(RopeScaling):
+    """Each wave divided by a number of its own, found by search; sharper attention (LongRoPE, Ding et al. 2024).
+
+    Of a model that reads `factor` times `original` tokens, within the first `original`: `short` are the published
+    numbers for texts that are no longer; () divides by none.
+    """
+
+    factor: Positive = 1.0
+    original: Size = 4096
+    short: tuple[float, ...] = ()
+
+    def apply(self, frequencies, theta, width):
+        if not self.short:
+            return frequencies
+        if len(self.short) != len(frequencies):
+            raise InputError(f"LongRopeScaling.short has {len(self.short)} numbers for {len(frequencies)} waves")
+        return frequencies / jnp.array(self.short, jnp.float32)
+
+    def magnitude(self):
+        return math.sqrt(1 + math.log(self.factor) / math.log(self.original)) if self.factor > 1 else 1.0
+
+
 class Rope(Positions):
     """Each pair of features turns by an angle that grows with position (Su et al. 2021; halves, as in GPT-NeoX).
 
@@ -259,8 +282,9 @@ class RelativeBias(Positions):
 
 
 SCALINGS = dict(
-    LinearScaling=LinearScaling, NtkScaling=NtkScaling, YarnScaling=YarnScaling, Llama3Scaling=Llama3Scaling
-)
+    LinearScaling=LinearScaling, NtkScaling=NtkScaling, YarnScaling=YarnScaling, Llama3Scaling=Llama3Scaling,
+    LongRopeScaling=LongRopeScaling,
+)  # fmt: skip
 
 POSITIONS = dict(
     NoPositions=NoPositions, Learned=Learned, Sinusoidal=Sinusoidal, Rope=Rope, Alibi=Alibi, RelativeBias=RelativeBias,

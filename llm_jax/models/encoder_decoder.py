@@ -21,7 +21,8 @@ class EncoderDecoder(Translator):
 
     Both sides share `embed`. The decoder's blocks need `cross`. Generation begins a target with the token `start`.
     `context` is the target's and `source_context` the source's. 0, and None for `start`, stand for what the data has,
-    filled in when a run begins.
+    filled in when a run begins. With `forced`, every text that is generated goes on with that token whatever its score
+    (BART's `bos`, a language); targets of training follow `start` alone.
     """
 
     embed: Embed
@@ -31,6 +32,7 @@ class EncoderDecoder(Translator):
     context: Count = 0
     source_context: Count = 0
     start: Count | None = None
+    forced: Count | None = None
 
     def __call__(
         self, tokens_BT: jax.Array, at: Tokens | None = None, *, caches: Any = None, start: int | jax.Array = 0,
@@ -66,9 +68,13 @@ class EncoderDecoder(Translator):
         batch, length = tokens_BT.shape
         source = self.encode(tokens_BT, at)
         caches = self.decoder.stack.empty_cache(batch, slots, dtype, length)
-        begun_B1 = jnp.full((batch, 1), self.opening(), jnp.int32)
-        x_BTD, caches = self.hidden(begun_B1, None, caches=caches, start=jnp.int32(0), source=source)
-        return self.score(x_BTD)[:, -1], caches
+        opening_T = jnp.array(self.opening(), jnp.int32)
+        begun_BT = jnp.broadcast_to(opening_T[None], (batch, len(opening_T)))
+        x_BTD, caches = self.hidden(begun_BT, None, caches=caches, start=jnp.int32(0), source=source)
+        return self.score(x_BTD[:, -1:])[:, 0], caches
+
+    def opening(self):
+        return super().opening() + (() if self.forced is None else (self.forced,))
 
     def empty_cache(self, batch, length, dtype):
         return self.decoder.stack.empty_cache(batch, length, dtype, self.source_context or length)

@@ -148,8 +148,8 @@ class Generator(Model):
         """The arrays that must come with the prompts, by their names in a batch: none where text is all it reads."""
         return ()
 
-    def opening(self) -> int | None:
-        """The token that a text begins with where prompts are read apart from it (translation); None: they are not."""
+    def opening(self) -> tuple[int, ...] | None:
+        """The tokens that a text begins with where prompts are read apart from it (translation); None: they are not."""
         return None
 
     def last_scores(self, tokens_BT: jax.Array, at: Tokens, caches: Any, start) -> tuple[jax.Array, Any]:
@@ -195,7 +195,7 @@ class Translator(Generator):
         source = self.encode(batch["source_BS"], Tokens(batch["source_position_BS"], batch["source_segment_BS"]), first)
         at = Tokens(batch["position_BT"], batch["segment_BT"])
         begins_BT = (at.position_BT == 0) & (at.segment_BT >= 0)
-        tokens_BT = jnp.where(begins_BT, self.opening(), batch["tokens_BT"])
+        tokens_BT = jnp.where(begins_BT, self.opening()[0], batch["tokens_BT"])
         call: Any = self
         return call(tokens_BT, at, dropout_key=second, source=source)[0]
 
@@ -203,4 +203,4 @@ class Translator(Generator):
         start = vars(self)["start"]
         if start is None:
             raise InputError("model.start is not filled in: set it, or let a run take it from its tokenizer")
-        return start
+        return (start,)

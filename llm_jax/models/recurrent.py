@@ -152,7 +152,7 @@ class RecurrentEncoderDecoder(Translator):
         batch = tokens_BT.shape[0]
         source = self.encode(tokens_BT, at)
         states = tuple(self.cell.empty(batch, self.embed.width, dtype) for _ in range(self.layers))
-        begun_B1 = jnp.full((batch, 1), self.opening(), jnp.int32)
+        begun_B1 = jnp.full((batch, 1), self.opening()[0], jnp.int32)
         x_BTD, caches = self.hidden(begun_B1, None, caches=Writing(states, source))
         return self.score(x_BTD)[:, -1], caches
 

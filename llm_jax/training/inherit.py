@@ -6,6 +6,7 @@ So are the models of other runs that an experiment asks (`Pretrained`).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,8 @@ def first_tokenizer(experiment: Experiment) -> Tokenizer:
 
 def begin(program: Program) -> TrainState:
     """The state before the first step: drawn from the seed, or with the parameters of the run of `init_from` (their
-    average, if it keeps one; of its newest sound checkpoint). What a model has beyond that run's, a head, is drawn.
+    average, if it keeps one; of its newest sound checkpoint). What a model has beyond that run's, a head, is drawn; a
+    part that both have there, the pooler of an encoder and of a classifier on it, is that run's.
 
     Raises:
       InputError: that run has no checkpoint, or other parameters than the experiment's model; or a `Pretrained` model
@@ -120,15 +122,11 @@ def begin(program: Program) -> TrainState:
     if trunks == ("",):
         return program.begin(params, others)
     there, drawn = leaves(params), leaves(program.draw())
-    used = {path.removeprefix(f"{t}.") for t in trunks for path in drawn if path.startswith(f"{t}.")}
-    if left := there.keys() - used:
+    come = _places(trunks, _kinds(before.boxed), _kinds(program.boxed))
+    if left := there.keys() - come.values():
         logging.warning("init_from: the model has no place for %s", ", ".join(sorted(left)))
-
-    def adopted(path: str, value: Any) -> Any:
-        trunk = next((t for t in trunks if path.startswith(f"{t}.")), None)
-        return value if trunk is None else jax.numpy.copy(there[path.removeprefix(f"{trunk}.")])
-
-    return program.begin(tree({path: adopted(path, value) for path, value in drawn.items()}), others)
+    adopted = {path: jax.numpy.copy(there[come[path]]) if path in come else value for path, value in drawn.items()}
+    return program.begin(tree(adopted), others)
 
 
 def _trunks(before: Program, run: Run, program: Program) -> tuple[str, ...]:
@@ -155,6 +153,17 @@ def _trunks(before: Program, run: Run, program: Program) -> tuple[str, ...]:
                 f"init_from: parameter {first} is {shapes}: use model=Inherited(), or one that differs less"
             )
     return trunks
+
+
+def _places(trunks: Sequence[str], there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, str]:
+    """For each parameter that comes from the other run, its path there: one in a trunk, or the like of one there."""
+    found = {path: path for path in here if there.get(path) == here[path]}
+    return found | {path: path.removeprefix(f"{t}.") for t in trunks for path in here if path.startswith(f"{t}.")}
+
+
+def _kinds(boxed: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The letters and the shape of each parameter: a head of classes is not one of words, though it be as wide."""
+    return {path: (leaf.letters, leaf.value.shape) for path, leaf in leaves(boxed).items()}
 
 
 def _shapes(boxed: Any) -> dict[str, tuple[int, ...]]:

@@ -97,6 +97,30 @@ def test_scores_and_steps_are_pefts(base, tuning, rule, tmp_path):
         np.testing.assert_allclose(found[name], tensor, atol=2e-5, err_msg=name)
 
 
+TASKS = [
+    ("bert", "BertModel", "FeatureExtraction"), ("bert", "BertForMaskedLM", ""),
+    ("bert", "BertForSequenceClassification", ""),
+    ("t5", "T5ForConditionalGeneration", "Seq2SeqLM"), ("llama", "LlamaForCausalLM", "CausalLM"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "kind", "task"), TASKS, ids=[kind for _, kind, _ in TASKS])
+def test_what_a_model_is_for_is_told_in_pefts_word(family, kind, task, tmp_path):
+    """peft then opens it as what it is, with every adapter in its place."""
+    cls: Any = getattr(transformers, kind)
+    small = dict(vocab_size=V, d_model=8, d_ff=6, d_kv=4, num_heads=2, num_layers=1, decoder_start_token_id=0)
+    theirs = drawn(cls(cls.config_class(**(small if family == "t5" else CONFIG))), 0)
+    model, params = imported(FAMILIES[family], *saved(theirs, tmp_path / "base"))
+    boxed = jax.tree.map(lambda box, value: box.replace_boxed(value), boxes(model), params, is_leaf=is_lettered)
+    write(model, Lora(2), nn.meta.unbox(Lora(2).split(jax.random.key(0), boxed)[0]), tmp_path / "adapter")
+    opened = peft.PeftModel.from_pretrained(cls.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+    assert type(opened).__name__ == "PeftModel" + (f"For{task}" if task else "")
+    there = {name.replace(".default", ""): tensor for name, tensor in opened.state_dict().items() if "lora_" in name}
+    ours = adapters(tmp_path / "adapter")
+    assert there.keys() == ours.keys()
+    assert all(np.array_equal(there[name].numpy(), ours[name]) for name in ours)
+
+
 def test_what_peft_has_no_place_for_is_told(base, tmp_path):
     _, _, model, _ = base
     with pytest.raises(InputError, match=r"tuning.also=\('norm.scale',\) are no adapters: export the merged model"):

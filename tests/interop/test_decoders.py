@@ -5,9 +5,12 @@ Each configuration has random weights, biases and norm scales, or a mistake in o
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 import transformers
 
+from llm_jax.core.tables import InputError
 from llm_jax.inference.generate import Generation, prepare, row_keys
 from llm_jax.inference.sampling import Sampler
 from llm_jax.interop.checkpoint import open_source
@@ -58,37 +63,56 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-yarn-tied": ("llama", BASE | dict(tie_word_embeddings=True, num_key_value_heads=3) | rope("yarn", **YARN)),
     "mistral-window": ("mistral", BASE | dict(head_dim=8, sliding_window=4, num_attention_heads=6, hidden_size=40)),
     "mistral-whole": ("mistral", BASE | dict(sliding_window=None, hidden_act="gelu")),
+    "mistral-tied-odd": (
+        "mistral", BASE | dict(hidden_size=35, num_attention_heads=5, num_key_value_heads=5, head_dim=14,
+                               sliding_window=6, tie_word_embeddings=True)),
     "qwen2": ("qwen2", BASE | dict(tie_word_embeddings=True)),
     "qwen2-upper-windows": (
         "qwen2", BASE | dict(use_sliding_window=True, sliding_window=4, max_window_layers=1, rms_norm_eps=1e-5)
     ),
+    "qwen2-linear-odd": ("qwen2", BASE | dict(hidden_size=42, num_attention_heads=7) | rope("linear", factor=2.0)),
     "qwen3": ("qwen3", BASE | dict(head_dim=12, attention_bias=True)),
     "qwen3-tied-mix": (
         "qwen3", BASE | dict(head_dim=8, num_hidden_layers=3, layer_types=PATTERN, use_sliding_window=True,
                              sliding_window=5, tie_word_embeddings=True)),
+    "qwen3-odd": ("qwen3", BASE | dict(num_attention_heads=5, num_key_value_heads=5, head_dim=6)),
     "qwen3-experts": ("qwen3_moe", BASE | EXPERTS | dict(norm_topk_prob=True, num_hidden_layers=3)),
     "qwen3-experts-window": (
         "qwen3_moe", BASE | EXPERTS | dict(attention_bias=True, use_sliding_window=True, sliding_window=5)),
+    "qwen3-experts-tied": (
+        "qwen3_moe", BASE | EXPERTS | dict(num_experts=5, num_experts_per_tok=3, num_key_value_heads=2, head_dim=6,
+                                           norm_topk_prob=False, tie_word_embeddings=True)),
     "phi3": ("phi3", BASE | dict(sliding_window=5)),
     "phi3-partial": (
         "phi3", BASE | dict(hidden_size=48, num_key_value_heads=3) | rope(partial_rotary_factor=0.5)
     ),
+    "phi3-tied-odd": (
+        "phi3", BASE | dict(hidden_size=40, num_attention_heads=5, num_key_value_heads=5, tie_word_embeddings=True)),
     "gemma": ("gemma", BASE | dict(head_dim=12)),
     "gemma-untied-biases": ("gemma", BASE | dict(head_dim=8, attention_bias=True, tie_word_embeddings=False)),
+    "gemma-odd": ("gemma", BASE | dict(num_attention_heads=5, num_key_value_heads=5, head_dim=6)),
     "gemma2": (
         "gemma2", BASE | dict(head_dim=12, sliding_window=4, query_pre_attn_scalar=20, attn_logit_softcapping=2.0,
                               final_logit_softcapping=3.0)),
     "gemma2-plain": (
         "gemma2", BASE | dict(head_dim=8, num_hidden_layers=3, sliding_window=5, query_pre_attn_scalar=8,
                               attn_logit_softcapping=None, final_logit_softcapping=None, attention_bias=True)),
+    "gemma2-untied-odd": (
+        "gemma2", BASE | dict(num_attention_heads=5, head_dim=10, query_pre_attn_scalar=7, sliding_window=6,
+                              tie_word_embeddings=False)),
     "gemma3": (
         "gemma3_text", BASE | dict(head_dim=12, num_hidden_layers=6, sliding_window=4, query_pre_attn_scalar=20)),
     "gemma3-two-bases": (
         "gemma3_text", BASE | dict(head_dim=8, num_hidden_layers=3, sliding_window=5, layer_types=PATTERN,
                                    query_pre_attn_scalar=8, final_logit_softcapping=5.0) | TWO_BASES),
+    "gemma3-untied-odd": (
+        "gemma3_text", BASE | dict(num_key_value_heads=3, head_dim=6, num_hidden_layers=7, sliding_window=6,
+                                   query_pre_attn_scalar=6, attention_bias=True, tie_word_embeddings=False)),
     "olmo2": ("olmo2", BASE | dict(num_key_value_heads=3, attention_bias=True)),
     "olmo2-grouped": ("olmo2", BASE | dict(hidden_size=48) | rope("llama3", **LLAMA3)),
+    "olmo2-tied-odd": ("olmo2", BASE | dict(num_attention_heads=5, tie_word_embeddings=True)),
     "gpt2": ("gpt2", GPT2),
+    "gpt2-odd": ("gpt2", GPT2 | dict(n_embd=35, n_head=5, n_layer=3, n_inner=17, activation_function="gelu")),
     "gpt2-unscaled": (
         "gpt2", GPT2 | dict(n_inner=22, scale_attn_weights=False, activation_function="relu",
                             tie_word_embeddings=False)),
@@ -210,6 +234,19 @@ def test_an_export_is_the_checkpoint_again(case, tmp_path):
     was, now = case.config.to_dict(), again.config.to_dict()
     differing = {name for name in was if was[name] != now.get(name)}
     assert differing <= VOLATILE | UNUSED.get(case.family, set())
+    jax.tree.map(np.testing.assert_array_equal, read(open_source(tmp_path), Layout(1))[1], case.params)
+
+
+def test_a_checkpoint_in_several_files_is_read_as_one(root, tmp_path):
+    """As transformers parts it; a fused tensor, and one of each expert."""
+    for name in ("phi3", "qwen3-experts"):
+        case = made(name, root)
+        case.theirs.save_pretrained(tmp_path / name, max_shard_size="9KB")
+        index = json.loads((tmp_path / name / "model.safetensors.index.json").read_text())
+        assert len(set(index["weight_map"].values())) > 3 and not (tmp_path / name / "model.safetensors").exists()
+        model, params = read(open_source(tmp_path / name), Layout(1))
+        assert model == case.model
+        jax.tree.map(np.testing.assert_array_equal, params, case.params)
 
 
 def test_every_decoder_is_tried():
@@ -236,4 +273,42 @@ def test_a_checkpoint_without_its_head(name, prefix, root, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | dict(tie_word_embeddings=True)))
     _, params = read(open_source(tmp_path), Layout(1))
+    jax.tree.map(np.testing.assert_array_equal, params, case.params)
+
+
+def untied(case: Case, folder: Path) -> Any:
+    """Their model with a head that is not its embedding, saved as one that is tied."""
+    theirs = copy.deepcopy(case.theirs)
+    theirs.config.tie_word_embeddings = False
+    theirs.lm_head.weight = torch.nn.Parameter(theirs.get_input_embeddings().weight.detach() + 0.5)
+    theirs.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | dict(tie_word_embeddings=True)))
+    return theirs
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_a_head_that_is_no_copy_of_the_embedding_is_not_dropped(name, root, tmp_path):
+    """transformers reads both, whatever config.json says, and warns."""
+    case = made(name, root)
+    theirs = untied(case, tmp_path)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(again.lm_head.weight, theirs.lm_head.weight)
+    table = "transformer.wte.weight" if case.family == "gpt2" else "model.embed_tokens.weight"
+    told = rf"lm_head\.weight is no copy of {re.escape(table)}, .*: set tie_word_embeddings=false in config\.json"
+    with pytest.raises(InputError, match=told):
+        read(open_source(tmp_path), Layout(1))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | dict(tie_word_embeddings=False)))
+    _, params = read(open_source(tmp_path), Layout(1))
+    np.testing.assert_array_equal(params["head"]["kernel"].T, theirs.lm_head.weight.detach().numpy())
+
+
+def test_a_head_that_is_a_copy_is_read_once(root, tmp_path):
+    case = made("qwen2", root)
+    shutil.copytree(case.folder, tmp_path / "copied")
+    tensors = safetensors.numpy.load_file(tmp_path / "copied/model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    safetensors.numpy.save_file(tensors, tmp_path / "copied/model.safetensors")
+    _, params = read(open_source(tmp_path / "copied"), Layout(1))
     jax.tree.map(np.testing.assert_array_equal, params, case.params)

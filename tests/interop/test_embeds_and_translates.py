@@ -5,6 +5,8 @@ import json
 import shutil
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -18,13 +20,20 @@ from llm_jax.data.documents import Example, Rendering
 from llm_jax.data.examples import SourceAndTarget
 from llm_jax.data.packing import BestFit, One
 from llm_jax.data.pipeline import Data
-from llm_jax.data.sources import Source
+from llm_jax.data.presentation import WithLabel
+from llm_jax.data.sources import JsonLines, Source
+from llm_jax.data.split import ByHash
 from llm_jax.interop.exports import export_model
 from llm_jax.interop.imports import import_model
 from llm_jax.interop.sentences import sentence_files
-from llm_jax.layers.pooling import Mean, Normalized
+from llm_jax.layers.pooling import Mean, Normalized, Pooler
 from llm_jax.models.encoder import Encoder
+from llm_jax.models.heads import Classifier
+from llm_jax.models.inherited import Inherited
+from llm_jax.objectives.classification import Classification
 from llm_jax.parallel.layout import Layout
+from llm_jax.training.optimizers import AdamW
+from llm_jax.training.restore import restore
 
 TEXTS = ["the value", "why, none of them"]
 
@@ -76,6 +85,44 @@ def test_sentence_vectors_before_and_after_an_export(encoder, tmp_path, capsys):
         llm_jax.load(encoder).generate(["the value"], max_tokens=2)
 
 
+def test_a_classifier_on_an_imported_encoder_is_theirs_when_it_is_written_back(encoder, tmp_path, caplog):
+    labelled = [dict(text=f"the value {number}", label=number % 3) for number in range(20)]
+    (tmp_path / "labelled.jsonl").write_text("\n".join(map(json.dumps, labelled)))
+    source = JsonLines(str(tmp_path / "labelled.jsonl"))
+    import_model(encoder, tmp_path / "run")
+    _, _, before = restore(tmp_path / "run")
+    experiment = llm_jax.get("finetune").override(
+        {
+            "init_from": str(tmp_path / "run"), "report": (), "steps": 1, "log_every": 1, "layout": Layout(data=1),
+            "model": Classifier(Inherited(), 3, Pooler()), "objective": Classification(),
+            "data": Data(
+                source, length=16, batch=3, split=ByHash(0.3), packing=One("truncate"), presentation=WithLabel(),
+            ),
+            "optimizer": AdamW(learning_rate=1e-9),
+        }
+    )  # fmt: skip
+    llm_jax.train(experiment, tmp_path / "tuned")
+    program, tokenizer, params = restore(tmp_path / "tuned")
+    assert "no place for" not in caplog.text
+    close = lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=1e-7)  # noqa: E731
+    jax.tree.map(close, params["pooling"], before["pooling"])  # as Hugging Face's classifier keeps it
+    assert not any("pooling" in name for name in params["backbone"])
+    export_model(tmp_path / "tuned", tmp_path / "out")
+    read: Any = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    theirs, said = transformers.BertForSequenceClassification.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not any(said.values()), said
+    model: Any = program.experiment.model
+    for text in TEXTS:
+        ids = read(text).input_ids
+        assert ids == [tokenizer.special["bos"], *tokenizer.encode(text), tokenizer.special["eos"]]
+        with torch.no_grad():
+            wanted = theirs.eval()(torch.tensor([ids])).logits.numpy()
+        np.testing.assert_allclose(model.apply({"params": params}, jnp.asarray([ids])), wanted, atol=1e-5)
+        assert np.ptp(wanted) > 1e-2
+
+
 @pytest.fixture(scope="module")
 def translator(published, tmp_path_factory):
     folder = tmp_path_factory.mktemp("t5") / "published"
@@ -108,6 +155,16 @@ def test_translations_before_and_after_an_export(translator, tmp_path):
     assert all(len(text) > 3 for text in wanted) and wanted[0] != wanted[1]
     export_model(tmp_path / "run", tmp_path / "out")
     assert their_texts(tmp_path / "out", forbidden) == wanted
+
+
+@pytest.mark.parametrize(("kind", "measured"), [("encoder", "accuracy"), ("translator", "perplexity")])
+def test_an_import_is_measured_on_what_it_can_do(kind, measured, request, tmp_path, capsys):
+    """Verses in two versions: a translator writes the one from the other, an encoder finds it among others."""
+    assert command_line.main(["", "import", str(request.getfixturevalue(kind)), f"--workdir={tmp_path}"]) == 0
+    few = ["--set=data.source=Verses(longest=6)", "--set=data.evaluation_batches=1", "--set=layout.data=1"]
+    capsys.readouterr()
+    assert command_line.main(["", "eval", f"--workdir={tmp_path}", *few]) == 0
+    assert measured in capsys.readouterr().out
 
 
 @dataclasses.dataclass(frozen=True)

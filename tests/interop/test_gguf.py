@@ -223,6 +223,13 @@ def test_scaled_rotary_positions_are_recognised(tmp_path):
     assert rope(tmp_path, linear)["rope_scaling"] == dict(rope_type="linear", factor=8.0)
 
 
+def yarn(writer: Any) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(8.0)
+    writer.add_rope_scaling_orig_ctx_len(64)
+    writer.add_rope_scaling_attn_factors(1.5)
+
+
 @pytest.mark.parametrize(
     ("add", "message"),
     [
@@ -235,6 +242,7 @@ def test_scaled_rotary_positions_are_recognised(tmp_path):
             lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE),
             "rope.scaling.type='longrope', which is not",
         ),
+        (yarn, r"llama\.rope\.scaling\.attn_factor=1\.5, which is not covered: it must be 1"),
     ],
 )
 def test_what_is_not_covered_is_refused(tmp_path, add, message):

@@ -16,7 +16,7 @@ from llm_jax.layers.embedding import Embed
 from llm_jax.layers.feedforward import FeedForward, SwiGLU
 from llm_jax.layers.masks import SlidingWindow
 from llm_jax.layers.norms import LayerNorm
-from llm_jax.layers.positions import Alibi, LinearScaling, Llama3Scaling, NtkScaling, Rope, YarnScaling
+from llm_jax.layers.positions import Alibi, LinearScaling, Llama3Scaling, LongRopeScaling, NtkScaling, Rope, YarnScaling
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.stack import Stack
 
@@ -53,6 +53,13 @@ def test_rotary_settings_in_both_spellings(settings, positions):
     assert model(**settings).positions == positions
 
 
+def test_longrope_is_read_up_to_the_original_context():
+    scaling = dict(type="su", short_factor=[1.0, 2, 3], long_factor=[4, 5, 6.0])
+    found = model("phi3", rope_scaling=scaling, original_max_position_embeddings=16)
+    assert found.positions == Rope(10_000.0, LongRopeScaling(4.0, 16, (1.0, 2.0, 3.0)))
+    assert found.context == 16
+
+
 def test_gemma3_has_two_bases_in_both_spellings():
     old = model(
         "gemma3_text", rope_theta=1e5, rope_local_base_freq=50.0, rope_scaling=dict(rope_type="linear", factor=8)
@@ -81,12 +88,15 @@ def test_layers_are_the_shortest_pattern_that_repeats():
     ("kind", "settings", "message"),
     [
         ("lama", {}, "no family of checkpoints named 'lama': did you mean 'llama'"),
-        ("gemma3", {}, "no family of checkpoints named 'gemma3': did you mean 'gemma"),
         ("llama", dict(hidden_size=None), "config.json has no hidden_size"),
         ("llama", dict(num_key_value_heads=3), "num_attention_heads=4, no multiple of num_key_value_heads=3"),
         ("llama", dict(hidden_act="mish"), "no activation named 'mish'"),
         ("llama", dict(rope_scaling=dict(type="dynamic", factor=2.0)), "rope_type='dynamic', whose waves depend"),
-        ("llama", dict(rope_scaling=dict(type="longrope")), "rope_type='longrope', whose waves depend"),
+        ("llama", dict(rope_scaling=dict(type="longrope")), "config.json has no short_factor"),
+        (
+            "llama", dict(rope_scaling=dict(type="longrope", short_factor=[1.0], factor=4, attention_factor=2)),
+            "attention_factor 2, which is not covered: LongRopeScaling's is 1.1547 for factor=4",
+        ),
         ("llama", dict(rope_scaling=dict(type="spiral")), "no rope_type named 'spiral'"),
         ("llama", dict(rope_scaling=dict(type="linear")), "config.json has no factor"),
         ("llama", dict(rope_scaling=dict(type="yarn", factor=2, attention_factor=1.5)), "attention_factor 1.5, which"),
@@ -101,8 +111,7 @@ def test_layers_are_the_shortest_pattern_that_repeats():
         ("gemma", dict(use_bidirectional_attention=True), "use_bidirectional_attention=True, which is not covered"),
         ("gemma3_text", dict(attn_logit_softcapping=30.0), "attn_logit_softcapping=30.0, which is not covered"),
         ("gemma3_text", dict(rope_scaling=dict(type="dynamic")), "rope_type='dynamic'"),
-        ("phi3", dict(rope_scaling=dict(type="su", short_factor=[1.0])), "rope_type='longrope'"),
-        ("phi3", dict(rope_scaling=dict(type="linear", factor=2.0)), "of this family only the models without one"),
+        ("phi3", dict(rope_scaling=dict(type="linear", factor=2.0)), "of this family only longrope, or none, is cov"),
         ("gpt2", dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx=True, which is not"),
         ("gpt2", dict(n_embd=24), "config.json has no n_head"),
     ],

@@ -153,6 +153,9 @@ def test_what_is_not_covered_is_refused(published, tmp_path, change, message):
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"there is no tokenizer.json in"):
         import_tokenizer(tmp_path)
+    (tmp_path / "source.spm").touch()
+    with pytest.raises(InputError, match=r"Marian's source\.spm and target\.spm are not covered: in Python, "):
+        import_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("[")
     with pytest.raises(InputError, match=r"tokenizer.json is damaged"):
         import_tokenizer(tmp_path)

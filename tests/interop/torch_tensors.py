@@ -19,9 +19,13 @@ import transformers
 
 from llm_jax.core.alphabet import is_lettered
 from llm_jax.interop import names
+from llm_jax.interop.checkpoint import open_source
+from llm_jax.interop.exports import essence, write
 from llm_jax.interop.family import Family
+from llm_jax.interop.imports import read
 from llm_jax.layers.tokens import PADDING, Tokens
 from llm_jax.models.model import Model
+from llm_jax.parallel.layout import Layout
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -68,7 +72,7 @@ def imported(family: Family, config: dict[str, Any], tensors: dict[str, np.ndarr
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     boxed = boxes(model)
     places = jax.tree.map(lambda _: one, boxed, is_leaf=is_lettered)
-    return model, names.load(boxed, family.names(model), InMemory(tensors), places, family.ignored)
+    return model, names.load(boxed, family.names(model), InMemory(tensors), places, family.ignored, family.copies)
 
 
 def boxes(model: Model) -> Any:
@@ -81,15 +85,18 @@ def exported(family: Family, model: Model, params: Any) -> tuple[dict[str, Any],
 
 
 def comes_back(family: Family, model: Model, params: Any, tensors: dict[str, np.ndarray], folder: Path) -> Any:
-    """Their model of what we export: every tensor is bit for bit what it was, and each has its place there."""
-    config, back = exported(family, model, params)
-    assert back.keys() == tensors.keys()
+    """Their model of what we export: every tensor is bit for bit what it was, each has its place there, and our own
+    reader finds the same in it."""
+    config, unloaded = exported(family, model, params)
+    write(model, params, folder, likely=config["model_type"])
+    back = safetensors.numpy.load_file(folder / "model.safetensors")
+    assert back.keys() == unloaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert tensor.dtype == back[name].dtype, name
         np.testing.assert_array_equal(back[name], tensor, err_msg=name)
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    safetensors.numpy.save_file(back, folder / "model.safetensors", metadata={"format": "pt"})
+    same_model, same = read(open_source(folder), Layout(1))
+    assert essence(same_model) == essence(model)
+    jax.tree.map(np.testing.assert_array_equal, same, params)
     kind = getattr(transformers, config["architectures"][0])
     theirs, said = kind.from_pretrained(folder, output_loading_info=True, attn_implementation="eager")
     assert not any(said.values()), said

@@ -23,6 +23,7 @@ from llm_jax.layers.positions import (
     Learned,
     LinearScaling,
     Llama3Scaling,
+    LongRopeScaling,
     NtkScaling,
     RelativeBias,
     Rope,
@@ -45,6 +46,7 @@ def theirs(kind: str, theta: float, head: int, **settings) -> tuple[np.ndarray, 
     return frequencies.numpy(), magnitude
 
 
+SHORT = tuple(1.0 + 0.05 * wave for wave in range(32))
 SCALED = [
     (None, "default", {}),
     (LinearScaling(4.0), "linear", dict(factor=4.0)),
@@ -64,6 +66,11 @@ SCALED = [
         Llama3Scaling(32.0, low=2.0, high=8.0, original=2048),
         "llama3",
         dict(factor=32.0, low_freq_factor=2.0, high_freq_factor=8.0, original_max_position_embeddings=2048),
+    ),
+    (
+        LongRopeScaling(8.0, original=4096, short=SHORT),
+        "longrope",
+        dict(factor=8.0, original_max_position_embeddings=4096, short_factor=[*SHORT], long_factor=[9.0] * 32),
     ),
 ]
 
@@ -87,6 +94,11 @@ def test_rope_turns_as_hugging_faces(scaling, kind, settings, theta):
     turn = jax.jit(lambda x: rope.rotate(x, at))
     np.testing.assert_allclose(turn(q_BTNH), wanted[0], atol=5e-5)
     np.testing.assert_allclose(turn(k_BTNH.reshape(2, 33, 2, 2, head)).reshape(k_BTNH.shape), wanted[1], atol=5e-5)
+
+
+def test_long_rope_has_a_number_for_each_wave():
+    with pytest.raises(InputError, match=r"LongRopeScaling\.short has 32 numbers for 4 waves"):
+        LongRopeScaling(short=SHORT).apply(_frequencies(8, 10_000.0), 10_000.0, 8)
 
 
 def test_ntk_scaling_is_a_larger_base():

@@ -84,7 +84,8 @@ def test_limits():
     model = sided()
     assert (model.limit(), model.reads()) == (5, 7) and model.clone(source_context=0).reads() == 9
     assert MODELS[0].reads() == MODELS[0].limit()
-    assert Model().flops_per_token({}, 3) == 0 and Generator().opening() is None and model.clone(start=0).opening() == 0
+    assert Model().flops_per_token({}, 3) == 0 and Generator().opening() is None
+    assert model.clone(start=0).opening() == (0,) and model.clone(start=0, forced=2).opening() == (0, 2)
 
 
 def test_what_a_generator_sees_ahead():

@@ -171,7 +171,7 @@ def test_attention_is_what_the_papers_say():
 def test_what_is_not_given_is_asked_for():
     model = RecurrentEncoderDecoder(Embed(D, V), GRU())
     filled = model.filled(V, 8, 9, 4)
-    assert isinstance(filled, Translator) and filled.opening() == 4
+    assert isinstance(filled, Translator) and filled.opening() == (4,)
     with pytest.raises(InputError, match=r"model.start is not filled in"):
         model.opening()
     with pytest.raises(InputError, match=r"RecurrentEncoderDecoder needs sources: set data.presentation"):

@@ -55,7 +55,7 @@ def _model(config: Config, marian: bool) -> EncoderDecoder:
     scale = math.sqrt(width) if config.get("scale_embedding", False) else 1.0
     return EncoderDecoder(
         Embed(width, need(config, "vocab_size"), scale, dropout), side("encoder", False), side("decoder", True),
-        Tied(bias=bias), length, length, _start(config, marian),
+        Tied(bias=bias), length, length, _start(config, marian), config.get("forced_bos_token_id"),
     )  # fmt: skip
 
 
@@ -83,6 +83,7 @@ def _config(model: Model, marian: bool) -> dict[str, Any]:
         attention_dropout=block.attention.dropout,
         activation_dropout=0.0,
         decoder_start_token_id=model.start,
+        forced_bos_token_id=model.forced,
         tie_word_embeddings=True,
     )
     config |= dict(pad_token_id=model.start) if marian else {}
@@ -125,14 +126,17 @@ def _names(model: Model) -> Names:
     return names
 
 
-COPIES = (r"lm_head\.weight", r"(model\.)?(encoder|decoder)\.embed_tokens\.weight")  # of the one table there is
+COPIES = {  # of the one table there is
+    r"lm_head\.weight": "model.shared.weight",
+    r"(model\.)?(encoder|decoder)\.embed_tokens\.weight": r"\1shared.weight",
+}
 
 BART = Family(
     architectures=("BartForConditionalGeneration", "BartModel"),
     model=lambda config: _model(config, marian=False),
     config=lambda model: _config(model, marian=False),
     names=_names,
-    ignored=COPIES,
+    copies=COPIES,
 )
 
 MARIAN = Family(
@@ -140,5 +144,6 @@ MARIAN = Family(
     model=lambda config: _model(config, marian=True),
     config=lambda model: _config(model, marian=True),
     names=_names,
-    ignored=(*COPIES, r"model\.(encoder|decoder)\.embed_positions\.weight"),  # waves, which nobody learnt
+    ignored=(r"model\.(encoder|decoder)\.embed_positions\.weight",),  # waves, which nobody learnt
+    copies=COPIES,
 )

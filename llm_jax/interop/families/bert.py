@@ -36,6 +36,12 @@ BERT_BLOCK = {
 }
 
 
+KINDS = {
+    roberta: tuple(f"{name}{kind}" for kind in ("Model", "ForMaskedLM", "ForSequenceClassification"))
+    for roberta, name in ((False, "Bert"), (True, "Roberta"))
+}
+
+
 def _model(config: Config, roberta: bool) -> Model:
     setting(config, "position_embedding_type", "absolute", default="absolute")
     setting(config, "tie_word_embeddings", True, default=True)
@@ -45,7 +51,10 @@ def _model(config: Config, roberta: bool) -> Model:
     ours = activation(config, "hidden_act", "gelu")
     unused = setting(config, "pad_token_id", default=1) + 1 if roberta else 0  # rows before the first position's
     length = need(config, "max_position_embeddings") - unused
-    kind = architecture(config, "RobertaModel" if roberta else "BertModel")
+    kind = architecture(config, KINDS[roberta][0])
+    if kind not in KINDS[roberta]:
+        known = f"{', '.join(KINDS[roberta][:-1])} or {KINDS[roberta][-1]}"
+        raise InputError(f"config.json is of the architecture {kind}, which is not covered: it must be {known}")
     attention = Attention(
         heads, 1, width // heads, mask=Full(), bias=True, out_bias=True,
         dropout=config.get("attention_probs_dropout_prob", 0.1),
@@ -102,8 +111,11 @@ def _config(model: Model, roberta: bool) -> dict[str, Any]:
     )
     if isinstance(model, Classifier):
         config |= dict(classifier_dropout=model.dropout, **labels(model.classes))
-    written = _model(config, roberta)
-    if isinstance(model, Encoder) and model.head is None:  # how vectors are pooled is not in this file
+    written: Any = _model(config, roberta)
+    if isinstance(model, Classifier):  # which uses none of these
+        unused = dict(pooling=encoder.pooling, head=encoder.head, context=encoder.context)
+        written = written.clone(backbone=written.backbone.clone(**unused))
+    elif model.head is None:  # how vectors are pooled is not in this file
         written = written.clone(pooling=model.pooling, context=model.context)
     expressed(model, written)
     return config
@@ -141,17 +153,25 @@ BUFFERS = r"(\w+\.)?embeddings\.(position_ids|token_type_ids)"
 POOLER = r"(\w+\.)?pooler\.dense\.(weight|bias)"  # of a model that is put to another use
 
 BERT = Family(
-    architectures=("BertModel", "BertForMaskedLM", "BertForSequenceClassification"),
+    architectures=KINDS[False],
     model=lambda config: _model(config, roberta=False),
     config=lambda model: _config(model, roberta=False),
     names=lambda model: _names(model, roberta=False),
-    ignored=(BUFFERS, POOLER, r"cls\.predictions\.decoder\.(weight|bias)", r"cls\.seq_relationship\.(weight|bias)"),
+    ignored=(BUFFERS, POOLER, r"cls\.seq_relationship\.(weight|bias)"),
+    copies={
+        r"cls\.predictions\.decoder\.weight": "bert.embeddings.word_embeddings.weight",
+        r"cls\.predictions\.decoder\.bias": "cls.predictions.bias",
+    },
 )
 
 ROBERTA = Family(
-    architectures=("RobertaModel", "RobertaForMaskedLM", "RobertaForSequenceClassification"),
+    architectures=KINDS[True],
     model=lambda config: _model(config, roberta=True),
     config=lambda model: _config(model, roberta=True),
     names=lambda model: _names(model, roberta=True),
-    ignored=(BUFFERS, POOLER, r"lm_head\.decoder\.(weight|bias)"),
+    ignored=(BUFFERS, POOLER),
+    copies={
+        r"lm_head\.decoder\.weight": "roberta.embeddings.word_embeddings.weight",
+        r"lm_head\.decoder\.bias": "lm_head.bias",
+    },
 )

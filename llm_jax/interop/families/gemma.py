@@ -130,7 +130,7 @@ def names(model: Model) -> Names:
     }
 
 
-_REST = (decoders.IGNORED, decoders.PREFIX)
+_REST = (decoders.IGNORED, decoders.COPIES, decoders.PREFIX)
 GEMMA = Family(("GemmaForCausalLM",), gemma, config1, decoders.names, *_REST)
 GEMMA2 = Family(("Gemma2ForCausalLM",), gemma2, config2, names, *_REST)
 GEMMA3 = Family(("Gemma3ForCausalLM",), gemma3, config3, names, *_REST)

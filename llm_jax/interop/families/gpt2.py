@@ -80,6 +80,7 @@ def names(model: Model) -> Names:
     return found
 
 
-IGNORED = (r".*\.attn\.(masked_)?bias", r"lm_head\.weight")  # causal masks that older files hold; the tied head
+IGNORED = (r".*\.attn\.(masked_)?bias",)  # causal masks that older files hold
+COPIES = {r"lm_head\.weight": "transformer.wte.weight"}
 
-GPT2 = Family(("GPT2LMHeadModel",), model, config, names, IGNORED, "transformer.")
+GPT2 = Family(("GPT2LMHeadModel",), model, config, names, IGNORED, COPIES, "transformer.")

@@ -29,4 +29,4 @@ def config(model: Model) -> dict:
     return decoders.divisible(decoders.settings(model) | biases)
 
 
-LLAMA = Family(("LlamaForCausalLM",), model, config, decoders.names, decoders.IGNORED, decoders.PREFIX)
+LLAMA = Family(("LlamaForCausalLM",), model, config, decoders.names, decoders.IGNORED, decoders.COPIES, decoders.PREFIX)

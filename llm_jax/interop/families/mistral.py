@@ -27,4 +27,6 @@ def config(model: Model) -> dict:
     return decoders.settings(model) | dict(sliding_window=window)
 
 
-MISTRAL = Family(("MistralForCausalLM",), model, config, decoders.names, decoders.IGNORED, decoders.PREFIX)
+MISTRAL = Family(
+    ("MistralForCausalLM",), model, config, decoders.names, decoders.IGNORED, decoders.COPIES, decoders.PREFIX
+)

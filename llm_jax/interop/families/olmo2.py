@@ -36,4 +36,4 @@ def names(model: Model) -> Names:
     }
 
 
-OLMO2 = Family(("Olmo2ForCausalLM",), model, config, names, decoders.IGNORED, decoders.PREFIX)
+OLMO2 = Family(("Olmo2ForCausalLM",), model, config, names, decoders.IGNORED, decoders.COPIES, decoders.PREFIX)

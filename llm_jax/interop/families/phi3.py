@@ -1,4 +1,5 @@
-"""Phi-3 and Phi-4 (Abdin et al. 2024): Llama with fused projections; Phi-4-mini turns a part of each head only."""
+"""Phi-3 and Phi-4 (Abdin et al. 2024): Llama with fused projections. Phi-4-mini turns a part of each head only; it, and
+Phi-3 with 128k tokens, is scaled by LongRoPE, of which the waves for the original context are read."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from llm_jax.interop.names import Names, Theirs
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.norms import RMSNorm
+from llm_jax.layers.positions import LongRopeScaling
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.model import Model
 
@@ -19,8 +21,8 @@ QKV = ("KGH", "KH", "KH")
 def model(config: Config) -> Decoder:
     norm = RMSNorm(float(config.get("rms_norm_eps", 1e-5)))
     positions = rotary.rope(config)
-    if positions.scaling is not None:
-        raise InputError("config.json has a rope_scaling, but of this family only the models without one are covered")
+    if not isinstance(positions.scaling, LongRopeScaling | None):
+        raise InputError("config.json has a rope_scaling, but of this family only longrope, or none, is covered")
     mask = decoders.mask_of(config.get("sliding_window"))
     ffn = gated(need(config, "intermediate_size"), activation(config, "hidden_act", "silu"))
     attention = Attention(**decoders.heads(config), mask=mask)
@@ -32,7 +34,8 @@ def model(config: Config) -> Decoder:
 def config(model: Model) -> dict:
     found = decoders.settings(model)
     mask = decoders.first_block(model).attention.mask
-    return found | dict(sliding_window=decoders.window_of(mask), original_max_position_embeddings=model.limit())
+    original = (found["rope_scaling"] or {}).get("original_max_position_embeddings", model.limit())
+    return found | dict(sliding_window=decoders.window_of(mask), original_max_position_embeddings=original)
 
 
 def names(model: Model) -> Names:
@@ -46,4 +49,4 @@ def names(model: Model) -> Names:
     return dict(decoders.NAMES) | fused
 
 
-PHI3 = Family(("Phi3ForCausalLM",), model, config, names, decoders.IGNORED, decoders.PREFIX)
+PHI3 = Family(("Phi3ForCausalLM",), model, config, names, decoders.IGNORED, decoders.COPIES, decoders.PREFIX)

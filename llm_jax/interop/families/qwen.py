@@ -68,5 +68,9 @@ def config3(model: Model) -> dict:
     return config2(model) | dict(attention_bias=decoders.first_block(model).attention.bias)
 
 
-QWEN2 = Family(("Qwen2ForCausalLM",), qwen2, config2, decoders.names, decoders.IGNORED, decoders.PREFIX)
-QWEN3 = Family(("Qwen3ForCausalLM",), qwen3, config3, decoders.names, decoders.IGNORED, decoders.PREFIX)
+QWEN2 = Family(
+    ("Qwen2ForCausalLM",), qwen2, config2, decoders.names, decoders.IGNORED, decoders.COPIES, decoders.PREFIX
+)
+QWEN3 = Family(
+    ("Qwen3ForCausalLM",), qwen3, config3, decoders.names, decoders.IGNORED, decoders.COPIES, decoders.PREFIX
+)

@@ -62,4 +62,4 @@ def names(model: Model) -> Names:
     }
 
 
-QWEN3_MOE = Family(("Qwen3MoeForCausalLM",), model, config, names, decoders.IGNORED, decoders.PREFIX)
+QWEN3_MOE = Family(("Qwen3MoeForCausalLM",), model, config, names, decoders.IGNORED, decoders.COPIES, decoders.PREFIX)

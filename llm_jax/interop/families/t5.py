@@ -52,6 +52,7 @@ def _model(config: Config) -> EncoderDecoder:
         Embed(width, need(config, "vocab_size"), dropout=dropout), side(encoder, False), side(decoder, True),
         Tied(scale=width**-0.5) if _tied(config) else Untied(),
         start=config.get("decoder_start_token_id", config.get("pad_token_id", 0)),
+        forced=config.get("forced_bos_token_id"),
     )  # fmt: skip
 
 
@@ -84,6 +85,7 @@ def _config(model: Model, multilingual: bool) -> dict[str, Any]:
         layer_norm_epsilon=block.norm.epsilon,
         dropout_rate=block.dropout,
         decoder_start_token_id=model.start,
+        forced_bos_token_id=model.forced,
         pad_token_id=model.start,
         tie_word_embeddings=tied,
     )
@@ -101,7 +103,8 @@ def _attention(ours: str, theirs: str) -> dict[str, Theirs]:
 
 
 def _names(model: Model) -> Names:
-    names = {"embed.table": Theirs("shared.weight", "V D"), "head.kernel": Theirs("lm_head.weight", "V D")}
+    names = {"embed.table": Theirs("shared.weight", "V D")}
+    names |= {} if model.head.ties() else {"head.kernel": Theirs("lm_head.weight", "V D")}
     gated = isinstance(model.encoder.stack.pattern[0].ffn, GatedFeedForward)
     for side, last in (("encoder", 1), ("decoder", 2)):
         layer = f"{side}.block.{{layer}}.layer"
@@ -122,17 +125,16 @@ def _names(model: Model) -> Names:
     return names
 
 
-IGNORED = (
-    r"(encoder|decoder)\.embed_tokens\.weight",  # copies of the one table
-    r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",  # which nothing reads
-)
+IGNORED = (r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",)  # which nothing reads
+COPIES = {r"lm_head\.weight": "shared.weight", r"(encoder|decoder)\.embed_tokens\.weight": "shared.weight"}
 
 T5 = Family(
     architectures=("T5ForConditionalGeneration",),
     model=_model,
     config=lambda model: _config(model, multilingual=False),
     names=_names,
-    ignored=(*IGNORED, r"lm_head\.weight"),
+    ignored=IGNORED,
+    copies=COPIES,
 )
 
 MT5 = Family(
@@ -141,4 +143,5 @@ MT5 = Family(
     config=lambda model: _config(model, multilingual=True),
     names=_names,
     ignored=IGNORED,
+    copies=COPIES,
 )

@@ -14,10 +14,14 @@ import transformers
 from llm_jax.core.tables import InputError
 from llm_jax.inference.generate import Generation, prepare, row_keys
 from llm_jax.inference.sampling import Sampling
+from llm_jax.interop.checkpoint import open_source
+from llm_jax.interop.exports import family_for
 from llm_jax.interop.families.bart import BART, MARIAN
 from llm_jax.interop.families.t5 import MT5, T5
 from llm_jax.interop.family import Family
+from llm_jax.interop.imports import read
 from llm_jax.models.encoder_decoder import EncoderDecoder
+from llm_jax.parallel.layout import Layout
 
 from ..torch_tensors import close, comes_back, drawn, exported, imported, packed, padded, rows, saved
 
@@ -28,9 +32,18 @@ CASES: dict[str, tuple[Family, str, dict[str, Any]]] = dict(
         d_model=12, encoder_attention_heads=3, decoder_attention_heads=2, encoder_ffn_dim=10, decoder_ffn_dim=14,
         scale_embedding=True, pad_token_id=1, decoder_start_token_id=2,
     )),
+    bart_unscaled=(BART, "BartForConditionalGeneration", SIDES | dict(
+        d_model=15, encoder_layers=2, encoder_attention_heads=5, decoder_attention_heads=3, encoder_ffn_dim=7,
+        decoder_ffn_dim=8, activation_function="relu", pad_token_id=1, decoder_start_token_id=3,
+    )),
     marian=(MARIAN, "MarianMTModel", SIDES | dict(
         d_model=8, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=10, decoder_ffn_dim=10,
         scale_embedding=True, activation_function="swish", pad_token_id=1, decoder_start_token_id=1, eos_token_id=0,
+    )),
+    marian_unscaled=(MARIAN, "MarianMTModel", SIDES | dict(
+        d_model=12, encoder_layers=2, decoder_layers=1, encoder_attention_heads=3, decoder_attention_heads=1,
+        encoder_ffn_dim=7, decoder_ffn_dim=9, activation_function="relu", pad_token_id=28, decoder_start_token_id=28,
+        eos_token_id=0,
     )),
     t5=(T5, "T5ForConditionalGeneration", dict(
         d_model=10, d_kv=3, d_ff=12, num_layers=2, num_decoder_layers=1, num_heads=3, decoder_start_token_id=0,
@@ -43,6 +56,10 @@ CASES: dict[str, tuple[Family, str, dict[str, Any]]] = dict(
     mt5=(MT5, "MT5ForConditionalGeneration", dict(
         d_model=8, d_kv=5, d_ff=12, num_layers=1, num_heads=1, relative_attention_num_buckets=12,
     )),
+    mt5_deep=(MT5, "MT5ForConditionalGeneration", dict(
+        d_model=9, d_kv=2, d_ff=7, num_layers=2, num_decoder_layers=1, num_heads=3, decoder_start_token_id=0,
+        feed_forward_proj="relu", relative_attention_num_buckets=8, relative_attention_max_distance=7,
+    )),
 )  # fmt: skip
 
 
@@ -51,7 +68,11 @@ def theirs_of(case: str, seed: int = 0) -> Any:
     cls: Any = getattr(transformers, kind)
     ends = dict(forced_eos_token_id=None)
     theirs = cls(cls.config_class(vocab_size=V, **settings, **ends, attn_implementation="eager"))
-    if case in ("t5_1p1", "mt5"):  # their checkpoints have a table of their own there, though a new model has not
+    if case in (
+        "t5_1p1",
+        "mt5",
+        "mt5_deep",
+    ):  # their checkpoints have a table of their own there, though a new model has not
         theirs.lm_head.weight = torch.nn.Parameter(torch.zeros(V, theirs.config.d_model))
     return drawn(theirs, seed)
 
@@ -96,6 +117,40 @@ def test_a_model_is_theirs_padded_and_packed_and_comes_back(case, tmp_path):
 
     again = comes_back(family, model, params, tensors, tmp_path / "ours")
     close(again(**source, decoder_input_ids=torch.tensor(target_BT).long()).logits.detach(), wanted, within=1e-6)
+
+
+@pytest.mark.parametrize("case", ["bart", "t5"])
+def test_a_text_goes_on_with_the_token_that_is_forced(case, tmp_path):
+    """What generation_config.json says of how a text begins is read, and written back to config.json."""
+    theirs = theirs_of(case, 1)
+    theirs.generation_config.forced_bos_token_id, theirs.generation_config.eos_token_id = 7, None
+    theirs.save_pretrained(tmp_path)
+    model, params = read(open_source(tmp_path), Layout(1))
+    prompts = [[5, 6, 9, 3, 4], [8, 4, 11, 12, 13]]
+    texts = theirs.generate(torch.tensor(prompts), do_sample=False, num_beams=1, max_new_tokens=NEW + 1)
+    assert isinstance(model, EncoderDecoder) and model.opening() == (model.start, 7)
+    assert texts[:, :2].tolist() == [[model.start, 7]] * 2
+    assert written(model, params, prompts) == texts[:, 2:].tolist()
+    assert family_for(model, case)[2]["forced_bos_token_id"] == 7
+
+
+COPIES = [
+    ("bart", "lm_head.weight", "model.shared.weight"),
+    ("bart", "model.decoder.embed_tokens.weight", "model.shared.weight"),
+    ("marian", "model.encoder.embed_tokens.weight", "model.shared.weight"),
+    ("t5", "lm_head.weight", "shared.weight"),
+    ("t5_1p1", "encoder.embed_tokens.weight", "shared.weight"),
+    ("mt5", "decoder.embed_tokens.weight", "shared.weight"),
+]
+
+
+@pytest.mark.parametrize(("case", "name", "original"), COPIES)
+def test_what_should_be_a_copy_and_is_none_is_not_dropped(case, name, original, tmp_path):
+    family = CASES[case][0]
+    config, tensors = saved(theirs_of(case), tmp_path)
+    imported(family, config, tensors | {name: tensors[original]})
+    with pytest.raises(InputError, match=f"{name} is no copy of {original}, .*: this model has one for both"):
+        imported(family, config, tensors | {name: tensors[original] + np.float32(0.1)})
 
 
 def test_a_bart_without_a_bias_is_written_without_a_prefix(tmp_path):

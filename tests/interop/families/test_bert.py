@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -14,11 +15,13 @@ import transformers
 
 from llm_jax.core.tables import InputError
 from llm_jax.interop.checkpoint import open_source
+from llm_jax.interop.exports import family_for
 from llm_jax.interop.families.bert import BERT, ROBERTA
-from llm_jax.interop.imports import read
+from llm_jax.interop.imports import model_of, read
 from llm_jax.layers.norms import RMSNorm
-from llm_jax.layers.pooling import Mean, Normalized
+from llm_jax.layers.pooling import Mean, Normalized, Pooler
 from llm_jax.models.encoder import Encoder
+from llm_jax.models.heads import Classifier
 
 from ..torch_tensors import close, comes_back, drawn, exported, imported, packed, padded, rows, saved
 
@@ -88,6 +91,10 @@ def test_what_is_not_covered_is_refused(tmp_path):
         BERT.model({"architectures": ["BertModel"]})
     with pytest.raises(InputError, match="position_embedding_type='relative_key', which is not covered"):
         BERT.model(config | dict(position_embedding_type="relative_key"))
+    for kind in ("BertForPreTraining", "BertForTokenClassification", "BertForQuestionAnswering"):
+        told = f"architecture {kind}, which is not covered: it must be BertModel, BertForMaskedLM or BertForSequenceC"
+        with pytest.raises(InputError, match=told):
+            BERT.model(config | dict(architectures=[kind]))
     with pytest.raises(InputError, match=r"no activation named 'gelu_10'"):
         BERT.model(config | dict(hidden_act="gelu_10"))
     with pytest.raises(InputError, match=r"2 tensors that the model has no place for: encoder\.layer\.1\.odd, odd"):
@@ -100,7 +107,7 @@ def test_what_is_not_covered_is_refused(tmp_path):
 def test_a_sentence_model_has_no_use_for_the_pooler(tmp_path):
     config, tensors = saved(theirs_of("BertModel", 0, num_attention_heads=2, hidden_size=8), tmp_path)
     model = BERT.model(config).clone(pooling=Normalized(Mean()), context=10)
-    family = BERT.__class__(BERT.architectures, lambda config: model, BERT.config, BERT.names, BERT.ignored)
+    family = dataclasses.replace(BERT, model=lambda config: model)
     assert "pooling" not in imported(family, config, tensors)[1]
     assert BERT.config(model)["max_position_embeddings"] == 24
 
@@ -115,3 +122,32 @@ def test_the_names_of_its_first_years_are_read(tmp_path):
     assert old.keys() != tensors.keys()
     safetensors.numpy.save_file(old, tmp_path / "model.safetensors")
     jax.tree.map(np.testing.assert_array_equal, read(open_source(tmp_path))[1], now)
+
+
+@pytest.mark.parametrize(("family", "kind", "head", "inside"), [
+    (BERT, "BertForMaskedLM", "cls.predictions", "bert"), (ROBERTA, "RobertaForMaskedLM", "lm_head", "roberta"),
+])  # fmt: skip
+def test_what_should_be_a_copy_and_is_none_is_not_dropped(family, kind, head, inside, tmp_path):
+    config, tensors = saved(theirs_of(kind, 0, num_attention_heads=2, hidden_size=8, type_vocab_size=1), tmp_path)
+    originals = {
+        f"{head}.decoder.weight": f"{inside}.embeddings.word_embeddings.weight", f"{head}.decoder.bias": f"{head}.bias",
+    }  # fmt: skip
+    imported(family, config, tensors | {name: tensors[original] for name, original in originals.items()})
+    for name, original in originals.items():
+        with pytest.raises(InputError, match=f"{name} is no copy of {original}, .*: this model has one for both"):
+            imported(family, config, tensors | {name: tensors[original] + np.float32(0.1)})
+
+
+@pytest.mark.parametrize("kind", ["BertModel", "BertForMaskedLM", "RobertaModel"])
+@pytest.mark.parametrize("sentences", [False, True])
+def test_a_classifier_on_an_imported_encoder_has_a_family(kind, sentences):
+    """What the encoder pools and scores by itself is nothing to a classifier on it."""
+    family = "roberta" if kind.startswith("Roberta") else "bert"
+    config = theirs_of(kind, 0, num_attention_heads=2, hidden_size=8).config.to_dict() | dict(architectures=[kind])
+    encoder = model_of(config)
+    if sentences:
+        encoder = encoder.clone(pooling=Normalized(Mean()), context=10, head=None)
+    name, _, written = family_for(Classifier(encoder, 3, Pooler()), likely=family)
+    assert (name, written["architectures"]) == (family, [f"{family.capitalize()}ForSequenceClassification"])
+    with pytest.raises(InputError, match=r"model\.pooling=Mean\(\) cannot be written for this family, which has Pool"):
+        family_for(Classifier(encoder, 3, Mean()), likely=family)
