@@ -1,7 +1,8 @@
 """Generation: one pass over the prompts, then a compiled loop that adds a token to every row at each step.
 
 Prompts of different lengths are padded on the left, so that all rows fill the same slot of the caches. Shapes are
-rounded up, so that the next prompt of about the same length compiles nothing.
+rounded up, so that the next prompt of about the same length compiles nothing. Caches begin with room for a text of
+some hundreds of tokens, and double when they are full: a text that may be long costs no more than it is long.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import numpy as np
 from llm_jax.core.quantized import is_quantized
 from llm_jax.core.tables import InputError
 from llm_jax.inference.sampling import Sampler
+from llm_jax.layers.cache import Cache
 from llm_jax.layers.tokens import PADDING, Tokens
 from llm_jax.models.model import Generator, Model
 from llm_jax.text.tokenizer import StreamDecoder
 
 CHUNK = 64  # the most tokens a row gains in one call of the compiled loop
+ROOM = 512  # tokens of a text that caches have room for at first
 BEFORE_UNBOUNDED = 512  # tokens of a text where neither the caller nor the model bounds it
 
 
@@ -118,17 +121,18 @@ class Generation:
         never_V[list(never)] = True
         length_B = np.array([len(p) for p in prompts], np.int32)
         opening = model.opening()
-        slots = round_up((padded if opening is None else len(opening)) + max_tokens, finely=True)
+        begun = padded if opening is None else len(opening)
+        self._slots, self._most_slots = (round_up(begun + n, finely=True) for n in (min(ROOM, max_tokens), max_tokens))
 
         self._model, self._params, self._sampler, self._max_tokens = model, params, sampler, max_tokens
         self._stops_V, self._never_V = stops_V, never_V
         self._open_B = np.ones(len(prompts), bool)
         self.end_B = np.full(len(prompts), -1, np.int32)
         logits_BV, self._caches, rows = _read(
-            model, slots, vocabulary, jnp.dtype(dtype), params, tokens_BT, length_B, key_B, beside
+            model, self._slots, vocabulary, jnp.dtype(dtype), params, tokens_BT, length_B, key_B, beside
         )
         self._rows = _draw(rows, logits_BV, sampler, stops_V, never_V)
-        self._made = 0
+        self._filled, self._made = begun, 0  # the token that was just drawn fills a slot when it is read
 
     @property
     def finished(self) -> bool:
@@ -143,15 +147,28 @@ class Generation:
         if self._made == 0:  # drawn when the prompts were read
             new_BN = np.asarray(self._rows.newest_B)[:, None]
         else:
-            count = min(most, CHUNK, self._max_tokens - self._made)
+            if self._filled == self._slots:
+                self._grow()
+            count = min(most, CHUNK, self._max_tokens - self._made, self._slots - self._filled)
             rows = dataclasses.replace(self._rows, done_B=jnp.asarray(~self._open_B))
             self._caches, self._rows, new, made = _go_on(
                 self._model, self._params, self._caches, rows, self._sampler, self._stops_V, self._never_V, count
             )
             new_BN = np.asarray(new)[:, : int(made)]
+            self._filled += new_BN.shape[1]
         room_B = self._most_B - self._made
         self._made += new_BN.shape[1]
         return [self._take(row, new_BN[row, : room_B[row]]) for row in range(len(new_BN))]
+
+    def _grow(self) -> None:
+        """Copies what is in the caches into longer ones: one after another, as there may be no room for all twice."""
+        slots = min(2 * self._slots, self._most_slots)
+        caches, tree = jax.tree.flatten(self._caches, is_leaf=lambda node: isinstance(node, Cache))
+        self._caches = None
+        for number, cache in enumerate(caches):  # a source that was read, or a recurrent state, stays as it is
+            if isinstance(cache, Cache):
+                caches[number] = _longer(cache, slots - self._slots)
+        self._caches, self._slots = tree.unflatten(caches), slots
 
     def _take(self, row: int, new_N: np.ndarray) -> list[int]:
         if not self._open_B[row]:
@@ -233,6 +250,9 @@ def _read(model: Generator, slots: int, vocabulary: int, dtype, params: Any, tok
         done_B=jnp.zeros(batch, bool), slot=jnp.int32(padded - 1), made=jnp.int32(0),
     )  # fmt: skip
     return logits_BV, caches, rows
+
+
+_longer = jax.jit(Cache.longer, static_argnums=1)
 
 
 @jax.jit

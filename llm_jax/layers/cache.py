@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llm_jax.layers.tokens import Tokens
+from llm_jax.layers.tokens import PADDING, Tokens
 
 
 @flax.struct.dataclass
@@ -24,6 +24,8 @@ class Memory:
 class Cache:
     """Slots for the memory of one attention layer. A rolling cache overwrites the oldest slot.
 
+    `reach` is how many of the latest tokens attention sees; None: all.
+
     Slots lie as [B, K, S, H], the order in which they are multiplied: from [B, S, K, H] every step would first copy
     the whole cache into it. What attention gets is the usual view, which costs nothing.
     """
@@ -31,15 +33,33 @@ class Cache:
     k_BKSH: jax.Array
     v_BKSH: jax.Array
     tokens: Tokens
+    reach: int | None = flax.struct.field(pytree_node=False, default=None)
     rolling: bool = flax.struct.field(pytree_node=False, default=False)
 
     @classmethod
     def empty(cls, batch: int, length: int, key_heads: int, head: int, dtype, reach: int | None = None) -> Cache:
         """Room for `length` tokens, or for the `reach` latest where attention sees no more."""
-        rolling = reach is not None and reach < length
-        size = reach if rolling and reach is not None else length
+        size = length if reach is None else min(length, reach)
         zeros = jnp.zeros((batch, key_heads, size, head), dtype)
-        return cls(zeros, zeros, Tokens.none((batch, size)), rolling)
+        return cls(zeros, zeros, Tokens.none((batch, size)), reach, size < length)
+
+    def longer(self, more: int) -> Cache:
+        """With `more` slots, or as many as it has any use for: it rolls then. What is in it stays in its slot.
+
+        The arrays may have axes before B (a scanned stack's layers).
+        """
+        if self.rolling:
+            return self
+        size = self.k_BKSH.shape[-2]
+        added = more if self.reach is None else min(more, self.reach - size)
+
+        def pad(x: jax.Array, axis: int, value: int = 0) -> jax.Array:
+            widths = [(0, 0)] * x.ndim
+            widths[axis] = (0, added)
+            return jnp.pad(x, widths, constant_values=value)
+
+        tokens = Tokens(pad(self.tokens.position_BT, -1), pad(self.tokens.segment_BT, -1, PADDING))
+        return Cache(pad(self.k_BKSH, -2), pad(self.v_BKSH, -2), tokens, self.reach, added < more)
 
     def extend(self, new: Memory, start: int | jax.Array) -> tuple[Memory, Cache]:
         """What to attend to now that `new` tokens follow the `start` that came before, and the cache afterwards."""

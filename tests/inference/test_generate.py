@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from llm_jax.core.tables import InputError
 from llm_jax.inference import generate
 from llm_jax.inference.generate import Generation, Writer, prepare, row_keys
-from llm_jax.inference.sampling import Sampling
-from llm_jax.layers.masks import Full, Prefix
+from llm_jax.inference.sampling import Sampler, Sampling
+from llm_jax.layers.cache import Cache
+from llm_jax.layers.masks import Causal, Full, Prefix, SlidingWindow
 from llm_jax.layers.positions import Learned, NoPositions
 from llm_jax.text.recipes import Bytes
 
@@ -120,6 +121,44 @@ def test_as_many_as_the_context_has_room_for(tiny, model, params):
     assert texts[0] == tiny.cached(model, params, prompts[:1], 61)[0]  # whoever else is in the batch
     with pytest.raises(InputError, match="shorten it to at most 63"):
         tiny.cached(model, params, tiny.prompts(64), None)
+
+
+def slots(generation: Generation) -> set[int]:
+    caches = jax.tree.leaves(generation._caches, is_leaf=lambda node: isinstance(node, Cache))
+    return {cache.k_BKSH.shape[-2] for cache in caches}
+
+
+def begin(model: Any, params: Any, prompts: list[list[int]], max_tokens: int | None, sampler: Sampler) -> Generation:
+    return Generation(
+        model, prepare(model, params, "float32"), prompts, max_tokens=max_tokens, sampler=sampler,
+        key_B=row_keys(0, range(len(prompts))), stops=(), vocabulary=model.words(), dtype="float32",
+    )  # fmt: skip
+
+
+def test_a_long_context_costs_nothing_before_it_is_written(tiny):
+    model = tiny.decoder(tiny.attention(), context=40_960)
+    params = tiny.initial(model)
+    for max_tokens, expected in ((None, 640), (4_000, 640), (300, 320)):  # what is small is there at once
+        assert slots(begin(model, params, tiny.prompts(3), max_tokens, tiny.Best())) == {expected}
+
+
+@pytest.mark.parametrize(("run", "windows"), [("loop", (4, 40)), ("scan", (40,))])
+def test_caches_grow_as_a_text_does(tiny, monkeypatch, run, windows):
+    """One is of all tokens; one that is longer than its window at first is left alone, and one rolls once it is."""
+    masks = (Causal(), *map(SlidingWindow, windows))
+    model = tiny.decoder(*(tiny.attention(mask=mask) for mask in masks), run=run, context=100)
+    params, prompts = tiny.initial(model), tiny.prompts(3, 9)  # padded on the left
+    whole = tiny.cached(model, params, prompts, None, tiny.Best())
+    assert list(map(len, whole)) == [97, 91]
+    monkeypatch.setattr(generate, "ROOM", 1)
+    generation, texts, sizes = begin(model, params, prompts, None, tiny.Best()), [[], []], []
+    while not generation.finished:
+        for text, new in zip(texts, generation.advance(7), strict=True):
+            text += new
+        if (now := slots(generation)) not in sizes[-1:]:
+            sizes.append(now)
+    assert texts == whole
+    assert sizes == [{total, *(min(total, window) for window in windows)} for total in (32, 64, 128)]
 
 
 def test_a_model_that_sees_what_is_not_written_is_refused(tiny):

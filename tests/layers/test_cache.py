@@ -55,3 +55,15 @@ def test_a_window_as_long_as_the_cache_needs_no_rolling():
     empty = Cache.empty(1, 8, 1, 1, jnp.bfloat16, 3)
     assert empty.k_BKSH.shape == (1, 1, 3, 1) and empty.v_BKSH.dtype == jnp.bfloat16
     assert (empty.tokens.segment_BT == -1).all()
+
+
+@pytest.mark.parametrize(("reach", "size", "rolling"), [(None, 8, False), (9, 8, False), (8, 8, False), (5, 5, True)])
+def test_a_longer_cache_is_one_that_was_long_from_the_beginning(reach, size, rolling):
+    k, at = jax.random.normal(jax.random.key(0), (2, 3, K, H)), Tokens.of((2, 3))
+    short, long = (Cache.empty(2, n, K, H, jnp.float32, reach).extend(Memory(k, -k, at), 0)[1] for n in (4, 8))
+    grown = short.longer(4)
+    assert grown.k_BKSH.shape[2] == size and grown.rolling == rolling
+    same = functools.partial(jax.tree.map, np.testing.assert_array_equal)  # of the settings too
+    same(grown, long)
+    same(jax.tree.map(lambda x: x[1], jax.tree.map(lambda x: jnp.stack([x, x]), short).longer(4)), long)  # scanned
+    assert long.longer(4).k_BKSH.shape[2] == min(12, reach or 12)
