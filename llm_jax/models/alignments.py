@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -42,6 +44,8 @@ def weights(score_BTS: jax.Array, segment_BT: jax.Array, source: Read) -> jax.Ar
 class Alignment(nn.Module):
     """What of the source joins a token before the decoder's state (`enter`, `feed`), and after it (`combine`)."""
 
+    compares: ClassVar[bool] = False  # whether `keys` gives anything
+
     width: Count = 0  # of what is compared; 0 stands for the model's
     init: Init = FanIn()
 
@@ -72,6 +76,8 @@ class FixedContext(Alignment):
 class Bahdanau(Alignment):
     """Additive attention (Bahdanau et al. 2015): a small network compares the state before a token with each source."""
 
+    compares: ClassVar[bool] = True
+
     def setup(self):
         sizes = dict(D=self.width, F=self.width)
         self.key = Einsum("BSD,DF->BSF", sizes, True, self.init)
@@ -97,6 +103,8 @@ class Bahdanau(Alignment):
 
 class Luong(Alignment):
     """Multiplicative attention (Luong et al. 2015, "general", global): the state after a token is compared."""
+
+    compares: ClassVar[bool] = True
 
     def setup(self):
         self.key = Einsum("BSD,DF->BSF", dict(F=self.width), init=self.init)

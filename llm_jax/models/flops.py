@@ -8,10 +8,12 @@ from typing import Any
 import jax
 
 from llm_jax.core.alphabet import Lettered, is_lettered
+from llm_jax.layers.masks import Mask
 from llm_jax.models.stack import Stack
 
 CONVENTION = (
-    "PaLM's (Chowdhery et al. 2022, appendix B): 6 a matrix weight + 12 x layers x heads x head width x context"
+    "PaLM's (Chowdhery et al. 2022, appendix B): 6 a matrix weight + 12 x layers x heads x head width x context, "
+    "or a layer's window where that is shorter"
 )
 
 
@@ -35,9 +37,16 @@ def _used(leaf: Lettered) -> int:
 
 
 def attention_flops(stack: Stack, length: int) -> int:
-    """Of scores and of gathered values, forward and backward, for each token: as if nothing were masked.
+    """Of scores and of gathered values, forward and backward, for each token: as if all within reach were seen.
 
-    A source that is consulted counts as having `length` tokens too.
+    A window's reach is its size; any other mask's is the row. A source that is consulted counts as having `length`
+    tokens too.
     """
     attentions = [a for b in stack.pattern for a in (b.attention, b.cross) if a is not None]
-    return 12 * stack.repeats * sum(a.key_heads * a.group * a.head for a in attentions) * length
+    return 12 * stack.repeats * sum(a.key_heads * a.group * a.head * _seen(a.mask, length) for a in attentions)
+
+
+def _seen(mask: Mask, length: int) -> int:
+    """How many tokens of a row a query can see at most, past and future."""
+    reach = mask.reach()
+    return length if reach is None else min(length, reach)

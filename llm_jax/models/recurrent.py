@@ -149,12 +149,21 @@ class RecurrentEncoderDecoder(Translator):
         return self.head(x_BTD, self.embed)
 
     def read(self, tokens_BT, at, slots, dtype):
-        batch = tokens_BT.shape[0]
+        batch, length = tokens_BT.shape
         source = self.encode(tokens_BT, at)
-        states = tuple(self.cell.empty(batch, self.embed.width, dtype) for _ in range(self.layers))
         begun_B1 = jnp.full((batch, 1), self.opening()[0], jnp.int32)
-        x_BTD, caches = self.hidden(begun_B1, None, caches=Writing(states, source))
+        x_BTD, caches = self.hidden(begun_B1, None, caches=self.empty_cache(batch, length, dtype), source=source)
         return self.score(x_BTD)[:, -1], caches
+
+    def empty_cache(self, batch, length, dtype):
+        """The states, and room for a source of `length` tokens."""
+        width = self.embed.width
+        states = tuple(self.cell.empty(batch, width, dtype) for _ in range(self.layers))
+        x_BSD = jnp.zeros((batch, length, width), dtype)
+        compared = (batch, length, self.alignment.width or width)
+        key_BSF = jnp.zeros(compared, dtype) if self.alignment.compares else None
+        forward = width // 2 if self.bidirectional else width
+        return Writing(states, Read(x_BSD, key_BSF, Tokens.none((batch, length)), forward))
 
     def filled(self, vocabulary, context, source=0, start=None):
         embed = fit_vocabulary(self.embed, vocabulary)

@@ -16,6 +16,7 @@ from llm_jax.core.parts import Part
 from llm_jax.experiment import Experiment, assign
 from llm_jax.layers.cache import Cache, Memory
 from llm_jax.layers.kernels import choices
+from llm_jax.models.alignments import Read
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.flops import CONVENTION, active, count
 from llm_jax.models.model import Generator, Model
@@ -131,10 +132,15 @@ def cost(model: Model, boxed: Any, length: int) -> list[str]:
             f"  {flops / 3:>15.4g}  {use}, a third of it",
             f"  {'convention':>15}  {CONVENTION}",
         ]
-    if isinstance(model, Generator) and (context := model.limit()):
-        lines.append(f"cache bytes a token ({', '.join(COLUMNS)}), in a context of {context:,}")
-        lines += ["".join(f"  {size:>15,}" for size in sizes) + f"  {what}" for what, sizes in caches(model, context)]
-    return lines
+    if not isinstance(model, Generator):
+        return [*lines, "cache bytes a token: none, as this model does not generate"]
+    dtypes, context = ", ".join(COLUMNS), model.limit()
+    if context:
+        lines.append(f"cache bytes a token ({dtypes}), in a context of {context:,}")
+    else:
+        lines.append(f"cache bytes ({dtypes}), in texts of any length")
+    kept = caches(model, context or length)
+    return lines + ["".join(f"  {size:>15,}" for size in sizes) + f"  {what}" for what, sizes in kept]
 
 
 def rooms(boxed: Any) -> dict[str, int]:
@@ -158,19 +164,20 @@ def rooms(boxed: Any) -> dict[str, int]:
 def caches(model: Generator, context: int) -> list[tuple[str, tuple[int, ...]]]:
     """What generation keeps of a token: whether it is kept for good or for a while, and bytes in either precision.
 
-    Keys and values are counted, and 8 bytes a layer of where the token stands.
+    Keys and values are counted, and 8 bytes a layer of where the token stands; of a recurrent model, its states and
+    what it read of a source.
     """
     found: dict[str, list[int]] = {}
     for column, dtype in enumerate(COLUMNS):
         cache = jax.eval_shape(lambda dtype=dtype: model.empty_cache(1, context, jnp.dtype(dtype)))
-        for one in jax.tree.leaves(cache, is_leaf=lambda node: isinstance(node, (Cache, Memory))):
+        for one in jax.tree.leaves(cache, is_leaf=lambda node: isinstance(node, (Cache, Memory, Read))):
             size = sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(one))
             what = "in all, whatever the length"
-            if isinstance(one, (Cache, Memory)):
+            if isinstance(one, (Cache, Memory, Read)):
                 slots = one.tokens.position_BT.shape[-1]
                 size //= slots
                 rolls = isinstance(one, Cache) and one.rolling
-                each = "each token of the source" if isinstance(one, Memory) else "each token"
+                each = "each token of the source" if isinstance(one, (Memory, Read)) else "each token"
                 what = f"each of the last {slots:,}" if rolls else each
             found.setdefault(what, [0] * len(COLUMNS))[column] += size
     return [(what, tuple(sizes)) for what, sizes in found.items()]

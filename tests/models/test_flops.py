@@ -10,10 +10,11 @@ from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed, Untied
 from llm_jax.layers.feedforward import FeedForward, Gelu, SwiGLU
+from llm_jax.layers.masks import Causal, SlidingWindow
 from llm_jax.layers.moe import MoE
 from llm_jax.layers.norms import LayerNorm
 from llm_jax.layers.positions import Learned
-from llm_jax.models import flops
+from llm_jax.models import flops, presets
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.heads import Scorer
 from llm_jax.models.recurrent import RecurrentDecoder
@@ -61,3 +62,22 @@ def test_a_head_on_any_backbone_has_a_cost():
         model = Scorer(backbone)
         boxed = jax.eval_shape(model.begin, jax.random.key(0))
         assert model.flops_per_token(boxed, 7) == 6 * flops.matrix_weights(boxed) + attention
+
+
+def test_a_window_costs_no_more_than_it_sees():
+    """Three layers in four see 5 tokens, each of 2 heads of 8; the fourth sees the row."""
+    local, ffn = Attention(key_heads=2, head=8, mask=SlidingWindow(5) & Causal()), SwiGLU(hidden=40)
+    whole = Block(local.clone(mask=Causal()), ffn)
+    model = Decoder(Embed(16, 100), Stack((Block(local, ffn),) * 3 + (whole,), 2))
+    boxed = jax.eval_shape(model.begin, jax.random.key(0))
+    matrices = 6 * (flops.matrix_weights(boxed) + 1600)
+    assert model.flops_per_token(boxed, 7) == matrices + 12 * 2 * 16 * (3 * 5 + 7)
+    assert model.flops_per_token(boxed, 4) == matrices + 12 * 2 * 16 * 4 * 4, "a row that is shorter than the window"
+
+
+def test_of_gemmas_layers_fifteen_see_512_tokens():
+    model = presets.gemma3_270m()
+    boxed = jax.eval_shape(model.begin, jax.random.key(0))
+    norms = 18 * (4 * 640 + 2 * 256) + 640
+    cost = 6 * (268_098_176 - norms) + 12 * 4 * 256 * (15 * 512 + 3 * 32_768)
+    assert model.flops_per_token(boxed, 32_768) == cost

@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 import llm_jax
@@ -22,11 +21,13 @@ from llm_jax.layers.norms import LayerNorm, NoNorm, RMSNorm
 from llm_jax.layers.pooling import Pooler
 from llm_jax.layers.positions import Learned, RelativeBias
 from llm_jax.models import presets
+from llm_jax.models.alignments import FixedContext, Luong
+from llm_jax.models.cells import GRU, LSTM
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.encoder import Encoder
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.flops import count
-from llm_jax.models.model import Generator
+from llm_jax.models.recurrent import RecurrentDecoder, RecurrentEncoderDecoder
 from llm_jax.models.stack import Stack
 from llm_jax.models.transformer import Side
 from llm_jax.models.vision import Captioner, ImageClassifier, ImageEncoder, Patches
@@ -65,7 +66,8 @@ def test_rooms_of_an_encoder():
     # the pooler's layer is applied once a document, the head's at every token
     matrices = 2 * ATTENTION + 2 * 2 * D * F + D * D + V * D
     assert model.flops_per_token(boxed(model), 9) == 6 * matrices + 12 * 2 * 16 * 9
-    assert "use: forward" in model_summary(model, []) and "cache" not in model_summary(model, [])
+    assert "use: forward" in model_summary(model, [])
+    assert model_summary(model, []).endswith("\ncache bytes a token: none, as this model does not generate")
 
 
 def test_rooms_of_an_encoder_decoder():
@@ -114,15 +116,20 @@ def test_caches_of_windows_are_capped(run):
     assert dict(caches(model, 5)) == {"each token": (6 * 72, 6 * 40)}
 
 
-class Recurrent(Generator):
-    """What it remembers has one size (an RNN)."""
-
-    def empty_cache(self, batch, length, dtype):
-        return dict(state_BD=jnp.zeros((batch, D), dtype))
-
-
 def test_what_is_kept_whatever_the_length():
-    assert caches(Recurrent(), 1000) == [("in all, whatever the length", (4 * D, 2 * D))]
+    """Of each layer of an LSTM: two vectors, and of which document they are (four bytes)."""
+    said = model_summary(RecurrentDecoder(Embed(D, V), LSTM(), layers=3), [])
+    row = f"  {3 * (2 * 4 * D + 4):>15,}  {3 * (2 * 2 * D + 4):>15,}  in all, whatever the length"
+    assert said.endswith(f"\ncache bytes (float32, bfloat16), in texts of any length\n{row}")
+
+
+@pytest.mark.parametrize(("alignment", "vectors"), [(FixedContext(), 1), (Luong(), 2)], ids=str)
+def test_what_a_recurrent_translator_keeps(alignment, vectors):
+    """The states, and of a source token its vector, what it is compared by, and eight bytes of where it stands."""
+    model = RecurrentEncoderDecoder(Embed(D, V), GRU(), 2, alignment)
+    found = dict(caches(model, 7))
+    assert found["in all, whatever the length"] == (2 * (4 * D + 4), 2 * (2 * D + 4))
+    assert found["each token of the source"] == (vectors * 4 * D + 8, vectors * 2 * D + 8)
 
 
 def test_blocks_that_are_alike_are_said_once():
@@ -145,7 +152,11 @@ def test_show_of_every_preset(name, capsys):
     sizes = [int(line.split()[0].replace(",", "")) for line in table.splitlines()]
     assert sum(sizes) == int(total.replace(",", "")) and min(sizes) > 0
     assert ("image patches\n" if name == "vit_tiny" else "  embedding\n") in table and "ffn\n" in table
-    assert "training: forward and backward" in said and f"presets.{name}()" in said
+    assert f"presets.{name}()" in said
+    assert re.search(r"^FLOPs a .*, in rows of [\d,]+\n +[\d.e+]+  training: forward and backward$", said, re.MULTILINE)
+    none = "cache bytes a token: none, as this model does not generate\n"
+    some = re.search(r"^cache bytes a token \(.*, in a context of [\d,]+\n( +[\d,]+){2}  each ", said, re.MULTILINE)
+    assert (none in said, some is None) == (name in ("bert_base", "vit_tiny"),) * 2
 
 
 def test_show_of_llama_says_what_the_arithmetic_says(capsys):
