@@ -74,7 +74,7 @@ def corpus(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Rende
     Raises:
       InputError: the cache cannot be read or written.
     """
-    key = digest(FORMAT, tokenizer.identity, json.dumps(to_json(rendering)), *map(repr, documents))
+    key = digest(FORMAT, tokenizer.identity, json.dumps(to_json(rendering.settled)), *map(repr, documents))
     path = cache_folder("corpora") / f"{key}.tokens"
     with reading(path):
         fault = _fault(path) if path.exists() else "absent"

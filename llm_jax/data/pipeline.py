@@ -143,7 +143,7 @@ class Data(Part):
             raise InputError(f"data.batch={self.batch} cannot be divided among {processes} processes")
         if not 0 <= process < processes:
             raise InputError(f"process {process} is not one of 0 to {processes - 1}")
-        self.presentation.check(self.rendering, self.packing)
+        self.presentation.check(self.rendering.settled, self.packing)
 
     def _filler(self, rows: list[Rows], tokenizer: Tokenizer, seed: int) -> Filler:
         bytes_V = np.asarray(tokenizer.bytes_V, np.int32)

@@ -74,7 +74,7 @@ def export_model(
     with space_for(f"the model is not in {folder}"), Progress("writing") as progress:
         note = progress.of(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
         write(model, params, saving, special_ids(tokenizer), likely=program.experiment.name, note=note)
-        rendering, start = data.rendering, model.start if isinstance(model, EncoderDecoder) else None
+        rendering, start = data.rendering.settled, model.start if isinstance(model, EncoderDecoder) else None
         ends = rendering.eos if isinstance(model, Encoder) else rendering.prompt_eos
         export_tokenizer(tokenizer, rendering.template, saving, bos=rendering.bos, eos=ends, start=start)
     os.replace(saving, folder)

@@ -67,7 +67,12 @@ class ChatTemplate(Part):
         """
 
         def special(name: str) -> int:
-            return lookup(tokenizer.special, name, "special token of this tokenizer")
+            if name not in tokenizer.special:
+                raise InputError(
+                    f"ChatTemplate() writes a special token {name!r}, which this tokenizer lacks: set "
+                    "data.rendering.template to one that it was made for, or to Alpaca(), which needs none for turns"
+                )
+            return tokenizer.special[name]
 
         ids, learn = [special("bos")], [False]
         if tools:
