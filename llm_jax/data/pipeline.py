@@ -79,8 +79,10 @@ class Data(Part):
         return found
 
     def prepare(self, recipe: TokenizerRecipe) -> Tokenizer:
-        """A tokenizer trained on the training documents alone."""
-        return trained(recipe, (document.text() for document in self.documents("train")))
+        """A tokenizer trained on the training documents alone, with the special tokens that the chat template needs."""
+        template = self.rendering.settled.template
+        texts = (document.text() for document in self.documents("train"))
+        return template.ending(trained(recipe, texts, template.tokens()))
 
     def train(
         self, tokenizer: Tokenizer, *, seed: int, process: int = 0, processes: int = 1, program: Any = None

@@ -82,9 +82,9 @@ def export_model(
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     """What config.json says of special tokens: which begins a text, which end one, which fills a row."""
-    found = {name: tokenizer.special.get(name) for name in ("bos", "eos", "end_of_turn", "pad")}
-    ends = [found[name] for name in ("eos", "end_of_turn") if found[name] is not None]
-    ends = list(dict.fromkeys(ends))
+    found = {name: tokenizer.special.get(name) for name in ("bos", "eos", "pad")}
+    first = [] if found["eos"] is None else [found["eos"]]
+    ends = [*first, *sorted(tokenizer.ends - {found["bos"], found["eos"]})]
     return dict(
         bos_token_id=found["bos"],
         eos_token_id=ends[0] if len(ends) == 1 else ends or None,

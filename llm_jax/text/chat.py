@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from absl import logging
+
 from llm_jax.core.parts import Part
-from llm_jax.core.tables import InputError, lookup, nearest
+from llm_jax.core.tables import InputError, nearest
 from llm_jax.text import calls, jinja
 from llm_jax.text.calls import Call
 from llm_jax.text.guard import ROLE_NAMES, Guard
@@ -54,6 +56,26 @@ class ChatTemplate(Part):
     are a message of the system, a line each.
     """
 
+    def tokens(self) -> tuple[str, ...]:
+        """The special tokens that it writes, besides those that every tokenizer trained here has."""
+        return ()
+
+    def end_of_turn(self, tokenizer: Tokenizer) -> int | None:
+        """The special token that it puts after what the assistant says; None, with a warning, if that is not known."""
+        try:
+            ids, learn = self.render(tokenizer, [Message("user", "a"), Message("assistant", "b")])
+        except InputError as error:
+            logging.warning("the token that ends a turn is not known: %s", error)
+            return None
+        learnt = [i for i, yes in zip(ids, learn, strict=True) if yes]
+        return learnt[-1] if learnt and learnt[-1] in tokenizer.special.values() else None
+
+    def ending(self, tokenizer: Tokenizer) -> Tokenizer:
+        """The tokenizer, to which the end of this template's turns is one too: a model may say it, and stops there."""
+        known = {*self.tokens()} & tokenizer.special.keys()
+        end = self.end_of_turn(tokenizer) if known else None
+        return tokenizer if end is None or end in tokenizer.ends else tokenizer.having(ends=(end,))
+
     def render(
         self, tokenizer: Tokenizer, messages: Sequence[Message], reply: bool = False, tools: Sequence[str] = ()
     ) -> tuple[list[int], list[bool]]:
@@ -67,12 +89,7 @@ class ChatTemplate(Part):
         """
 
         def special(name: str) -> int:
-            if name not in tokenizer.special:
-                raise InputError(
-                    f"ChatTemplate() writes a special token {name!r}, which this tokenizer lacks: set "
-                    "data.rendering.template to one that it was made for, or to Alpaca(), which needs none for turns"
-                )
-            return tokenizer.special[name]
+            return _token(self, tokenizer.special, name)
 
         ids, learn = [special("bos")], [False]
         if tools:
@@ -109,6 +126,9 @@ class Jinja(ChatTemplate):
     lstrip: tuple[str, ...] = ()
     rstrip: tuple[str, ...] = ()
 
+    def tokens(self):
+        return self.needs
+
     def render(
         self, tokenizer: Tokenizer, messages: Sequence[Message], reply: bool = False, tools: Sequence[str] = ()
     ) -> tuple[list[int], list[bool]]:
@@ -121,7 +141,7 @@ class Jinja(ChatTemplate):
         """
         special = {name: i for name, i in tokenizer.special.items() if name not in ROLE_NAMES}
         for name in self.needs:
-            lookup(special | tokenizer.marks, name, "special token of this tokenizer")
+            _token(self, special | tokenizer.marks, name)
         guard = Guard(special, tokenizer.marks)
         said = _guarded(guard, messages)
         described = [guard.value(json.loads(tool)) for tool in tools]
@@ -156,6 +176,15 @@ class Jinja(ChatTemplate):
                     run, ended = _Run(lstrip=piece.text in self.rstrip), False
         run.close(tokenizer, ids, learn)
         return ids, learn
+
+
+def _token(template: ChatTemplate, special: Mapping[str, int], name: str) -> int:
+    if name not in special:
+        raise InputError(
+            f"{type(template).__name__} writes a special token {name!r}, which this tokenizer lacks: set "
+            "data.rendering.template to one that it was made for, or to Alpaca(), which needs none for turns"
+        )
+    return special[name]
 
 
 def _guarded(guard: Guard, messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -76,9 +76,9 @@ def _rendered(experiment: Experiment, before: Rendering) -> Experiment:
 
 def first_tokenizer(experiment: Experiment) -> Tokenizer:
     """The tokenizer that a training of the experiment begins with: that of `init_from`, or one made of its texts."""
-    if experiment.init_from:
-        return load_tokenizer(Run.existing(experiment.init_from).tokenizer)
     data: Any = experiment.data
+    if experiment.init_from:
+        return data.rendering.settled.template.ending(load_tokenizer(Run.existing(experiment.init_from).tokenizer))
     return data.prepare(experiment.tokenizer)
 
 
