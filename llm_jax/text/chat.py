@@ -22,21 +22,35 @@ from llm_jax.text.tokenizer import Tokenizer
 class Message:
     """What one side says. `role` is system, user, assistant or tool; an assistant may end its turn with calls of tools.
 
-    What a tool answers is a message too: the first answers the first call that has none yet.
+    What a tool answers is a message too: the first answers the first call that has none yet. The `input` of an
+    instruction is how its content ends, below an empty line: a template may write it apart (`Alpaca`).
 
     Raises:
-      InputError: there is no such role, or another than the assistant calls.
+      InputError: there is no such role, another than the assistant calls, or the content does not end with the input.
     """
 
     role: str
     content: str
     calls: tuple[Call, ...] = ()
+    input: str = ""
 
     def __post_init__(self):
+        if self.input and not self.content.endswith(f"\n\n{self.input}"):
+            raise InputError("the content of a message must end with its input, below an empty line")
         if self.role not in ROLES:
             raise InputError(f"no role named {self.role!r} in a conversation: {nearest(self.role, ROLES)}")
         if self.calls and self.role != "assistant":
             raise InputError(f"only the assistant calls tools, not the {self.role}")
+
+    @classmethod
+    def asked(cls, instruction: str, input: str = "") -> Message:
+        """What a user asks for, and what it is to be done with."""
+        return cls("user", f"{instruction}\n\n{input}" if input else instruction, input=input)
+
+    @property
+    def instruction(self) -> str:
+        """The content without the input."""
+        return self.content.removesuffix(f"\n\n{self.input}") if self.input else self.content
 
     @classmethod
     def reply(cls, text: str) -> Message:
@@ -194,6 +208,9 @@ def _guarded(guard: Guard, messages: Sequence[Message]) -> list[dict[str, Any]]:
         assistant = message.role == "assistant"
         content = guard.content(message.content, assistant, assistant and not message.calls)
         record: dict[str, Any] = dict(role=message.role, content=content)
+        if message.input:
+            apart = dict(instruction=message.instruction, input=message.input)
+            record |= {name: guard.content(text, assistant, False) for name, text in apart.items()}
         if message.role == "tool" and waiting:
             record |= waiting.pop(0)
         for call in message.calls:
@@ -247,7 +264,10 @@ class Llama3(Jinja):
 
 @dataclasses.dataclass(frozen=True)
 class Alpaca(Jinja):
-    """Headings in plain text, `### Instruction:` and `### Response:`, for tokenizers without tokens for turns."""
+    """Stanford's two prompts in plain text, with or without an input, for tokenizers without tokens for turns.
+
+    They are of one turn; here `### Instruction:` may follow again, and a system's message is said in place of theirs.
+    """
 
     source: str = jinja.ALPACA
 
