@@ -146,7 +146,7 @@ class AttentionMaps(Report):
 
     def __call__(self, finished):
         experiment: Any = finished.experiment
-        rendering, special = experiment.data.rendering, finished.tokenizer.special
+        rendering, special = experiment.data.rendering.settled, finished.tokenizer.special
         ends = frame(special, "eos", rendering.eos and isinstance(experiment.model, Encoder))
         ids = [*frame(special, "bos", rendering.bos), *finished.tokenizer.encode(self.text), *ends]
         weights = attention_maps(experiment.model, finished.params, ids)

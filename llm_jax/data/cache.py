@@ -74,7 +74,7 @@ def corpus(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Rende
     Raises:
       InputError: the cache cannot be read or written.
     """
-    key = digest(FORMAT, tokenizer.identity, json.dumps(to_json(rendering)), *map(repr, documents))
+    key = digest(FORMAT, tokenizer.identity, json.dumps(to_json(rendering.settled)), *map(repr, documents))
     path = cache_folder("corpora") / f"{key}.tokens"
     with reading(path):
         fault = _fault(path) if path.exists() else "absent"
@@ -88,22 +88,22 @@ def corpus(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Rende
     return Corpus(path)
 
 
-def trained(recipe: TokenizerRecipe, texts: Iterable[str]) -> Tokenizer:
-    """`recipe.train(texts)`, from the cache if it is there and whole. A user's own recipe is trained every time.
+def trained(recipe: TokenizerRecipe, texts: Iterable[str], special: Sequence[str] = ()) -> Tokenizer:
+    """`recipe.train(texts, special)`, from the cache if it is there and whole. A user's own is trained every time.
 
     Raises:
       InputError: as `TokenizerRecipe.train`; or the cache cannot be read or written.
     """
     if not type(recipe).__module__.startswith(f"{text.__name__}."):
-        return recipe.train(texts)  # its code may change without our seeing it
+        return recipe.train(texts, special)  # its code may change without our seeing it
     texts = list(texts)
     code = [file.read_bytes() for file in sorted(Path(text.__path__[0]).glob("*.py"))]
-    key = digest(tokenizers.__version__, *code, json.dumps(to_json(recipe)), *texts)
+    key = digest(tokenizers.__version__, *code, json.dumps([to_json(recipe), *special]), *texts)
     folder = cache_folder("tokenizers") / key
     with reading(folder):
         if (kept := _whole(folder)) is not None:
             return kept
-    tokenizer = recipe.train(texts)
+    tokenizer = recipe.train(texts, special)
     with _writing("tokenizer", folder.parent):
         _keep(tokenizer, folder)
     return tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from llm_jax.core.parts import Part
+from llm_jax.core.parts import Part, settings
 from llm_jax.core.tables import InputError
 from llm_jax.text.chat import ChatTemplate, Message
 from llm_jax.text.special import frame
@@ -27,19 +28,42 @@ class Rendering(Part):
     With `prompt_eos` the prompt of an example, and so the source of a translation, ends with `eos` as well (BART, T5).
     `learn="answers"` puts the loss only on what the assistant says and on `Example.answer`: a plain text has no answer.
     Of pairs to compare, what is learnt is always what is compared.
+
+    None leaves a setting to the run that a training begins from (`init_from`). Where it begins from none, there is
+    `bos` and `eos`, no `prompt_eos`, and the template is `ChatTemplate()`.
     """
+
+    bos: bool | None = None
+    eos: bool | None = None
+    learn: Literal["everything", "answers"] = "everything"
+    template: ChatTemplate | None = None
+    prompt_eos: bool | None = None
+
+    @functools.cached_property
+    def settled(self) -> _Settled:
+        """The same with nothing left to another run: what documents are rendered by."""
+        return _Settled(**{name: said for name in settings(self) if (said := getattr(self, name)) is not None})
+
+    def after(self, before: Rendering) -> Rendering:
+        """The same with what it leaves to another run as `before` says it; a manifest keeps this."""
+        unsaid = {name: getattr(before.settled, name) for name in settings(self) if getattr(self, name) is None}
+        return dataclasses.replace(self, **unsaid)
+
+    def enclose(self, tokenizer: Tokenizer, ids: list[int], learnt: list[bool]) -> Ids:
+        before = frame(tokenizer.special, "bos", self.settled.bos)
+        after = frame(tokenizer.special, "eos", self.settled.eos)
+        learns_end = learnt[-1] if learnt else False
+        return before + ids + after, [False] * len(before) + learnt + [learns_end] * len(after)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settled(Rendering):
+    """A rendering that leaves nothing to another run. Its defaults are what is done where nothing is said."""
 
     bos: bool = True
     eos: bool = True
-    learn: Literal["everything", "answers"] = "everything"
     template: ChatTemplate = ChatTemplate()
     prompt_eos: bool = False
-
-    def enclose(self, tokenizer: Tokenizer, ids: list[int], learnt: list[bool]) -> Ids:
-        before = frame(tokenizer.special, "bos", self.bos)
-        after = frame(tokenizer.special, "eos", self.eos)
-        learns_end = learnt[-1] if learnt else False
-        return before + ids + after, [False] * len(before) + learnt + [learns_end] * len(after)
 
 
 class _Document:
@@ -109,7 +133,7 @@ class Conversation(_Document):
         return (*described, *(message.text() for message in self.messages))
 
     def tokens(self, tokenizer: Tokenizer, rendering: Rendering) -> Ids:
-        ids, learnt = rendering.template.render(tokenizer, self.messages, tools=self.tools)
+        ids, learnt = rendering.settled.template.render(tokenizer, self.messages, tools=self.tools)
         return ids, [True] * len(ids) if rendering.learn == "everything" else learnt
 
 
@@ -128,7 +152,7 @@ class Example(_Document):
 
     def tokens(self, tokenizer: Tokenizer, rendering: Rendering) -> Ids:
         prompt, answer = tokenizer.encode(self.prompt), tokenizer.encode(self.answer)
-        prompt = [*prompt, *frame(tokenizer.special, "eos", rendering.prompt_eos)]
+        prompt = [*prompt, *frame(tokenizer.special, "eos", rendering.settled.prompt_eos)]
         learnt = [rendering.learn == "everything"] * len(prompt) + [True] * len(answer)
         return rendering.enclose(tokenizer, prompt + answer, learnt)
 
@@ -167,7 +191,7 @@ class Preference(_Document):
         return [self._replied(tokenizer, rendering, reply) for reply in (self.chosen, self.rejected)]
 
     def _replied(self, tokenizer: Tokenizer, rendering: Rendering, reply: str) -> Ids:
-        ids, learnt = rendering.template.render(tokenizer, (*self.messages, Message("assistant", reply)))
+        ids, learnt = rendering.settled.template.render(tokenizer, (*self.messages, Message("assistant", reply)))
         end = max((i + 1 for i, learns in enumerate(learnt) if learns), default=0)
         begin = max((i + 1 for i, learns in enumerate(learnt[:end]) if not learns), default=0)
         return ids, [begin <= i < end for i in range(len(ids))]  # the last thing that the assistant says
@@ -192,7 +216,7 @@ class Comparison(_Document):
         return tuple(message.text() for message in (*self.chosen, *self.rejected))
 
     def parts(self, tokenizer: Tokenizer, rendering: Rendering) -> list[Ids]:
-        rendered = [rendering.template.render(tokenizer, said)[0] for said in (self.chosen, self.rejected)]
+        rendered = [rendering.settled.template.render(tokenizer, said)[0] for said in (self.chosen, self.rejected)]
         return [(ids, [True] * len(ids)) for ids in rendered]
 
 

@@ -79,8 +79,10 @@ class Data(Part):
         return found
 
     def prepare(self, recipe: TokenizerRecipe) -> Tokenizer:
-        """A tokenizer trained on the training documents alone."""
-        return trained(recipe, (document.text() for document in self.documents("train")))
+        """A tokenizer trained on the training documents alone, with the special tokens that the chat template needs."""
+        template = self.rendering.settled.template
+        texts = (document.text() for document in self.documents("train"))
+        return template.ending(trained(recipe, texts, template.tokens()))
 
     def train(
         self, tokenizer: Tokenizer, *, seed: int, process: int = 0, processes: int = 1, program: Any = None
@@ -143,7 +145,7 @@ class Data(Part):
             raise InputError(f"data.batch={self.batch} cannot be divided among {processes} processes")
         if not 0 <= process < processes:
             raise InputError(f"process {process} is not one of 0 to {processes - 1}")
-        self.presentation.check(self.rendering, self.packing)
+        self.presentation.check(self.rendering.settled, self.packing)
 
     def _filler(self, rows: list[Rows], tokenizer: Tokenizer, seed: int) -> Filler:
         bytes_V = np.asarray(tokenizer.bytes_V, np.int32)

@@ -56,9 +56,10 @@ def _preference(record: dict[str, Any], where: str) -> Preference:
 
 
 def asked(record: dict[str, Any], where: str) -> Message:
-    """An instruction, as Stanford's Alpaca has them: an `input` stands below it."""
-    texts = [_text_in(record, name, where) for name in ("instruction", "input") if record.get(name) or name != "input"]
-    return Message("user", "\n\n".join(texts))
+    """An instruction, as Stanford's Alpaca has them."""
+    return Message.asked(
+        _text_in(record, "instruction", where), _text_in(record, "input", where) if record.get("input") else ""
+    )
 
 
 def _text_in(record: dict[str, Any], field: str, where: str) -> str:

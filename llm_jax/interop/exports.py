@@ -75,7 +75,7 @@ def export_model(
     with space_for(f"the model is not in {folder}"), Progress("writing") as progress:
         note = progress.of(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
         write(model, params, saving, special_ids(tokenizer), likely=program.experiment.name, note=note)
-        rendering, opening = data.rendering, model.opening() if isinstance(model, Generator) else None
+        rendering, opening = data.rendering.settled, model.opening() if isinstance(model, Generator) else None
         ends = rendering.prompt_eos if isinstance(model, Generator) else rendering.eos
         export_tokenizer(tokenizer, rendering.template, saving, bos=rendering.bos, eos=ends, opening=opening)
     os.replace(saving, folder)
@@ -83,9 +83,9 @@ def export_model(
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     """What config.json says of special tokens: which begins a text, which end one, which fills a row."""
-    found = {name: tokenizer.special.get(name) for name in ("bos", "eos", "end_of_turn", "pad")}
-    ends = [found[name] for name in ("eos", "end_of_turn") if found[name] is not None]
-    ends = list(dict.fromkeys(ends))
+    found = {name: tokenizer.special.get(name) for name in ("bos", "eos", "pad")}
+    first = [] if found["eos"] is None else [found["eos"]]
+    ends = [*first, *sorted(tokenizer.ends - {found["bos"], found["eos"]})]
     return dict(
         bos_token_id=found["bos"],
         eos_token_id=ends[0] if len(ends) == 1 else ends or None,

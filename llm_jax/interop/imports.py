@@ -122,7 +122,7 @@ def load(
     with Progress("reading") as progress:
         model, params = read(found, progress=progress)
     model = parts.conform(model, Generator | Encoder, "the model")
-    rendering = rendering_of(found, model, template)
+    rendering = rendering_of(found, model, template).settled
     return LanguageModel(
         model, params, tokenizer, template=template, bos=rendering.bos, eos=rendering.eos,
         prompt_eos=rendering.prompt_eos,

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from absl import logging
 
 from llm_jax.core.files import read_json, reading
 from llm_jax.core.tables import InputError
 from llm_jax.text.byte_level import LETTERS
-from llm_jax.text.chat import ChatTemplate, Jinja, Message
+from llm_jax.text.chat import ChatTemplate, Jinja
 from llm_jax.text.guard import ROLE_NAMES
 from llm_jax.text.tokenizer import SPACE, Tokenizer
 
@@ -99,7 +98,7 @@ def assemble(
         return tokenizer, ChatTemplate()
     lstrip, rstrip = (tuple(n for n, t in beside.items() if getattr(t, side)) for side in ("lstrip", "rstrip"))
     template = Jinja(source, tuple(name for name in beside if name in source), lstrip, rstrip)
-    if (end := _end_of_turn(tokenizer, template)) is None:
+    if (end := template.end_of_turn(tokenizer)) is None:
         return tokenizer, template
     special["end_of_turn"] = end
     return Tokenizer(encoder, special, spelling, marks=marks, ends={*ended, end}), template
@@ -194,17 +193,6 @@ def _without(
     gone = {*beside, unknown}
     merges = [[a, b] for a, b in pairs if not gone & {a, b, a + b}]
     return dict(model, vocab=vocab, merges=merges, unk_token=unknown)
-
-
-def _end_of_turn(tokenizer: Tokenizer, template: Jinja) -> int | None:
-    """The special token that the template puts after what the assistant says."""
-    try:
-        ids, learn = template.render(tokenizer, [Message("user", "a"), Message("assistant", "b")])
-    except InputError as error:
-        logging.warning("the token that ends a turn is not known: %s", error)
-        return None
-    learnt = [i for i, yes in zip(ids, learn, strict=True) if yes]
-    return learnt[-1] if learnt and learnt[-1] in tokenizer.special.values() else None
 
 
 def _spelling(rust: Mapping[str, Any]) -> str:

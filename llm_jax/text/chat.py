@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from absl import logging
+
 from llm_jax.core.parts import Part
-from llm_jax.core.tables import InputError, lookup, nearest
+from llm_jax.core.tables import InputError, nearest
 from llm_jax.text import calls, jinja
 from llm_jax.text.calls import Call
 from llm_jax.text.guard import ROLE_NAMES, Guard
@@ -20,21 +22,35 @@ from llm_jax.text.tokenizer import Tokenizer
 class Message:
     """What one side says. `role` is system, user, assistant or tool; an assistant may end its turn with calls of tools.
 
-    What a tool answers is a message too: the first answers the first call that has none yet.
+    What a tool answers is a message too: the first answers the first call that has none yet. The `input` of an
+    instruction is how its content ends, below an empty line: a template may write it apart (`Alpaca`).
 
     Raises:
-      InputError: there is no such role, or another than the assistant calls.
+      InputError: there is no such role, another than the assistant calls, or the content does not end with the input.
     """
 
     role: str
     content: str
     calls: tuple[Call, ...] = ()
+    input: str = ""
 
     def __post_init__(self):
+        if self.input and not self.content.endswith(f"\n\n{self.input}"):
+            raise InputError("the content of a message must end with its input, below an empty line")
         if self.role not in ROLES:
             raise InputError(f"no role named {self.role!r} in a conversation: {nearest(self.role, ROLES)}")
         if self.calls and self.role != "assistant":
             raise InputError(f"only the assistant calls tools, not the {self.role}")
+
+    @classmethod
+    def asked(cls, instruction: str, input: str = "") -> Message:
+        """What a user asks for, and what it is to be done with."""
+        return cls("user", f"{instruction}\n\n{input}" if input else instruction, input=input)
+
+    @property
+    def instruction(self) -> str:
+        """The content without the input."""
+        return self.content.removesuffix(f"\n\n{self.input}") if self.input else self.content
 
     @classmethod
     def reply(cls, text: str) -> Message:
@@ -54,6 +70,26 @@ class ChatTemplate(Part):
     are a message of the system, a line each.
     """
 
+    def tokens(self) -> tuple[str, ...]:
+        """The special tokens that it writes, besides those that every tokenizer trained here has."""
+        return ()
+
+    def end_of_turn(self, tokenizer: Tokenizer) -> int | None:
+        """The special token that it puts after what the assistant says; None, with a warning, if that is not known."""
+        try:
+            ids, learn = self.render(tokenizer, [Message("user", "a"), Message("assistant", "b")])
+        except InputError as error:
+            logging.warning("the token that ends a turn is not known: %s", error)
+            return None
+        learnt = [i for i, yes in zip(ids, learn, strict=True) if yes]
+        return learnt[-1] if learnt and learnt[-1] in tokenizer.special.values() else None
+
+    def ending(self, tokenizer: Tokenizer) -> Tokenizer:
+        """The tokenizer, to which the end of this template's turns is one too: a model may say it, and stops there."""
+        known = {*self.tokens()} & tokenizer.special.keys()
+        end = self.end_of_turn(tokenizer) if known else None
+        return tokenizer if end is None or end in tokenizer.ends else tokenizer.having(ends=(end,))
+
     def render(
         self, tokenizer: Tokenizer, messages: Sequence[Message], reply: bool = False, tools: Sequence[str] = ()
     ) -> tuple[list[int], list[bool]]:
@@ -67,7 +103,7 @@ class ChatTemplate(Part):
         """
 
         def special(name: str) -> int:
-            return lookup(tokenizer.special, name, "special token of this tokenizer")
+            return _token(self, tokenizer.special, name)
 
         ids, learn = [special("bos")], [False]
         if tools:
@@ -104,6 +140,9 @@ class Jinja(ChatTemplate):
     lstrip: tuple[str, ...] = ()
     rstrip: tuple[str, ...] = ()
 
+    def tokens(self):
+        return self.needs
+
     def render(
         self, tokenizer: Tokenizer, messages: Sequence[Message], reply: bool = False, tools: Sequence[str] = ()
     ) -> tuple[list[int], list[bool]]:
@@ -116,7 +155,7 @@ class Jinja(ChatTemplate):
         """
         special = {name: i for name, i in tokenizer.special.items() if name not in ROLE_NAMES}
         for name in self.needs:
-            lookup(special | tokenizer.marks, name, "special token of this tokenizer")
+            _token(self, special | tokenizer.marks, name)
         guard = Guard(special, tokenizer.marks)
         said = _guarded(guard, messages)
         described = [guard.value(json.loads(tool)) for tool in tools]
@@ -153,6 +192,15 @@ class Jinja(ChatTemplate):
         return ids, learn
 
 
+def _token(template: ChatTemplate, special: Mapping[str, int], name: str) -> int:
+    if name not in special:
+        raise InputError(
+            f"{type(template).__name__} writes a special token {name!r}, which this tokenizer lacks: set "
+            "data.rendering.template to one that it was made for, or to Alpaca(), which needs none for turns"
+        )
+    return special[name]
+
+
 def _guarded(guard: Guard, messages: Sequence[Message]) -> list[dict[str, Any]]:
     """The messages as templates get them. Calls are numbered, and answers have the numbers of the calls."""
     said, waiting, number = [], [], 0
@@ -160,6 +208,9 @@ def _guarded(guard: Guard, messages: Sequence[Message]) -> list[dict[str, Any]]:
         assistant = message.role == "assistant"
         content = guard.content(message.content, assistant, assistant and not message.calls)
         record: dict[str, Any] = dict(role=message.role, content=content)
+        if message.input:
+            apart = dict(instruction=message.instruction, input=message.input)
+            record |= {name: guard.content(text, assistant, False) for name, text in apart.items()}
         if message.role == "tool" and waiting:
             record |= waiting.pop(0)
         for call in message.calls:
@@ -213,7 +264,10 @@ class Llama3(Jinja):
 
 @dataclasses.dataclass(frozen=True)
 class Alpaca(Jinja):
-    """Headings in plain text, `### Instruction:` and `### Response:`, for tokenizers without tokens for turns."""
+    """Stanford's two prompts in plain text, with or without an input, for tokenizers without tokens for turns.
+
+    They are of one turn; here `### Instruction:` may follow again, and a system's message is said in place of theirs.
+    """
 
     source: str = jinja.ALPACA
 

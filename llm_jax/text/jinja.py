@@ -122,13 +122,20 @@ LLAMA3 = """\
 {%- endif %}
 """
 
-# https://github.com/tatsu-lab/stanford_alpaca#data-release
+# https://github.com/tatsu-lab/stanford_alpaca/blob/main/train.py
 ALPACA = """\
+{{- bos_token }}
 {%- for message in messages %}
 {%- if message['role'] == 'assistant' %}
-{{- '### Response:\\n' + message['content'] + eos_token }}
+{{- '### Response:' + message['content'] + eos_token }}
 {%- elif message['role'] == 'user' %}
-{{- '### Instruction:\\n' + message['content'] + '\\n\\n' }}
+{%- if loop.first %}
+{{- 'Below is an instruction that describes a task' }}
+{{- ', paired with an input that provides further context' if message['input'] else '' }}
+{{- '. Write a response that appropriately completes the request.\\n\\n' }}
+{%- endif %}
+{{- '### Instruction:\\n' + (message['instruction'] if message['input'] else message['content']) + '\\n\\n' }}
+{{- '### Input:\\n' + message['input'] + '\\n\\n' if message['input'] else '' }}
 {%- elif loop.first and message['role'] == 'system' %}
 {{- message['content'] + '\\n\\n' }}
 {%- else %}
@@ -136,6 +143,6 @@ ALPACA = """\
 {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
-{{- '### Response:\\n' }}
+{{- '### Response:' }}
 {%- endif %}
 """

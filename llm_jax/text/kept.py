@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from llm_jax.core.tables import InputError
 from llm_jax.text.recipes import TokenizerRecipe
@@ -14,7 +14,7 @@ from llm_jax.text.tokenizer import Tokenizer
 class Kept(TokenizerRecipe):
     """The tokenizer that is in the run's folder already: it came with the model."""
 
-    def train(self, texts: Iterable[str]) -> Tokenizer:
+    def train(self, texts: Iterable[str], special: Sequence[str] = ()) -> Tokenizer:
         raise InputError(
             "tokenizer=Kept() stands for one that comes with a model: set init_from to the folder of a run that has it"
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
@@ -16,7 +16,7 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 from llm_jax.core.parts import Count, Part
 from llm_jax.core.tables import InputError
 from llm_jax.text.byte_level import LETTERS, byte_level, bytes_first
-from llm_jax.text.special import SPECIAL, specials_from
+from llm_jax.text.special import specials_from
 from llm_jax.text.tokenizer import Tokenizer, check_text, load_tokenizer
 
 UNK = "[UNK]"
@@ -29,8 +29,8 @@ class TokenizerRecipe(Part):
     `sentinels` is how many of these stand for spans that were taken from a text (`SpanCorruption`).
     """
 
-    def train(self, texts: Iterable[str]) -> Tokenizer:
-        """The tokenizer learnt from `texts`.
+    def train(self, texts: Iterable[str], special: Sequence[str] = ()) -> Tokenizer:
+        """The tokenizer learnt from `texts`, with `special` tokens besides the usual ones: those of a chat template.
 
         Raises:
           InputError: there is no text, it is not valid Unicode, or the vocabulary is too small for the algorithm.
@@ -45,8 +45,8 @@ class Bpe(TokenizerRecipe):
     vocabulary: int = 4096
     sentinels: Count = 0
 
-    def train(self, texts: Iterable[str]) -> Tokenizer:
-        room = _room(self, self.vocabulary, self.sentinels, fixed=256, least=0)
+    def train(self, texts: Iterable[str], special: Sequence[str] = ()) -> Tokenizer:
+        room = _room(self, self.vocabulary, self.sentinels, special, fixed=256, least=0)
         rust = byte_level(models.BPE())
         rust.train_from_iterator(
             _checked(texts),
@@ -57,7 +57,7 @@ class Bpe(TokenizerRecipe):
         learnt = json.loads(rust.to_str())["model"]
         in_order = sorted(learnt["vocab"], key=learnt["vocab"].__getitem__)
         model = bytes_first(in_order, [(left, right) for left, right in learnt["merges"]])
-        return Tokenizer(byte_level(model), specials_from(len(in_order), self.sentinels), "letters")
+        return Tokenizer(byte_level(model), specials_from(len(in_order), self.sentinels, special), "letters")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +70,8 @@ class WordPiece(TokenizerRecipe):
     vocabulary: int = 4096
     sentinels: Count = 0
 
-    def train(self, texts: Iterable[str]) -> Tokenizer:
-        room = _room(self, self.vocabulary, self.sentinels, fixed=1, least=64)
+    def train(self, texts: Iterable[str], special: Sequence[str] = ()) -> Tokenizer:
+        room = _room(self, self.vocabulary, self.sentinels, special, fixed=1, least=64)
         characters, texts = _without_rare_characters(texts, room)
         # Given first and in order, since the trainer numbers what it meets in no certain order, and ties go by number.
         letters = [c for c in characters if c.isprintable() and not c.isspace()]
@@ -84,8 +84,8 @@ class WordPiece(TokenizerRecipe):
             ),
         )
         vocab = json.loads(rust.to_str())["model"]["vocab"]
-        special = {"unk": vocab[UNK]} | specials_from(len(vocab), self.sentinels)
-        return Tokenizer(self._rust(models.WordPiece(vocab=vocab, unk_token=UNK)), special, "words")
+        ids = {"unk": vocab[UNK]} | specials_from(len(vocab), self.sentinels, special)
+        return Tokenizer(self._rust(models.WordPiece(vocab=vocab, unk_token=UNK)), ids, "words")
 
     def _rust(self, model: models.WordPiece) -> tokenizers.Tokenizer:
         rust = tokenizers.Tokenizer(model)
@@ -104,8 +104,8 @@ class Unigram(TokenizerRecipe):
     vocabulary: int = 4096
     sentinels: Count = 0
 
-    def train(self, texts: Iterable[str]) -> Tokenizer:
-        room = _room(self, self.vocabulary, self.sentinels, fixed=256, least=64)
+    def train(self, texts: Iterable[str], special: Sequence[str] = ()) -> Tokenizer:
+        room = _room(self, self.vocabulary, self.sentinels, special, fixed=256, least=64)
         _, texts = _without_rare_characters(texts, room)  # the rare ones are left to the bytes
         rust = self._rust(models.Unigram())
         no_nul = (text.replace("\0", "") for text in texts)  # it means the end of a sentence to the trainer
@@ -117,7 +117,7 @@ class Unigram(TokenizerRecipe):
         vocab = [(f"<0x{byte:02X}>", 0.0) for byte in range(256)] + pieces
         # The algorithm asks for an unknown token; the bytes stand in for it always, so any id will do.
         model = models.Unigram(vocab=vocab, unk_id=0, byte_fallback=True)
-        return Tokenizer(self._rust(model), specials_from(len(vocab), self.sentinels), "pieces")
+        return Tokenizer(self._rust(model), specials_from(len(vocab), self.sentinels, special), "pieces")
 
     def _rust(self, model: models.Unigram) -> tokenizers.Tokenizer:
         rust = tokenizers.Tokenizer(model)
@@ -131,8 +131,9 @@ class Unigram(TokenizerRecipe):
 class Gpt2(TokenizerRecipe):
     """GPT-2's own vocabulary (50,257 ids, then the special tokens that it lacks); learns nothing. Lossless."""
 
-    def train(self, texts: Iterable[str]) -> Tokenizer:
-        return load_tokenizer("gpt2")
+    def train(self, texts: Iterable[str], special: Sequence[str] = ()) -> Tokenizer:
+        gpt2 = load_tokenizer("gpt2")
+        return gpt2.having({name: gpt2.vocabulary + i for i, name in enumerate(dict.fromkeys(special))})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,13 +142,13 @@ class Characters(TokenizerRecipe):
 
     sentinels: Count = 0
 
-    def train(self, texts: Iterable[str]) -> Tokenizer:
+    def train(self, texts: Iterable[str], special: Sequence[str] = ()) -> Tokenizer:
         characters = set()
         for text in _checked(texts):
             characters.update(text)
         vocab = {token: i for i, token in enumerate([*sorted(characters), UNK])}
         rust = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=UNK))
-        return Tokenizer(rust, {"unk": vocab[UNK]} | specials_from(len(vocab), self.sentinels), "pieces")
+        return Tokenizer(rust, {"unk": vocab[UNK]} | specials_from(len(vocab), self.sentinels, special), "pieces")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +162,8 @@ class Words(TokenizerRecipe):
     lowercase: bool = False
     sentinels: Count = 0
 
-    def train(self, texts: Iterable[str]) -> Tokenizer:
-        room = _room(self, self.vocabulary, self.sentinels, fixed=1, least=1)
+    def train(self, texts: Iterable[str], special: Sequence[str] = ()) -> Tokenizer:
+        room = _room(self, self.vocabulary, self.sentinels, special, fixed=1, least=1)
         counts: Counter[str] = Counter()
         split = self._rust(models.WordLevel(vocab={UNK: 0}, unk_token=UNK))
         assert split.normalizer is not None and split.pre_tokenizer is not None
@@ -170,8 +171,8 @@ class Words(TokenizerRecipe):
             counts.update(w for w, _ in split.pre_tokenizer.pre_tokenize_str(split.normalizer.normalize_str(text)))
         by_frequency = sorted(counts, key=lambda word: (-counts[word], word))[:room]
         vocab = {word: i for i, word in enumerate([UNK, *by_frequency])}
-        special = {"unk": 0} | specials_from(len(vocab), self.sentinels)
-        return Tokenizer(self._rust(models.WordLevel(vocab=vocab, unk_token=UNK)), special, "words")
+        ids = {"unk": 0} | specials_from(len(vocab), self.sentinels, special)
+        return Tokenizer(self._rust(models.WordLevel(vocab=vocab, unk_token=UNK)), ids, "words")
 
     def _rust(self, model: models.WordLevel) -> tokenizers.Tokenizer:
         rust = tokenizers.Tokenizer(model)
@@ -186,9 +187,9 @@ class Bytes(TokenizerRecipe):
 
     sentinels: Count = 0
 
-    def train(self, texts: Iterable[str]) -> Tokenizer:
-        special = specials_from(256, self.sentinels)
-        return Tokenizer(byte_level(bytes_first((), ()), words=False), special, "letters")
+    def train(self, texts: Iterable[str], special: Sequence[str] = ()) -> Tokenizer:
+        ids = specials_from(256, self.sentinels, special)
+        return Tokenizer(byte_level(bytes_first((), ()), words=False), ids, "letters")
 
 
 def _checked(texts: Iterable[str]) -> Iterator[str]:
@@ -201,9 +202,11 @@ def _checked(texts: Iterable[str]) -> Iterator[str]:
         raise InputError("the corpus is empty: a tokenizer has nothing to learn from")
 
 
-def _room(recipe: TokenizerRecipe, vocabulary: int, sentinels: int, fixed: int, least: int) -> int:
+def _room(
+    recipe: TokenizerRecipe, vocabulary: int, sentinels: int, special: Sequence[str], fixed: int, least: int
+) -> int:
     """The ids left to learn, when `fixed` ones and the special ones are taken; the algorithm needs `least` of them."""
-    taken = fixed + len(SPECIAL) + sentinels
+    taken = fixed + len(specials_from(0, sentinels, special))
     if vocabulary < taken + least:
         needs = f"it needs {taken + least} or more"
         raise InputError(f"{type(recipe).__name__}(vocabulary={vocabulary}) is too small: {needs}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from llm_jax.core.tables import InputError
 
@@ -16,9 +16,10 @@ def sentinel(number: int) -> str:
     return f"<extra_id_{number}>"
 
 
-def specials_from(first: int, sentinels: int = 0) -> dict[str, int]:
+def specials_from(first: int, sentinels: int = 0, further: Sequence[str] = ()) -> dict[str, int]:
     """An id for every special token, from `first` on: after the vocabulary that text is encoded with."""
-    return {name: first + i for i, name in enumerate((*SPECIAL, *map(sentinel, range(sentinels))))}
+    names = dict.fromkeys((*SPECIAL, *map(sentinel, range(sentinels)), *further))
+    return {name: first + i for i, name in enumerate(names)}
 
 
 def frame(special: Mapping[str, int], name: str, wanted: bool) -> list[int]:

@@ -81,6 +81,11 @@ class Tokenizer:
             and set(tokens.values()).issuperset(spells.alphabet)
         )  # fmt: skip
 
+    def having(self, special: Mapping[str, int] | None = None, ends: Iterable[int] = ()) -> Tokenizer:
+        """The same with these `special` tokens and these `ends` besides its own."""
+        special = self.special | dict(special or {})
+        return Tokenizer(self._rust, special, self._spelling, marks=self.marks, ends={*self.ends, *ends})
+
     @functools.cached_property
     def identity(self) -> str:
         return digest(self._rust.to_str(), self._beside())

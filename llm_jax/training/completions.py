@@ -39,8 +39,8 @@ class Prompt:
           InputError: it is none of these, or the assistant says nothing in it.
         """
         if isinstance(document, Example):
-            before = frame(tokenizer.special, "bos", rendering.bos)
-            after = frame(tokenizer.special, "eos", rendering.prompt_eos)
+            before = frame(tokenizer.special, "bos", rendering.settled.bos)
+            after = frame(tokenizer.special, "eos", rendering.settled.prompt_eos)
             return cls(document, (*before, *tokenizer.encode(document.prompt), *after), document.prompt)
         if isinstance(document, Conversation):
             turns = [at for at, message in enumerate(document.messages) if message.role == "assistant"]
@@ -56,7 +56,7 @@ class Prompt:
         cls, document: Document, before: Sequence[Message], tokenizer: Tokenizer, rendering: Rendering,
         tools: Sequence[str] = (),
     ) -> Prompt:  # fmt: skip
-        ids, _ = rendering.template.render(tokenizer, before, reply=True, tools=tools)
+        ids, _ = rendering.settled.template.render(tokenizer, before, reply=True, tools=tools)
         return cls(document, tuple(ids), before[-1].content, anew=True)
 
     @classmethod

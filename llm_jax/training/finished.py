@@ -47,7 +47,8 @@ def language_model(experiment: Experiment, tokenizer: Tokenizer, params: Any) ->
     """
     model = conform(experiment.model, Generator | Encoder, "model")
     data, precision = cast(Any, experiment.data), cast(Any, experiment.precision)
+    rendering = data.rendering.settled
     return LanguageModel(
-        model, params, tokenizer, template=data.rendering.template, dtype=precision.dtype,
-        bos=data.rendering.bos, eos=data.rendering.eos, prompt_eos=data.rendering.prompt_eos,
+        model, params, tokenizer, template=rendering.template, dtype=precision.dtype,
+        bos=rendering.bos, eos=rendering.eos, prompt_eos=rendering.prompt_eos,
     )  # fmt: skip

@@ -16,6 +16,7 @@ from absl import logging
 from llm_jax.core import parts
 from llm_jax.core.parts import conform, show
 from llm_jax.core.tables import InputError
+from llm_jax.data.documents import Rendering
 from llm_jax.data.pipeline import Data
 from llm_jax.experiment import Experiment, user_modules
 from llm_jax.models.inherited import Inherited
@@ -31,8 +32,9 @@ from llm_jax.training.tuning import leaves, tree
 
 
 def inherit(experiment: Experiment, workdir: str | Path | None = None) -> Experiment:
-    """The experiment with what comes from other runs: of that which `init_from` names, how texts are written for its
-    model (`rendering`, but for what is learnt), and the model, where it is `Inherited()`; and each `Pretrained` model.
+    """The experiment with what it leaves to other runs: of that which `init_from` names, how texts are written for its
+    model, where `rendering` says nothing of it, and the model, where it is `Inherited()`; and each `Pretrained` model.
+    Without `init_from` the rendering is settled too, so that every manifest says it.
 
     Args:
       workdir: of a run that was begun so before: it has all that itself, and the other runs may be gone.
@@ -42,19 +44,19 @@ def inherit(experiment: Experiment, workdir: str | Path | None = None) -> Experi
     """
     asked = any(isinstance(part, Pretrained) for _, part in parts.walk(experiment))
     if not (asked or experiment.init_from):
-        return experiment
+        return _rendered(experiment, Rendering())
     begun = _begun(experiment, workdir)
     experiment = _settled(experiment, None if begun is None else _experiment(begun))
     if not experiment.init_from:
-        return experiment
+        return _rendered(experiment, Rendering())
     if experiment.tokenizer != Kept():
         raise InputError(
             f"init_from brings its tokenizer along: set tokenizer=Kept(), not {show(experiment.tokenizer)}"
         )
     run = begun or Run.existing(experiment.init_from)
     before = _experiment(run)
-    there, here = (conform(e.data, Data, "data").rendering for e in (before, experiment))
-    changes: dict[str, Any] = {"data.rendering": dataclasses.replace(there, learn=here.learn)}
+    experiment = _rendered(experiment, conform(before.data, Data, "data").rendering)
+    changes: dict[str, Any] = {}
     known_parts = {} if begun is None else dict(parts.walk(before.model, "model"))
     for path, part in parts.walk(experiment.model, "model"):
         if isinstance(part, Inherited):
@@ -93,11 +95,16 @@ def _asked(report: Any) -> list[Pretrained]:
     return [part for _, part in parts.walk(report) if isinstance(part, Pretrained)]
 
 
+def _rendered(experiment: Experiment, before: Rendering) -> Experiment:
+    rendering = conform(experiment.data, Data, "data").rendering
+    return experiment.override({"data.rendering": rendering.after(before)})
+
+
 def first_tokenizer(experiment: Experiment) -> Tokenizer:
     """The tokenizer that a training of the experiment begins with: that of `init_from`, or one made of its texts."""
-    if experiment.init_from:
-        return load_tokenizer(Run.existing(experiment.init_from).tokenizer)
     data: Any = experiment.data
+    if experiment.init_from:
+        return data.rendering.settled.template.ending(load_tokenizer(Run.existing(experiment.init_from).tokenizer))
     return data.prepare(experiment.tokenizer)
 
 
@@ -186,7 +193,7 @@ def _check_reading(program: Program, run: Run) -> None:
     alike = "let both begin from the same run (init_from)"
     if program.tokenizer is None or load_tokenizer(run.tokenizer).identity != program.tokenizer.identity:
         raise InputError(f"{run.workdir} has another tokenizer than this run: {alike}")
-    there, here = (conform(e.data, Data, "data").rendering for e in (_experiment(run), program.experiment))
+    there, here = (conform(e.data, Data, "data").rendering.settled for e in (_experiment(run), program.experiment))
     for name in parts.settings(here):
         theirs, ours = getattr(there, name), getattr(here, name)
         if name != "learn" and theirs != ours:

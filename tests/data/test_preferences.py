@@ -14,7 +14,7 @@ from llm_jax.data.packing import BestFit, ConcatThenSplit, One
 from llm_jax.data.pipeline import Data
 from llm_jax.data.preferences import Pairs
 from llm_jax.data.sources import InstructionPreferences, JsonLines, Mixture, RatedConversations, Source
-from llm_jax.text.chat import Alpaca, Message
+from llm_jax.text.chat import Alpaca, ChatTemplate, Message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def told(batch, length, tokenizer):
 
 def test_a_pair_is_a_row_and_its_replies_alone_are_learnt(tokenizer):
     made = data()
-    template = Rendering().template
+    template = ChatTemplate()
     stream, seen = made.train(tokenizer, seed=0), []
     documents: Any = made.documents("train")
     train = {d.chosen: d for d in documents}
@@ -132,7 +132,7 @@ def test_a_comparison_learns_all_of_both(tokenizer):
 
 def test_only_the_last_reply_is_learnt_by_any_template(tokenizer):
     said = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
-    for template in (Rendering().template, Alpaca()):
+    for template in (ChatTemplate(), Alpaca()):
         parts = Preference(said, "yes", "no").parts(tokenizer, Rendering(template=template))
         for (ids, learnt), reply in zip(parts, ("yes", "no"), strict=True):
             assert tokenizer.decode([i for i, wanted in zip(ids, learnt, strict=True) if wanted]).strip() == reply

@@ -151,6 +151,8 @@ def test_a_list_that_is_the_whole_file(tmp_path):
     path.write_text(json.dumps(records + [{"instruction": "Hi.", "input": "", "output": "Ho."}], indent=4))
     asked = ("Add.\n\n1 and 2", "3"), ("Hi.", ""), ("Hi.", "Ho.")
     said = [Conversation((Message("user", q), Message("assistant", a))) for q, a in asked]
+    said[0] = Conversation((Message.asked("Add.", "1 and 2"), Message("assistant", "3")))
+    assert said[0].messages[0].content == asked[0][0]
     assert listed(JsonLines(str(path))) == said
     path.write_text('[\n {"instruction": "Add.", "input": 3, "output": "x"}]')
     with pytest.raises(InputError, match=r"alpaca.json, record 0: the field 'input' must be text, not '3'"):
@@ -261,9 +263,7 @@ def test_instructions_with_their_answers(tmp_path, monkeypatch):
     path = tmp_path / "instruction-data.json"
     path.write_text('[{"instruction": "Spell.", "input": "freind", "output": "friend"}]')
     monkeypatch.setattr(Download, "fetch", lambda self: path)
-    assert listed(Instructions()) == [
-        Conversation((Message("user", "Spell.\n\nfreind"), Message("assistant", "friend")))
-    ]
+    assert listed(Instructions()) == [Conversation((Message.asked("Spell.", "freind"), Message("assistant", "friend")))]
 
 
 def test_the_bible_has_1189_chapters():

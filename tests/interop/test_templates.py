@@ -216,7 +216,7 @@ def test_a_template_that_refuses_says_why(chats):
         Jinja("\n{% if %}").render(ours, [Message("user", "a")])
     with pytest.raises(InputError, match="cannot write this conversation"):
         Jinja("{{ ''.__class__.__mro__[1].__subclasses__() }}").render(ours, [])
-    with pytest.raises(InputError, match=r"no special token of this tokenizer named '<\|im_start"):
+    with pytest.raises(InputError, match=r"special token '<\|im_start\|>', which this tokenizer lacks"):
         chats["smollm"][1].render(ours, [Message("user", "a")])
 
 

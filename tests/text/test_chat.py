@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_jax.core.tables import InputError
-from llm_jax.text import Bytes, Call, ChatTemplate, Message, Tokenizer
+from llm_jax.text import Alpaca, Bytes, Call, ChatTemplate, Jinja, Message, Tokenizer
 from llm_jax.text.byte_level import byte_level, bytes_first
 from llm_jax.text.special import ROLES
 
@@ -70,8 +70,45 @@ def test_an_unknown_role_is_refused():
 
 def test_a_tokenizer_without_roles_is_refused():
     plain = Tokenizer(byte_level(bytes_first((), ())), {"bos": 256}, "letters")
-    with pytest.raises(InputError, match="no special token of this tokenizer named 'end_of_turn'"):
+    with pytest.raises(InputError, match=r"special token 'end_of_turn', which this tokenizer lacks: .* Alpaca\(\)"):
         TEMPLATE.render(plain, [Message("user", "hi")])
+
+
+STANFORD = {  # github.com/tatsu-lab/stanford_alpaca, train.py: PROMPT_DICT
+    True: (
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+    ),
+    False: (
+        "Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\n{instruction}\n\n### Response:"
+    ),
+}
+
+
+@pytest.mark.parametrize("given_input", ["", "1 and 2 <|eos|>"])
+def test_alpaca_is_stanford_s(given_input):
+    prompt = STANFORD[bool(given_input)].format(instruction="Add {x}.", input=given_input)
+    asked, answer = Message.asked("Add {x}.", given_input), Message("assistant", "3")
+    assert Alpaca().render(BYTES, [asked], reply=True)[0] == [ID["bos"], *prompt.encode()]
+    ids, learn = Alpaca().render(BYTES, [asked, answer])
+    assert ids == [ID["bos"], *f"{prompt}3".encode(), ID["eos"]]
+    assert [i for i, yes in zip(ids, learn, strict=True) if yes] == [*b"3", ID["eos"]]
+    again, _ = Alpaca().render(BYTES, [asked, answer, Message("user", "More.")], reply=True)
+    assert again == [*ids, *b"### Instruction:\nMore.\n\n### Response:"]
+    led, _ = Alpaca().render(BYTES, [Message("system", "Be kind."), asked], reply=True)
+    assert BYTES.decode(led) == f"Be kind.\n\n{prompt[prompt.index('###') :]}"
+
+
+def test_other_templates_write_an_input_below_the_instruction():
+    told = [Message.asked("Add.", "1 and 2")]
+    assert b"Add.\n\n1 and 2" in bytes(i for i in TEMPLATE.render(BYTES, told)[0] if i < 256)
+    source = "{{ messages[0].content }}"
+    assert Jinja(source).render(BYTES, told) == Jinja(source).render(BYTES, [Message("user", "Add.\n\n1 and 2")])
+    with pytest.raises(InputError, match="must end with its input"):
+        Message("user", "Add.", input="1 and 2")
 
 
 def test_calls_are_learnt_and_what_is_generated_is_the_message_again():

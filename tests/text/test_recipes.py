@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llm_jax.core.spelling import from_json, to_json
 from llm_jax.core.tables import InputError
 from llm_jax.text import RECIPES, Bpe, Bytes, Characters, Gpt2, Unigram, WordPiece, Words, load_tokenizer
-from llm_jax.text.special import SPECIAL
+from llm_jax.text.special import ENDS, SPECIAL
 
 CORPUS = [text for _, text in sorted(pydoc_data.topics.topics.items())][:20]
 SMALL = dict(Bpe=Bpe(600), WordPiece=WordPiece(600), Unigram=Unigram(600))
@@ -51,6 +51,17 @@ def test_ids_and_special_tokens_fill_the_vocabulary(tokenizer):
     assert not tokenizer.bytes_V[list(tokenizer.special.values())].any()
     for text in CORPUS[:3]:
         assert all(0 <= i < tokenizer.vocabulary for i in tokenizer.encode(text))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_further_special_tokens_come_last_and_within_the_vocabulary(name):
+    further = ("<|im_start|>", "<|im_end|>")
+    made, plain = SMALL.get(name, RECIPES[name]()).train(CORPUS, further), TRAINED[name]
+    assert [made.special[token] for token in further] == [made.vocabulary - 2, made.vocabulary - 1]
+    assert made.vocabulary == (600 if name in SMALL else plain.vocabulary + 2)
+    assert made.beside == {*made.special.values()} - {made.special.get("unk")}
+    assert not {*made.encode("a<|im_start|>user<|im_end|>")} & made.beside
+    assert made.ends == {made.special[token] for token in ENDS}
 
 
 @pytest.mark.parametrize("name", SMALL)

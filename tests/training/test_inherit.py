@@ -26,6 +26,7 @@ from llm_jax.models.inherited import Inherited
 from llm_jax.models.pretrained import Pretrained
 from llm_jax.objectives.next_token import NextToken
 from llm_jax.objectives.preferences import BradleyTerry
+from llm_jax.text.chat import Alpaca, ChatTemplate
 from llm_jax.text.kept import Kept
 from llm_jax.text.recipes import Bpe
 from llm_jax.training.inherit import begin, inherit
@@ -75,11 +76,36 @@ def test_it_begins_with_the_average_of_the_newest_checkpoint(tiny, base):
     assert jax.tree.map(lambda leaf: leaf.sharding, state.params) == template
 
 
-def test_what_surrounds_a_text_comes_along_and_what_is_learnt_does_not(tiny, base):
-    learn = dataclasses.replace(tiny.data.rendering, learn="answers")
-    found: Any = inherit(on(tiny, base, **{"data.rendering": learn}))
-    assert found.data.rendering == Rendering(bos=False, learn="answers")
+def test_what_a_rendering_leaves_unsaid_comes_along(tiny, base):
+    found: Any = inherit(on(tiny, base, **{"data.rendering": Rendering(learn="answers")}))
+    assert found.data.rendering == Rendering(False, True, "answers", ChatTemplate(), False)
     assert found.model == tiny.model and found.tokenizer == Kept()
+
+
+def test_what_a_rendering_says_wins_over_the_other_run(tiny, base):
+    for rendering in (Rendering(bos=True, template=Alpaca()), Rendering(True, False, "answers", Alpaca(), True)):
+        found: Any = inherit(on(tiny, base, **{"data.rendering": rendering})).data
+        told = {name: value for name, value in vars(rendering).items() if value is not None}
+        assert found.rendering == dataclasses.replace(
+            Rendering(True, True, template=Alpaca(), prompt_eos=False), **told
+        )
+    typed: Any = on(tiny, base).set(["data.rendering.template=Alpaca()", "data.rendering.eos=False"])
+    found = inherit(typed).data
+    assert found.rendering == Rendering(False, False, template=Alpaca(), prompt_eos=False)
+
+
+def test_a_manifest_says_all_of_a_rendering_and_a_resumed_run_keeps_it(tiny, base, tmp_path):
+    manifest = json.loads((base / "manifest.json").read_text())["data"]["rendering"]
+    assert manifest == {
+        "part": "llm_jax.data.documents:Rendering", "bos": False, "eos": True, "learn": "everything",
+        "template": {"part": "llm_jax.text.chat:ChatTemplate"}, "prompt_eos": False,
+    }  # fmt: skip
+    experiment = on(tiny, base, **{"data.rendering": Rendering(bos=True), "steps": 1})
+    train(experiment, tmp_path)
+    assert inherit(experiment, tmp_path).data.rendering.bos  # pyright: ignore[reportAttributeAccessIssue]
+    Run.open(tmp_path, inherit(experiment, tmp_path).manifest()).close()
+    with pytest.raises(InputError, match=r"with data\.rendering\.bos=True, not False"):
+        Run.open(tmp_path, inherit(experiment.override({"data.rendering.bos": False}), tmp_path).manifest())
 
 
 def test_it_resumes_to_the_bit_even_when_the_other_run_is_gone(tiny, base, tmp_path):

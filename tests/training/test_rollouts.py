@@ -203,16 +203,18 @@ def test_prompts_are_what_comes_before_the_answer(tokenizer):
     assert list(example.ids) == [tokenizer.special["bos"], *tokenizer.encode("1+1=")] and example.text == "1+1="
     said = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
     turn = Prompt.of(Conversation(said), tokenizer, rendering)
-    assert list(turn.ids) == rendering.template.render(tokenizer, said[:3], reply=True)[0] and turn.text == "c"
+    assert list(turn.ids) == rendering.settled.template.render(tokenizer, said[:3], reply=True)[0] and turn.text == "c"
     assert completed(turn.document, "e") == Conversation((*said[:3], Message("assistant", "e")))
     tools = ('{"name": "sum"}',)
     armed = Prompt.of(Conversation(said, tools), tokenizer, rendering)
     assert (
-        list(armed.ids) == rendering.template.render(tokenizer, said[:3], reply=True, tools=tools)[0] != list(turn.ids)
+        list(armed.ids)
+        == rendering.settled.template.render(tokenizer, said[:3], reply=True, tools=tools)[0]
+        != list(turn.ids)
     )
     assert completed(armed.document, "e") == Conversation((*said[:3], Message("assistant", "e")), tools)
     pair = Prompt.of(Preference(said[:1], "e", "f"), tokenizer, rendering)
-    assert list(pair.ids) == rendering.template.render(tokenizer, said[:1], reply=True)[0]
+    assert list(pair.ids) == rendering.settled.template.render(tokenizer, said[:1], reply=True)[0]
     assert completed(pair.document, "g") == Conversation((said[0], Message("assistant", "g")))
     with pytest.raises(InputError, match="a Text has none"):
         Prompt.of(Text("a"), tokenizer, rendering)
