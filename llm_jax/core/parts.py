@@ -25,7 +25,7 @@ from llm_jax.core.tables import InputError, nearest
 
 TRUSTED = ("llm_jax", "experiments")  # packages whose parts a manifest may name without being told
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds them
-TABLE = re.compile(r"^[A-Z]+ = dict\(\s*([A-Z]\w*)=\1\b", re.MULTILINE)  # what a family's file ends with
+TABLE = re.compile(r"^[A-Z_]+ = dict\(\s*([A-Z]\w*)=\1\b", re.MULTILINE)  # what a family's file ends with
 
 
 class Part:

@@ -17,7 +17,8 @@ MASK, OTHER = 0.8, 0.1  # of the chosen tokens: so many become `mask`, so many a
 
 @dataclasses.dataclass(frozen=True)
 class Masked(Presentation):
-    """Whole documents, of whose tokens each is chosen with probability `share`, independently of the others.
+    """Whole documents, of whose tokens each is chosen with probability `share`, independently of the others; of a row
+    at least one is.
 
     A chosen token is a target, in its own place, with weight 1: `targets_BT` are the tokens as they were, `tokens_BT`
     has `mask` in 80% of the chosen places, a random token in 10%, and in 10% the token itself. With `whole_words` words
@@ -39,7 +40,8 @@ class Masked(Presentation):
             rng = np.random.default_rng(seed_B[row])
             picks_T, fate_T = rng.random((2, token_BT.shape[1]))
             other_T = rng.choice(special.ordinary_N, token_BT.shape[1])
-            chosen_T = ordinary_BT[row] & (picks_T[word_BT[row]] < self.share)
+            pick_T = np.where(ordinary_BT[row], picks_T[word_BT[row]], 1)
+            chosen_T = ordinary_BT[row] & ((pick_T < self.share) | (pick_T == pick_T.min()))
             changed_T = np.where(
                 fate_T < MASK, special["mask"], np.where(fate_T < MASK + OTHER, other_T, shown_BT[row])
             )

@@ -48,6 +48,14 @@ def test_the_rates_are_berts(tokenizer):
     assert per_row.std() > 5  # the tokens are chosen independently
 
 
+def test_of_every_row_something_is_chosen(tokenizer):
+    batch = raw(tokenizer, ["abc", "de", "f"] * 40, 8)
+    made = Masked(0.01)(batch, 8, Vocabulary(tokenizer), [(0, row) for row in range(120)])
+    chosen = made["weight_BT"] == 1
+    assert (chosen.sum(1) == 1).mean() > 0.9 and chosen.any(1).all()
+    assert {int(place) for place in chosen[::3].argmax(1)} == {1, 2, 3}  # whichever it is
+
+
 def test_whole_words():
     texts = ["unbelievable understanding of the undertakings, re-entering 1234567 (naïveté)!"] * 400
     tokenizer = WordPiece(vocabulary=200).train([*texts, "abcdefghijklmnopqrstuvwxyz" * 2])
