@@ -109,9 +109,8 @@ def test_a_classifier_on_an_imported_encoder_is_theirs_when_it_is_written_back(e
     assert not any("pooling" in name for name in params["backbone"])
     export_model(tmp_path / "tuned", tmp_path / "out")
     read: Any = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    theirs, said = transformers.BertForSequenceClassification.from_pretrained(
-        tmp_path / "out", output_loading_info=True
-    )
+    cls: Any = transformers.BertForSequenceClassification
+    theirs, said = cls.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(said.values()), said
     model: Any = program.experiment.model
     for text in TEXTS:

@@ -127,8 +127,10 @@ def test_names_of_any_year_are_read_and_strangers_refused(gemma, tmp_path):
 
 def test_a_published_text_config_is_completed():
     """4B's, as published; transformers has the same defaults."""
-    said = dict(hidden_size=2560, intermediate_size=10240, model_type="gemma3_text", num_hidden_layers=34,
-                rope_scaling=dict(factor=8.0, rope_type="linear"), sliding_window=1024)  # fmt: skip
+    said: dict[str, Any] = dict(
+        hidden_size=2560, intermediate_size=10240, model_type="gemma3_text", num_hidden_layers=34,
+        rope_scaling=dict(factor=8.0, rope_type="linear"), sliding_window=1024,
+    )  # fmt: skip
     found = imports.model_of(text_config(dict(model_type="gemma3", text_config=said)))
     theirs = transformers.Gemma3TextConfig(**said)
     attention = found.stack.pattern[0].attention
@@ -143,9 +145,8 @@ def test_longrope_within_the_original_context(share, tmp_path, told):
     waves = int(8 * share) // 2
     rope = dict(rope_type="longrope", rope_theta=5000.0, partial_rotary_factor=share,
                 short_factor=[1.0 + 0.3 * wave for wave in range(waves)], long_factor=[7.0] * waves)  # fmt: skip
-    config = transformers.Phi3Config(
-        **SIZES | dict(hidden_size=32), original_max_position_embeddings=16, rope_parameters=rope
-    )
+    sizes: dict[str, Any] = SIZES | dict(hidden_size=32, original_max_position_embeddings=16, rope_parameters=rope)
+    config = transformers.Phi3Config(**sizes)
     theirs = drawn(transformers.Phi3ForCausalLM(config))
     theirs.save_pretrained(tmp_path / "theirs")
     wanted = theirs_scores(theirs)
