@@ -65,14 +65,12 @@ def row_keys(seed: int, rows: Sequence[int]) -> jax.Array:
 
 
 def prepare(model: Model, params: Any, dtype) -> Any:
-    """The parameters as steps want them, in `dtype`. Done once, not for every token."""
-    return _prepare(model, jnp.dtype(dtype), params)
+    """The parameters as steps want them, in `dtype`. Done once, not for every token; what is so already is no copy."""
 
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _prepare(model: Model, dtype, params: Any) -> Any:
     def cast(x: Any) -> Any:
-        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        if is_quantized(x):
+            return x.astype(dtype)
+        return jnp.asarray(x, dtype if jnp.issubdtype(x.dtype, jnp.floating) else None)
 
     return model.prepared(jax.tree.map(cast, params, is_leaf=is_quantized))
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llm_jax.core.alphabet import is_lettered
 from llm_jax.core.aside import ASIDE, heard, say
@@ -106,7 +107,20 @@ class Stack(nn.Module):
 
     def prepared(self, params: Any) -> Any:
         """The parameters with each repeat's apart, where it loops: else every call would first cut them apart."""
-        return {**params, "layers": tuple(unstack(params["layers"]))} if self.loops() else params
+        return {**params, "layers": tuple(apart(params["layers"]))} if self.loops() else params
+
+
+def apart(layers: Any) -> list[Any]:
+    """`unstack` of arrays at hand. One CPU device has them as views: they keep the stacked arrays, and copy nothing.
+
+    XLA copies a slice that it multiplies, every time, so a generator needs each repeat's arrays by themselves.
+    """
+    devices = {device for leaf in jax.tree.leaves(layers) for device in leaf.devices()}
+    if len(devices) > 1 or next(iter(devices)).platform != "cpu":
+        return jax.jit(unstack)(layers)
+    (device,), repeats = devices, jax.tree.leaves(layers)[0].shape[0]
+    views = jax.tree.map(np.asarray, layers)
+    return [jax.device_put(jax.tree.map(lambda x, i=i: x[i], views), device) for i in range(repeats)]
 
 
 def unstack(layers: Any) -> list[Any]:

@@ -15,6 +15,7 @@ from llm_jax.inference.sampling import Sampler, Sampling
 from llm_jax.layers.cache import Cache
 from llm_jax.layers.masks import Causal, Full, Prefix, SlidingWindow
 from llm_jax.layers.positions import Learned, NoPositions
+from llm_jax.models.stack import unstack
 from llm_jax.text.recipes import Bytes
 
 WARM = Sampling(temperature=1.5, top_k=30, top_p=0.95, repetition_penalty=1.2)
@@ -190,6 +191,21 @@ def test_a_scanned_stack_is_prepared_as_it_is(tiny):
     params = tiny.initial(model)
     assert jax.tree.structure(prepare(model, params, "bfloat16")) == jax.tree.structure(params)
     assert prepare(model, params, "bfloat16")["embed"]["table"].dtype == "bfloat16"
+
+
+def test_a_looped_stack_is_prepared_without_a_copy(tiny):
+    def spans(tree: Any) -> list[tuple[int, int]]:
+        return [(x.unsafe_buffer_pointer(), x.unsafe_buffer_pointer() + x.nbytes) for x in jax.tree.leaves(tree)]
+
+    model = tiny.decoder(tiny.attention(), tiny.attention(), repeats=3)
+    params = tiny.initial(model)
+    expected = [*map(np.array, jax.tree.leaves([params["embed"], unstack(params["stack"]["layers"])]))]
+    ready, held = prepare(model, params, "float32"), spans(params)
+    assert all(any(first <= start and stop <= last for first, last in held) for start, stop in spans(ready))
+    del params  # the views keep what they are of
+    found = jax.tree.leaves([ready["embed"], list(ready["stack"]["layers"])])
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize(
