@@ -41,14 +41,14 @@ class Scoring:
             score = score + bias.between(queries, keys)
         return jnp.where(self.mask.between(queries, keys)[:, None, None], score, NEVER)
 
-    def kept(self, shape_BKGTS: tuple[int, ...], rows: slice, columns: slice) -> jax.Array | None:
-        """The dropout factors of that block, or None: no dropout."""
+    def kept(self, shape_BKGTS: tuple[int, ...], row: int | jax.Array, column: int | jax.Array) -> jax.Array | None:
+        """The dropout factors of a block that begins at query `row` and key `column`, or None: no dropout."""
         if self.dropout_key is None or not self.dropout:
             return None
-        batch, key_heads, group, _, _ = shape_BKGTS
+        batch, key_heads, group, queries, keys = shape_BKGTS
         return keep(
             self.dropout_key, self.dropout, line(batch, 0, 5), line(key_heads, 1, 5), line(group, 2, 5),
-            line(rows.stop - rows.start, 3, 5, rows.start), line(columns.stop - columns.start, 4, 5, columns.start),
+            line(queries, 3, 5, row), line(keys, 4, 5, column),
         )  # fmt: skip
 
     def span(self, rows: slice) -> slice:

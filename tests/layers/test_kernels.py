@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from llm_jax.layers import kernels
+from llm_jax.layers.chunked import Tour
 from llm_jax.layers.kernels import Auto, Chunked, Cudnn, Dense, Scoring, Splash
 from llm_jax.layers.masks import Both, Causal, Full, Mask, Prefix, SlidingWindow
 from llm_jax.layers.positions import Alibi, Buckets
@@ -121,6 +123,32 @@ def test_chunked_is_dense_where_keys_come_from_a_cache(mask):
     queries = Tokens(Tokens.of((2, T)).position_BT + 7, jnp.zeros((2, T), jnp.int32))
 
     compare(*both(draw(slots=23), queries, slots, mask=mask, bias="alibi", dropout=0.3))
+
+
+@pytest.mark.parametrize("mask", [Causal(), SlidingWindow(200)], ids=str)
+def test_a_longer_row_makes_no_longer_program_and_memory_stays_far_from_t_times_s(mask):
+    lines, memory = [], []
+    for length in (2048, 4096):
+        at = Tokens.of((1, length))
+        shapes = [(1, length, 1, 1, H), (1, length, 1, H), (1, length, 1, H), (16, 1, 1), (1, length, 1, 1, H)]
+        inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        lowered = jit(lambda inputs, at: run(Chunked(), inputs, mask, at, dropout=0.1)).lower(inputs, at)
+        lines.append(len(lowered.as_text().splitlines()))
+        used: Any = lowered.compile().memory_analysis()
+        memory.append(used.temp_size_in_bytes)
+    assert lines[1] == lines[0] < 1500
+    assert memory[1] < 4096 * 4096 * 4 / 8
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+def test_a_tour_visits_the_span_and_no_block_more(mask):
+    """Of 13 slots, in blocks of 4 queries and up to 5 keys; a window narrower than that makes them narrower."""
+    at = tokens_of["alone"]
+    tour = Tour.of(Scoring(at, at, None, None, mask, 1.0, aligned=True), 4, 5)
+    spans = [mask.span(start, min(start + 4, T), T) for start in range(0, T, 4)]
+    assert tour.keys == min(5, max(high - low for low, high in spans))
+    for number, ((first, low, count), (wanted, high)) in enumerate(zip(tour.visits, spans, strict=True)):
+        assert (first, low) == (4 * number, wanted) and low + (count - 1) * tour.keys < high <= low + count * tour.keys
 
 
 def test_bfloat16_is_near_float32():
