@@ -39,9 +39,9 @@ class Rollouts(Data):
     """Completions that the model writes to the prompts of documents, and the rewards that they get.
 
     A rollout is `batches` batches of completions, `group` to each prompt, by the weights of that moment; it is trained
-    on `updates` times over, in another order each time. Prompts are of examples, or conversations up to the assistant's
-    last turn; those that leave no room for `max_tokens` in `length` are left out. The reward is the sum of `rewards`,
-    by their `weights` (none: 1 each).
+    on `updates` times over, in another order each time. Prompts are of examples, or conversations, which the model is
+    to end with a reply (one that is there already is left out); those that leave no room for `max_tokens` in `length`
+    are left out. The reward is the sum of `rewards`, by their `weights` (none: 1 each).
 
     Completions are drawn at `temperature`, from all tokens that a model may write: a sampler that left some out would
     not draw from the policy whose probabilities are trained. Held-out prompts get one completion each by the `answers`
