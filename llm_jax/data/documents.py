@@ -125,6 +125,12 @@ class Conversation(_Document):
     messages: tuple[Message, ...]
     tools: tuple[str, ...] = ()
 
+    @property
+    def asked(self) -> tuple[Message, ...]:
+        """What a reply is to be written to: all of it, but for what the assistant says at the end."""
+        ends = bool(self.messages) and self.messages[-1].role == "assistant"
+        return self.messages[:-1] if ends else self.messages
+
     def text(self) -> str:
         return "\n".join(self.strings())
 

@@ -93,26 +93,38 @@ class JsonLines(Source):
     """A JSON object a line, or a list of them that is the whole file.
 
     Each has its text in `field`, or is `{"messages": [{"role", "content"}]}` (OpenAI's format, with `tool_calls` and
-    `tools`), `{"prompt", "answer"}`, or `{"instruction", "input", "output"}` (Alpaca's). Replies to compare are
-    `{"prompt" or "messages", "chosen", "rejected"}`, with a `"margin"` if it is known. Beside a text in `field` there
-    may be its class, `"label"`: a whole number from 0 on.
+    `tools`), `{"prompt", "completion"}`, or `{"instruction", "input", "output"}` (Alpaca's). A prompt is messages, or
+    the text that a user says; alone it is one to write a reply to (`Rollouts`). `{"prompt", "answer"}` are plain texts.
+    Replies to compare are `{"prompt" or "messages", "chosen", "rejected"}`, with a `"margin"` if it is known; they are
+    texts or messages, and may be whole conversations that begin alike. Beside a text in `field` there may be its class,
+    `"label"`: a whole number from 0 on.
     """
 
     path: str
     field: str = "text"
 
     def documents(self) -> Iterator[Document]:
-        content = bytes_of(Path(self.path))
-        if content.lstrip()[:1] == b"[":
-            for number, record in enumerate(_parsed(decode(content, self.path), self.path)):
-                yield document_of(record, self.field, f"{self.path}, record {number}")
-            return
-        offset = 0
-        for number, line in enumerate(content.split(b"\n"), 1):
-            where = f"{self.path}:{number}"
-            if line.strip():
-                yield document_of(_parsed(decode(line, where, offset), where), self.field, where)
-            offset += len(line) + 1
+        for record, where in json_records(self.path):
+            yield document_of(record, self.field, where)
+
+
+def json_records(path: str) -> Iterator[tuple[Any, str]]:
+    """The JSON values of a file, a line each or in one list, and where each of them is.
+
+    Raises:
+      InputError: the file cannot be read, or is no JSON.
+    """
+    content = bytes_of(Path(path))
+    if content.lstrip()[:1] == b"[":
+        for number, record in enumerate(_parsed(decode(content, path), path)):
+            yield record, f"{path}, record {number}"
+        return
+    offset = 0
+    for number, line in enumerate(content.split(b"\n"), 1):
+        where = f"{path}:{number}"
+        if line.strip():
+            yield _parsed(decode(line, where, offset), where), where
+        offset += len(line) + 1
 
 
 def _parsed(text: str, where: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -25,34 +26,105 @@ def document_of(record: Any, field: str, where: str) -> Document:
         return Labelled(text, _label_in(record, where)) if "label" in record else Text(text)
     if "chosen" in record and "rejected" in record:
         return _preference(record, where)
-    if "messages" in record:
-        return _conversation(record, where)
     if "prompt" in record and "answer" in record:
         return Example(_text_in(record, "prompt", where), _text_in(record, "answer", where))
     if "instruction" in record and "output" in record:
         answer = Message("assistant", _text_in(record, "output", where))
         return Conversation((asked(record, where), answer))
-    raise InputError(f"{where} has no field {field!r}: {nearest(field, record)}")
+    if "messages" in record or "prompt" in record:
+        if unread := [name for name in ("rating", "label") if name in record]:
+            raise InputError(f"{where}: {unread[0]!r} would not be read: RatedReplies reads ratings, and a 'label' is "
+                             f"that of a text in the field {field!r}")  # fmt: skip
+        return replied(record, where) if "completion" in record else said_before(record, where)
+    raise InputError(f"{where} has no field {field!r}: {nearest(field, record)}; other records are {SHAPES}")
 
 
-MOST = 1e9  # of a margin: a float32 holds it, and an infinite one says nothing
+SHAPES = (
+    "{messages}, {prompt}, {prompt, completion}, {prompt, answer}, {instruction, input, output}, "
+    "{prompt, chosen, rejected} and, to RatedReplies, {prompt, completion, rating}"
+)
+MOST = 1e9  # of a margin or a rating: a float32 holds it, and an infinite one says nothing
 
 
 def _preference(record: dict[str, Any], where: str) -> Preference:
-    if "messages" in record:
-        before = _conversation(record, where).messages
-    else:
-        before = (Message("user", _text_in(record, "prompt", where)),)
+    """Of replies, or of whole conversations that differ in the last message alone (trl's format)."""
     if "tools" in record:
         raise InputError(f"{where}: pairs to compare have no place for 'tools'")
-    margin = record.get("margin", math.nan)
-    if not isinstance(margin, (int, float)) or isinstance(margin, bool) or abs(margin) > MOST:
-        raise InputError(f"{where}: 'margin' must be a number, not {str(margin)[:40]!r}")
-    chosen, rejected = (_text_in(record, name, where) for name in ("chosen", "rejected"))
+    begun = isinstance(record["chosen"], list) and not {"messages", "prompt"} & record.keys()
+    before = () if begun else said_before(record, where).messages
+    both = [_whole(before, _reply_in(record, name, where)) for name in ("chosen", "rejected")]
+    common = min(map(len, both)) - 1
+    if not common or both[0][:common] != both[1][:common] or any(len(said) > common + 1 for said in both):
+        raise InputError(f"{where}: 'chosen' and 'rejected' must have a beginning in common, and then a reply each")
+    return compared(both[0][:common], both[0][-1], both[1][-1], number_in(record, "margin", where, math.nan), where)
+
+
+def compared(before: tuple[Message, ...], chosen: Message, rejected: Message, margin: float, where: str) -> Preference:
+    """The preference for one of two replies.
+
+    Raises:
+      InputError: one is blank, or not the assistant's; the message says `where`.
+    """
+    if {chosen.role, rejected.role} != {"assistant"}:
+        raise InputError(f"{where}: replies to compare must be the assistant's")
     try:
-        return Preference(before, chosen, rejected, float(margin))
+        return Preference(before, chosen.text(), rejected.text(), margin)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def number_in(record: dict[str, Any], field: str, where: str, default: float | None = None) -> float:
+    """The number in a field; not so large that a float32 does not hold it.
+
+    Raises:
+      InputError: there is none and no `default`, or something else is there.
+    """
+    if field not in record and default is not None:
+        return default
+    number = record.get(field)
+    if not isinstance(number, (int, float)) or isinstance(number, bool) or not abs(number) <= MOST:
+        raise InputError(f"{where}: {field!r} must be a number, not {str(number)[:40]!r}")
+    return float(number)
+
+
+def said_before(record: dict[str, Any], where: str) -> Conversation:
+    """What is said before a reply: `messages`, or a `prompt`, which is messages too or the text that a user says.
+
+    Raises:
+      InputError: it is neither, or both are there.
+    """
+    if "messages" in record and "prompt" in record:
+        raise InputError(f"{where} has 'messages' and a 'prompt': leave one of them out")
+    field = "messages" if "messages" in record else "prompt"
+    if field == "prompt" and not isinstance(record.get("prompt"), list):
+        return Conversation((Message("user", _text_in(record, "prompt", where)),))
+    return _conversation(record, where, field)
+
+
+def replied(record: dict[str, Any], where: str) -> Conversation:
+    """A conversation that ends with a `completion`; where there is none, with the last of the `messages`.
+
+    Raises:
+      InputError: there is no reply of the assistant at its end.
+    """
+    before = said_before(record, where)
+    if "completion" in record:
+        before = dataclasses.replace(before, messages=_whole(before.messages, _reply_in(record, "completion", where)))
+    if len(before.messages) < 2 or before.messages[-1].role != "assistant":
+        raise InputError(f"{where} must end with a reply of the assistant: a 'completion', or the last message")
+    return before
+
+
+def _reply_in(record: dict[str, Any], field: str, where: str) -> tuple[Message, ...]:
+    """A reply that is text, or messages."""
+    if isinstance(record.get(field), list):
+        return _conversation({field: record[field]}, f"{where}, {field}", field).messages
+    return (Message("assistant", _text_in(record, field, where)),)
+
+
+def _whole(before: tuple[Message, ...], said: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The conversation, of which what was `said` may repeat the beginning."""
+    return said if before and said[: len(before)] == before else (*before, *said)
 
 
 def asked(record: dict[str, Any], where: str) -> Message:
@@ -90,11 +162,11 @@ def _object(value: Any, where: str, what: str) -> dict[str, Any]:
     return value
 
 
-def _conversation(record: dict[str, Any], where: str) -> Conversation:
+def _conversation(record: dict[str, Any], where: str, field: str = "messages") -> Conversation:
     """Messages in OpenAI's format."""
     messages: list[Message] = []
     waiting: list[str | None] = []  # the calls that no tool has answered, by their ids
-    for i, value in enumerate(_list_in(record, "messages", where)):
+    for i, value in enumerate(_list_in(record, field, where)):
         here = f"{where}, message {i}"
         said = _object(value, here, "an object with a role and a content")
         messages.append(_message(said, here))

@@ -20,11 +20,12 @@ from llm_jax.data.downloads import (
 )
 from llm_jax.data.files import FILES, ArrayRecord, JsonLines, Source, TextFiles
 from llm_jax.data.packaged import PACKAGED, ChatterBot, Conversations, KingJames, PythonHelp, RatedConversations, Verses
+from llm_jax.data.ratings import RATINGS, RatedReplies
 
 __all__ = [
     "SOURCES", "ArrayRecord", "ChatterBot", "Conversations", "Download", "EnglishJapanese", "GoogleAnalogies",
     "InstructionPreferences", "Instructions", "JsonLines", "KingJames", "MakemoreNames", "Mixture", "PlainTexts",
-    "PythonHelp", "RatedConversations", "SmsSpam", "Source", "TextFiles", "TinyShakespeare", "Verses",
+    "PythonHelp", "RatedConversations", "RatedReplies", "SmsSpam", "Source", "TextFiles", "TinyShakespeare", "Verses",
 ]  # fmt: skip
 
 
@@ -71,4 +72,4 @@ class PlainTexts(Source):
 
 
 MIXTURES = dict(Mixture=Mixture, PlainTexts=PlainTexts)
-SOURCES = FILES | PACKAGED | DOWNLOADS | MIXTURES
+SOURCES = FILES | RATINGS | PACKAGED | DOWNLOADS | MIXTURES

@@ -176,7 +176,7 @@ def _scores(scorer: Scorer, params: Any, ids_BT: jax.Array, real_BT: jax.Array) 
 
 
 def completed(document: Document, completion: str) -> Document:
-    """The document with this as the example's answer, or as what the assistant says last.
+    """The document with this as the example's answer, or as the assistant's reply at the end.
 
     Raises:
       InputError: it has no place for an answer.
@@ -184,9 +184,7 @@ def completed(document: Document, completion: str) -> Document:
     if isinstance(document, Example):
         return dataclasses.replace(document, answer=completion)
     if isinstance(document, Conversation):
-        last = max((at for at, message in enumerate(document.messages) if message.role == "assistant"), default=0)
-        said = (*document.messages[:last], Message("assistant", completion))
-        return dataclasses.replace(document, messages=said)
+        return dataclasses.replace(document, messages=(*document.asked, Message("assistant", completion)))
     if isinstance(document, Preference):
         return Conversation((*document.messages, Message("assistant", completion)))
     raise InputError(f"a {type(document).__name__} has no place for an answer: use examples or conversations")

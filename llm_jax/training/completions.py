@@ -33,20 +33,19 @@ class Prompt:
 
     @classmethod
     def of(cls, document: Document, tokenizer: Tokenizer, rendering: Rendering) -> Prompt:
-        """An example's prompt, or a conversation up to the assistant's last turn; or up to replies to compare.
+        """An example's prompt, or a conversation without a reply at its end; or up to replies to compare.
 
         Raises:
-          InputError: it is none of these, or the assistant says nothing in it.
+          InputError: it is none of these, or nothing is said before the reply.
         """
         if isinstance(document, Example):
             before = frame(tokenizer.special, "bos", rendering.settled.bos)
             after = frame(tokenizer.special, "eos", rendering.settled.prompt_eos)
             return cls(document, (*before, *tokenizer.encode(document.prompt), *after), document.prompt)
         if isinstance(document, Conversation):
-            turns = [at for at, message in enumerate(document.messages) if message.role == "assistant"]
-            if not turns or not turns[-1]:
-                raise InputError("a conversation without an assistant's answer is no prompt: leave it out of the data")
-            return cls._turn(document, document.messages[: turns[-1]], tokenizer, rendering, document.tools)
+            if not document.asked:
+                raise InputError("a conversation in which nothing precedes a reply is no prompt: leave it out")
+            return cls._turn(document, document.asked, tokenizer, rendering, document.tools)
         if isinstance(document, Preference):
             return cls._turn(document, document.messages, tokenizer, rendering)
         raise InputError(f"prompts are of examples and conversations: a {type(document).__name__} has none")
@@ -65,9 +64,9 @@ class Prompt:
     ) -> Iterator[Prompt]:  # fmt: skip
         """Those of the documents that have one, of at most `most` tokens."""
         for document in documents:
-            said = document.messages if isinstance(document, Conversation) else ()
-            answered = any(at and message.role == "assistant" for at, message in enumerate(said))
-            if answered or isinstance(document, (Example, Preference)):
+            if isinstance(document, Conversation) and not document.asked:
+                continue
+            if isinstance(document, (Conversation, Example, Preference)):
                 prompt = cls.of(document, tokenizer, rendering)
                 if 0 < len(prompt.ids) <= most:
                     yield prompt

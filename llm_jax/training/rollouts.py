@@ -40,9 +40,10 @@ class Rollouts(Data):
     """Completions that the model writes to the prompts of documents, and the rewards that they get.
 
     A rollout is `batches` batches of completions, `group` to each prompt, by the weights of that moment; it is trained
-    on `updates` times over, in another order each time. Prompts are of examples, or conversations up to the assistant's
-    last turn; those that leave no room for `max_tokens` in `length` are left out. The reward is the sum of `rewards`,
-    parts or plain functions `f(prompts, completions, examples)`, by their `weights` (none: 1 each).
+    on `updates` times over, in another order each time. Prompts are of examples, or conversations, which the model is
+    to end with a reply (one that is there already is left out); those that leave no room for `max_tokens` in `length`
+    are left out. The reward is the sum of `rewards`, parts or plain functions `f(prompts, completions, examples)`, by
+    their `weights` (none: 1 each).
 
     `unended` is the reward of a completion that did not end in `max_tokens`, whatever `rewards` say of it (None: what
     they say). A reward model reads a text that was cut off as if it had ended there, so that it may be worth something

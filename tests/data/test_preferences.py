@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from llm_jax.data.documents import Comparison, Example, Preference, Rendering, T
 from llm_jax.data.packing import BestFit, ConcatThenSplit, One
 from llm_jax.data.pipeline import Data
 from llm_jax.data.preferences import Pairs
-from llm_jax.data.sources import InstructionPreferences, JsonLines, Mixture, RatedConversations, Source
+from llm_jax.data.sources import InstructionPreferences, JsonLines, Mixture, RatedConversations, RatedReplies, Source
 from llm_jax.text.chat import Alpaca, ChatTemplate, Message
 
 
@@ -213,3 +214,76 @@ def test_instruction_preferences(tmp_path, monkeypatch):
     (tmp_path / "instruction-data-with-preference.json").write_text("[]")
     with pytest.raises(InputError, match="is not the file expected"):
         list(InstructionPreferences().documents())
+
+
+def test_ratings_of_replies_to_one_prompt_are_pairs(tmp_path):
+    path = tmp_path / "rated.jsonl"
+    user = {"role": "user", "content": "q0"}
+    replies = [("b", 2), ("a", 1), ("c", 2), ("b", 4.5)]
+    records: list[Any] = [{"prompt": "q0", "completion": text, "rating": rating} for text, rating in replies]
+    records[1] = {"messages": [user, {"role": "assistant", "content": "a"}], "rating": 1}
+    records.insert(1, {"prompt": "another", "completion": "d", "rating": 9})
+    path.write_text("\n".join(map(json.dumps, records)))
+    asked = (Message("user", "q0"),)
+    wanted = [("b", "a", 1.0), ("c", "a", 1.0), ("b", "a", 3.5), ("b", "c", 2.5)]
+    assert list(RatedReplies(str(path), 0.0).documents()) == [Preference(asked, *pair) for pair in wanted]
+    path.write_text(json.dumps([records[1]]))
+    with pytest.raises(InputError, match="has no prompt with two replies that are rated differently"):
+        RatedReplies(str(path)).documents()
+    for change, message in (
+        ({"rating": "good"}, "record 0: 'rating' must be a number, not 'good'"),
+        ({"rating": math.nan}, "record 0: 'rating' must be a number, not 'nan'"),
+        ({"completion": None}, "record 0: the field 'completion' must be text"),
+        ({"tools": []}, "record 0 must be an object with a prompt, a completion and a rating, and no tools"),
+    ):
+        path.write_text(json.dumps([records[0] | change]))
+        with pytest.raises(InputError, match=message):
+            RatedReplies(str(path)).documents()
+
+
+def test_a_prompt_is_held_out_with_all_its_replies(tmp_path, tokenizer):
+    path = tmp_path / "rated.jsonl"
+    records = [{"prompt": f"q{i % 50}", "completion": f"a{i}", "rating": i} for i in range(150)]
+    path.write_text("\n".join(map(json.dumps, records)))
+    source = RatedReplies(str(path), 0.3)
+    train, held_out = list(source.documents()), list(source.validation())
+    prompts = [{pair.messages[0].content for pair in pairs} for pairs in (train, held_out)]
+    assert len(train) + len(held_out) == 150 and not prompts[0] & prompts[1] and 5 < len(prompts[1]) < 25
+    path.write_text("\n".join(map(json.dumps, records[3:])))
+    assert {pair.messages[0].content for pair in source.validation()} <= prompts[1], "others do not move a prompt"
+    batch = next(Data(source, 48, 8, packing=One(), presentation=Pairs()).train(tokenizer, seed=0))
+    assert {*batch["margin_B"].tolist()} <= {50.0, 100.0}
+
+
+def test_pairs_of_messages_are_those_of_trl(tmp_path):
+    path = tmp_path / "a.jsonl"
+    prompt = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+    good, bad = ({"role": "assistant", "content": text} for text in ("yes", "no"))
+    records = [
+        {"prompt": prompt, "chosen": [good], "rejected": [bad]},
+        {"chosen": [*prompt, good], "rejected": [*prompt, bad]},
+        {"prompt": "q", "chosen": [prompt[1], good], "rejected": [prompt[1], bad]},
+        {"prompt": prompt, "chosen": "yes", "rejected": "no", "margin": 2},
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = pytest.importorskip("trl.data_utils").maybe_extract_prompt
+    for record in records[:2]:
+        told = theirs(record)
+        assert (told["prompt"], told["chosen"], told["rejected"]) == (prompt, [good], [bad])
+    path.write_text("\n".join(map(json.dumps, records)))
+    before = (Message("system", "s"), Message("user", "q"))
+    found = list(JsonLines(str(path)).documents())
+    assert [(p.messages, p.chosen, p.rejected) for p in found if isinstance(p, Preference)] == [
+        (said, "yes", "no") for said in (before, before, before[1:], before)
+    ]
+    assert found[3].number == 2
+    for record, message in (
+        ({"chosen": [prompt[1], good], "rejected": [bad]}, "must have a beginning in common, and then a reply each"),
+        ({"prompt": "q", "chosen": [good, prompt[1], good], "rejected": [bad]}, "must have a beginning in common"),
+        ({"prompt": "q", "chosen": [prompt[1], prompt[0]], "rejected": [bad]}, "must be the assistant's"),
+        ({"chosen": [good], "rejected": [bad]}, "must have a beginning in common"),
+    ):
+        path.write_text(json.dumps(record))
+        with pytest.raises(InputError, match=message):
+            list(JsonLines(str(path)).documents())

@@ -26,6 +26,7 @@ from llm_jax.data.sources import (
     Mixture,
     PlainTexts,
     PythonHelp,
+    RatedReplies,
     TextFiles,
     Verses,
 )
@@ -45,6 +46,8 @@ def available(tmp_path):
     text, lines, records = tmp_path / "a.txt", tmp_path / "a.jsonl", tmp_path / "a.array_record"
     text.write_text("One.\n\nTwo.")
     lines.write_text('{"text": "One."}\n')
+    rated = tmp_path / "rated.jsonl"
+    rated.write_text("\n".join(f'{{"prompt": "q", "completion": "{n}", "rating": {n}}}' for n in range(3)))
     writer = ArrayRecordWriter(str(records), "group_size:1")
     for record in ("plain", '{"text": "of JSON"}', '{"prompt": "1+1=", "answer": "2"}', "{not JSON}"):
         writer.write(record.encode())
@@ -56,6 +59,7 @@ def available(tmp_path):
         Download=Download("http://nowhere.invalid/", hashlib.sha256(text.read_bytes()).hexdigest(), "a.txt"),
         Mixture=Mixture((PythonHelp(), TextFiles(str(text))), (1.0, 3.0)),
         PlainTexts=PlainTexts(JsonLines(str(lines))),
+        RatedReplies=RatedReplies(str(rated)),
     )
     return known | {name: build(cls, [], {}, name) for name, cls in SOURCES.items() if name not in known}
 
@@ -160,6 +164,34 @@ def test_a_list_that_is_the_whole_file(tmp_path):
     path.write_text('[\n {"instruction": "Add."]')
     with pytest.raises(InputError, match=r"alpaca.json is not JSON: .* at column 24 of line 2"):
         listed(JsonLines(str(path)))
+
+
+def test_prompts_alone_and_completions_are_what_is_said(tmp_path):
+    path = tmp_path / "a.jsonl"
+    user, system = {"role": "user", "content": "q"}, {"role": "system", "content": "s"}
+    reply = {"role": "assistant", "content": "a"}
+    records = [
+        {"prompt": "q"}, {"prompt": [system, user], "source": "x"}, {"messages": [user]},
+        {"prompt": "q", "completion": "a"}, {"prompt": [user], "completion": [reply]}, {"prompt": "q", "answer": "a"},
+    ]  # fmt: skip
+    path.write_text("\n".join(map(json.dumps, records)))
+    asked, said = Message("user", "q"), Message("assistant", "a")
+    assert listed(JsonLines(str(path))) == [
+        Conversation((asked,)), Conversation((Message("system", "s"), asked)), Conversation((asked,)),
+        Conversation((asked, said)), Conversation((asked, said)), Example("q", "a"),
+    ]  # fmt: skip
+    for record, message in (
+        ({"messages": [user, reply], "rating": 3}, "'rating' would not be read: RatedReplies reads ratings"),
+        ({"prompt": "q", "completion": "a", "label": True}, "'label' would not be read"),
+        ({"prompt": "q", "messages": [user]}, "has 'messages' and a 'prompt': leave one of them out"),
+        ({"prompt": "q", "completion": [user]}, "must end with a reply of the assistant"),
+        ({"prompt": 3}, "the field 'prompt' must be text, not '3'"),
+        ({"question": "q"}, r"has no field 'text': .*; other records are \{messages\}, \{prompt\}, "),
+    ):
+        path.write_text(json.dumps(record))
+        with pytest.raises(InputError, match=message) as raised:
+            listed(JsonLines(str(path)))
+        assert "\n" not in str(raised.value)
 
 
 def test_messages_with_tools_as_openai_has_them(tmp_path):

@@ -107,9 +107,11 @@ def test_a_model_against_itself_ties_and_prompts_count_once(params):
     assert "of 5 prompts" in report(limit=5)(same).lines[0]
 
 
-def test_a_conversation_is_asked_for_its_last_answer(params):
+def test_a_conversation_is_asked_for_the_reply_at_its_end(params):
     found = report(show=1)(finished(params, TALKS))
-    assert "of 9 prompts" in found.lines[0] and "say 0" in found.lines[3] and "no" not in found.lines[3]
+    assert "of 9 prompts" in found.lines[0] and found.lines[3] == "  prompt   ?"
+    answered = [Conversation((*talk.messages, Message("assistant", "no"))) for talk in TALKS]
+    assert report(show=1)(finished(params, answered)).lines == found.lines
 
 
 def test_refusals(params):

@@ -218,8 +218,14 @@ def test_prompts_are_what_comes_before_the_answer(tokenizer):
     assert completed(pair.document, "g") == Conversation((said[0], Message("assistant", "g")))
     with pytest.raises(InputError, match="a Text has none"):
         Prompt.of(Text("a"), tokenizer, rendering)
-    with pytest.raises(InputError, match="without an assistant's answer"):
-        Prompt.of(Conversation(said[:1]), tokenizer, rendering)
+    for open_ended in (said[:1], said[:3]):
+        asked = Prompt.of(Conversation(open_ended), tokenizer, rendering)
+        assert list(asked.ids) == rendering.settled.template.render(tokenizer, open_ended, reply=True)[0]
+        assert completed(asked.document, "e") == Conversation((*open_ended, Message("assistant", "e")))
+        assert [p.ids for p in Prompt.among([Conversation(open_ended)], tokenizer, rendering, 99)] == [asked.ids]
+    with pytest.raises(InputError, match="nothing precedes a reply"):
+        Prompt.of(Conversation(said[1:2]), tokenizer, rendering)
+    assert not [*Prompt.among([Conversation(said[1:2])], tokenizer, rendering, 99)]
 
 
 def test_a_reward_model_reads_the_whole_text(tiny, tokenizer):

@@ -1,0 +1,68 @@
+"""Replies that people, or a judge, have rated: pairs to compare are made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+from llm_jax.core.files import digest
+from llm_jax.core.parts import Rate
+from llm_jax.core.tables import InputError
+from llm_jax.data.documents import Preference
+from llm_jax.data.files import Source, json_records
+from llm_jax.data.records import compared, number_in, replied
+from llm_jax.text.chat import Message
+
+
+@dataclasses.dataclass(frozen=True)
+class RatedReplies(Source):
+    """Pairs of replies to the same prompt, the better rated chosen; the margin is the difference of the ratings.
+
+    A JSON object a line, or a list of them: `{"prompt" or "messages", "completion", "rating"}`, where without a
+    completion the last of the messages is the reply. Every two replies to a prompt are a pair, unless they are rated
+    or read the same. By the hash of what it says a prompt is held out with all its replies (`held_out`, a share of the
+    prompts) or trained on.
+
+    Raises:
+      InputError: a record is of another kind, or no prompt has two replies that are rated differently.
+    """
+
+    path: str
+    held_out: Rate = 0.1
+
+    def documents(self) -> Iterator[Preference]:
+        return iter(self._pairs(held_out=False))
+
+    def validation(self) -> Iterator[Preference]:
+        return iter(self._pairs(held_out=True))
+
+    def _pairs(self, held_out: bool) -> list[Preference]:
+        asked: dict[tuple[Message, ...], list[tuple[float, Message, str]]] = {}
+        for record, where in json_records(self.path):
+            if not isinstance(record, dict) or "tools" in record:
+                raise InputError(f"{where} must be an object with a prompt, a completion and a rating, and no tools")
+            *before, reply = replied(record, where).messages
+            asked.setdefault(tuple(before), []).append((number_in(record, "rating", where), reply, where))
+        pairs = {before: _compared(before, rated) for before, rated in asked.items()}
+        if not any(pairs.values()):
+            raise InputError(f"{self.path} has no prompt with two replies that are rated differently")
+        cut = int(self.held_out * 16**12)
+        return [
+            pair
+            for before, made in pairs.items()
+            if (int(digest(*map(repr, before))[:12], 16) < cut) == held_out
+            for pair in made
+        ]
+
+
+def _compared(before: tuple[Message, ...], rated: list[tuple[float, Message, str]]) -> list[Preference]:
+    found = []
+    for pair in itertools.combinations(rated, 2):
+        (more, chosen, where), (less, rejected, _) = sorted(pair, key=lambda each: -each[0])
+        if more > less and chosen != rejected:
+            found.append(compared(before, chosen, rejected, more - less, where))
+    return found
+
+
+RATINGS = dict(RatedReplies=RatedReplies)
