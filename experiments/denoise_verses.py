@@ -44,7 +44,8 @@ def experiment() -> Experiment:
             "data.source": Sides(Verses(longest=30), ByHash(0.02)),
             "data.packing": One("truncate"),
             "data.rendering": Rendering(),
-            "data.presentation": Denoising(TextInfilling(), sources=96),
+            "data.presentation": Denoising(TextInfilling(), sources=64),
+            "data.length": 64,
             "data.batch": 32,
             "report": (),
         }
