@@ -12,6 +12,7 @@ from llm_jax.interop.names import Names, Theirs
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed, Tied, Untied
 from llm_jax.layers.feedforward import FeedForward, GatedFeedForward
+from llm_jax.layers.kernels import Auto
 from llm_jax.layers.masks import Causal, Mask, SlidingWindow
 from llm_jax.layers.norms import Norm, RMSNorm
 from llm_jax.layers.positions import Positions, Rope
@@ -54,14 +55,14 @@ def names(model: Model) -> Names:
 
 
 def heads(config: Config) -> dict[str, Any]:
-    """The settings of `Attention` that every family has."""
+    """The settings of `Attention` that every family has; contexts are long, so the kernel is what fits the rows."""
     queries = need(config, "num_attention_heads")
     keys = config.get("num_key_value_heads") or queries
     if queries % keys:
         raise InputError(f"config.json has num_attention_heads={queries}, no multiple of num_key_value_heads={keys}")
     head = config.get("head_dim") or need(config, "hidden_size") // queries
     dropout = float(config.get("attention_dropout") or 0.0)
-    return dict(key_heads=keys, group=queries // keys, head=head, dropout=dropout)
+    return dict(key_heads=keys, group=queries // keys, head=head, dropout=dropout, kernel=Auto())
 
 
 def decoder(

@@ -25,7 +25,11 @@ class Model(nn.Module):
 
     def begin(self, key: jax.Array) -> Any:
         """The parameters before the first step, each with its letters."""
-        return self.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+        return self.init(key, self.blank(1))["params"]
+
+    def blank(self, length: int) -> jax.Array:
+        """What the model's call takes: a row of so many tokens; of a model of images, one image."""
+        return jnp.zeros((1, length), jnp.int32)
 
     def filled(self, vocabulary: int, context: int, source: int = 0, start: int | None = None) -> Model:
         """The model with what its settings leave to the data filled in.

@@ -99,11 +99,11 @@ class ImageEncoder(Model):
         x_BTD = dropout(self.positions.embed(x_BTD, at), self.patches.dropout, first)
         return self.norm(through(self.stack, self.positions, x_BTD, at, dropout_key=second)[0])
 
-    def begin(self, key):
-        return self.init(key, self.blank())["params"]
+    def blank(self, length):
+        return self.nothing(1)
 
-    def blank(self, rows: int = 1) -> jax.Array:
-        """Images that show nothing."""
+    def nothing(self, rows: int) -> jax.Array:
+        """So many images that show nothing."""
         return jnp.zeros((rows, *self.patches.shape()))
 
     def tokens(self) -> int:
@@ -145,8 +145,8 @@ class ImageClassifier(Model):
         """[B, O]: the scores of a batch's images."""
         return self(batch["image_BYXA"], dropout_key=dropout_key)
 
-    def begin(self, key):
-        return self.init(key, self.image.blank())["params"]
+    def blank(self, length):
+        return self.image.blank(length)
 
     def filled(self, vocabulary, context, source=0, start=None):
         return replace(self, image=self.image.filled(vocabulary, context))
@@ -178,7 +178,7 @@ class Captioner(Generator):
     ):  # fmt: skip
         """As `Generator`'s; `image_BYXA` is None only once the caches have read it."""
         if image_BYXA is None and self.is_initializing():
-            image_BYXA = self.image.blank(tokens_BT.shape[0])
+            image_BYXA = self.image.nothing(tokens_BT.shape[0])
         x_BTD, caches = self.hidden(
             tokens_BT, at, caches=caches, start=start, dropout_key=dropout_key, image_BYXA=image_BYXA
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -49,7 +49,7 @@ def summary(experiment: Experiment) -> str:
     template = program.template
     with jax.set_mesh(program.mesh), choices() as picked:
         program.sums(template.params, template.frozen)
-    lines += [f"attention kernel: {pick}" for pick in dict.fromkeys(picked)]
+    lines += told(picked)
     if flops := model.flops_per_token(program.boxed, data.length):
         tokens = data.batch * data.length * experiment.steps
         lines.append(
@@ -89,7 +89,15 @@ def model_summary(model: Model, assignments: list[str], modules: tuple[str, ...]
     model = alone.model
     boxed = jax.eval_shape(model.begin, jax.random.key(0))
     lines = [f"{path} = {value}" for path, value in settings(alone)]
-    return "\n".join([*lines, "", *cost(model, boxed, model.limit() or 1)])
+    length = model.limit() or 1
+    with choices() as picked:
+        jax.eval_shape(lambda key: model.init(key, model.blank(length), dropout_key=key), jax.random.key(0))
+    return "\n".join([*lines, "", *cost(model, boxed, length), *told(picked)])
+
+
+def told(picked: Sequence[str]) -> list[str]:
+    """A line for each kernel that `Auto` picks."""
+    return [f"attention kernel: {pick}" for pick in dict.fromkeys(picked)]
 
 
 def settings(whole: Any) -> Iterator[tuple[str, str]]:

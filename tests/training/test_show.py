@@ -154,6 +154,9 @@ def test_show_of_every_preset(name, capsys):
     assert ("image patches\n" if name == "vit_tiny" else "  embedding\n") in table and "ffn\n" in table
     assert f"presets.{name}()" in said
     assert re.search(r"^FLOPs a .*, in rows of [\d,]+\n +[\d.e+]+  training: forward and backward$", said, re.MULTILINE)
+    assert re.search(
+        r"^attention kernel: Auto\(\) -> (Dense|Chunked)\(\), because \d+ queries are ", said, re.MULTILINE
+    )
     none = "cache bytes a token: none, as this model does not generate\n"
     some = re.search(r"^cache bytes a token \(.*, in a context of [\d,]+\n( +[\d,]+){2}  each ", said, re.MULTILINE)
     assert (none in said, some is None) == (name in ("bert_base", "vit_tiny"),) * 2
