@@ -1,7 +1,9 @@
 """What does a model learn of the whole King James Bible, to be the teacher of one that sees little of it?
 
-python -m llm_jax train distill_teacher --workdir=runs/teacher
-python -m llm_jax train distill --workdir=runs/taught --set=objective.teacher.run=runs/teacher
+    python -m llm_jax train distill_teacher --workdir=runs/teacher
+    python -m llm_jax train distill --workdir=runs/taught --set=objective.teacher.run=runs/teacher
+
+The student is that of `distill`.
 """
 
 from llm_jax.data.pipeline import Data

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tokenizers
@@ -39,7 +39,10 @@ class Corpus:
       offsets: int64 [documents + 1], where each document begins, and the end.
       bytes: int32 [N], the bytes of text that each token stands for, where the token alone does not tell; or None.
       numbers: float32 [documents], what is known of each besides its text (`number`); None if nothing is of any.
+      whole: whether a document counts though nothing of its text is learnt.
     """
+
+    whole: ClassVar[bool] = False
 
     def __init__(self, path: Path):
         self.path = path
@@ -95,7 +98,8 @@ def trained(recipe: TokenizerRecipe, texts: Iterable[str], special: Sequence[str
       InputError: as `TokenizerRecipe.train`; or the cache cannot be read or written.
     """
     if not type(recipe).__module__.startswith(f"{text.__name__}."):
-        return recipe.train(texts, special)  # its code may change without our seeing it
+        # not cached: its code may change without our seeing it
+        return recipe.train(texts, special) if special else recipe.train(texts)
     texts = list(texts)
     code = [file.read_bytes() for file in sorted(Path(text.__path__[0]).glob("*.py"))]
     key = digest(tokenizers.__version__, *code, json.dumps([to_json(recipe), *special]), *texts)

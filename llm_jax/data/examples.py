@@ -61,12 +61,9 @@ class SourceAndTarget(Presentation):
 
     def plan(self, packing, corpus, length, rng):
         """Documents are packed by the side that fills more of its room, so that both sides of a row fit."""
-        offsets = corpus.offsets
-        begin, end, learnt = offsets[:-1], offsets[1:], np.flatnonzero(corpus.learnt)
-        first = np.searchsorted(learnt, begin)
-        has_target = first < np.searchsorted(learnt, end)
-        cut = np.where(has_target, np.append(learnt, 0)[first], begin)  # where the target begins
-        source, target = cut - begin, np.where(has_target, end - cut, 0)
+        begin, end, cut = _cuts(corpus)
+        has_target = cut < end
+        source, target = np.where(has_target, cut - begin, 0), end - cut
         if getattr(packing, "too_long", None) == "refuse":
             self._refuse_long(source, target, length)
         fill = np.maximum(-(-source * length // self.sources), target) * has_target

@@ -64,6 +64,7 @@ class Album(Corpus):
       label_N: int32.
     """
 
+    whole = True  # there is a picture, and its class
     image_NYXA: np.ndarray
     label_N: np.ndarray
 

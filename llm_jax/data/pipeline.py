@@ -171,4 +171,4 @@ class Data(Part):
             learn = "" if self.rendering.learn == "everything" else f": rendering.learn={self.rendering.learn!r}"
             named = idle[0] if any(learnt) else self.source
             raise InputError(f"nothing is learnt of the {split} documents of {named}{learn}")
-        return usable
+        return [c if some else None for c, some in zip(usable, learnt, strict=True)]  # idle ones of validation

@@ -91,7 +91,7 @@ class Presentation(Part):
 
     def plan(self, packing: Packing, corpus: Corpus, length: int, rng: np.random.Generator | None) -> Plan | WindowPlan:
         """The rows of an epoch."""
-        return packing.plan(corpus.offsets, length, rng, corpus.learnt)
+        return packing.plan(corpus.offsets, length, rng, None if corpus.whole else corpus.learnt)
 
     def check(self, rendering: Rendering, packing: Packing) -> None:
         """Nothing, if documents so rendered and packed can be presented.

@@ -25,7 +25,8 @@ class RatedReplies(Source):
     prompts) or trained on.
 
     Raises:
-      InputError: a record is of another kind, or no prompt has two replies that are rated differently.
+      InputError: a record is of another kind, or no prompt has two replies that are rated differently, or none of
+        those is left to train on or to hold out.
     """
 
     path: str
@@ -48,12 +49,18 @@ class RatedReplies(Source):
         if not any(pairs.values()):
             raise InputError(f"{self.path} has no prompt with two replies that are rated differently")
         cut = int(self.held_out * 16**12)
-        return [
+        found = [
             pair
             for before, made in pairs.items()
             if (int(digest(*map(repr, before))[:12], 16) < cut) == held_out
             for pair in made
         ]
+        if not found:
+            part = "validation" if held_out else "training"
+            raise InputError(
+                f"RatedReplies(held_out={self.held_out:g}) leaves no {part} prompts of {self.path}: change held_out"
+            )
+        return found
 
 
 def _compared(before: tuple[Message, ...], rated: list[tuple[float, Message, str]]) -> list[Preference]:

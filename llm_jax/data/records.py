@@ -32,9 +32,11 @@ def document_of(record: Any, field: str, where: str) -> Document:
         answer = Message("assistant", _text_in(record, "output", where))
         return Conversation((asked(record, where), answer))
     if "messages" in record or "prompt" in record:
-        if unread := [name for name in ("rating", "label") if name in record]:
-            raise InputError(f"{where}: {unread[0]!r} would not be read: RatedReplies reads ratings, and a 'label' is "
-                             f"that of a text in the field {field!r}")  # fmt: skip
+        if unread := [name for name in JUDGED + REPLIES * ("prompt" in record) if name in record]:
+            raise InputError(
+                f"{where}: {unread[0]!r} would not be read: a reply to a prompt is its 'completion', RatedReplies reads "
+                f"ratings, and a 'label' is that of a text in the field {field!r}"
+            )
         return replied(record, where) if "completion" in record else said_before(record, where)
     raise InputError(f"{where} has no field {field!r}: {nearest(field, record)}; other records are {SHAPES}")
 
@@ -43,6 +45,7 @@ SHAPES = (
     "{messages}, {prompt}, {prompt, completion}, {prompt, answer}, {instruction, input, output}, "
     "{prompt, chosen, rejected} and, to RatedReplies, {prompt, completion, rating}"
 )
+JUDGED, REPLIES = ("rating", "label"), ("chosen", "output", "rejected", "reply", "response", "target")
 MOST = 1e9  # of a margin or a rating: a float32 holds it, and an infinite one says nothing
 
 

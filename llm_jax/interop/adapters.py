@@ -18,7 +18,6 @@ from llm_jax.experiment import Experiment, user_modules
 from llm_jax.interop.exports import family_for
 from llm_jax.interop.names import BLOCK, Names, Theirs, unload
 from llm_jax.models.encoder import Encoder
-from llm_jax.models.heads import Classifier
 from llm_jax.models.model import Model, Translator
 from llm_jax.text.tokenizer import load_tokenizer
 from llm_jax.training.checkpoints import Checkpoints
@@ -56,10 +55,10 @@ def write(model: Model, tuning: Any, trained: Any, folder: Path) -> None:
     Raises:
       InputError: parameters are trained whole beside, a family keeps several kernels as one tensor, or there is none.
     """
-    if tuning.also:
-        raise InputError(f"tuning.also={tuning.also!r} are no adapters: {MERGED}")
+    boxed, base = jax.eval_shape(lambda key: tuning.split(key, model.begin(key), model.trunks()), jax.random.key(0))
+    if whole := [path for path in leaves(boxed) if path.rpartition(".")[2] not in ADAPTER]:
+        raise InputError(f"{whole[0]} is trained whole, and is no adapter: {MERGED}")
     _, family, _ = family_for(model)
-    boxed, base = jax.eval_shape(lambda key: tuning.split(key, model.begin(key)), jax.random.key(0))
     if _blocks(boxed) != _blocks(base):
         raise InputError(f"adapters are in some blocks of the pattern alone: {MERGED}")
     tensors = dict(unload(boxed, trained, _names(boxed, family.names(model))))
@@ -77,14 +76,13 @@ def write(model: Model, tuning: Any, trained: Any, folder: Path) -> None:
 
 
 def _task(model: Model) -> str | None:
-    """peft's word for what the model is for. It has none for masked tokens, and opens a classifier as such only with
-    the weights of its head, which are no adapters."""
+    """peft's word for what the model is for; it has none for masked tokens."""
     match model:
         case Translator():
             return "SEQ_2_SEQ_LM"
         case Encoder() if model.head is None:
             return "FEATURE_EXTRACTION"
-        case Encoder() | Classifier():
+        case Encoder():
             return None
     return "CAUSAL_LM"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Sequence
 from types import FunctionType
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from llm_jax.core.parts import Part, conform
 from llm_jax.core.spelling import resolve
-from llm_jax.core.tables import InputError
+from llm_jax.core.tables import InputError, nearest
 from llm_jax.data.documents import Conversation, Document, Example, Preference, Rendering
 from llm_jax.experiment import module_name, user_modules
 from llm_jax.layers.tokens import PADDING, Tokens
@@ -104,7 +105,13 @@ class Function(Reward):
             return GIVEN[self.name]
         found = resolve(self.name, user_modules(), "a reward")
         if not isinstance(found, FunctionType) or self.name.startswith("llm_jax."):
-            raise InputError(f"a reward names {self.name!r}, which is no function of an experiment or a file of yours")
+            module = sys.modules[self.name.rpartition(":")[0]]
+            theirs = [f for f in vars(module).values() if isinstance(f, FunctionType)]
+            own = [f.__name__ for f in theirs if f.__module__ == module.__name__]
+            raise InputError(
+                f"a reward names {self.name!r}, which is no function of an experiment or a file of yours: "
+                f"{nearest(self.called(), own)}"
+            )
         return found
 
 

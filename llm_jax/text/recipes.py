@@ -133,7 +133,10 @@ class Gpt2(TokenizerRecipe):
 
     def train(self, texts: Iterable[str], special: Sequence[str] = ()) -> Tokenizer:
         gpt2 = load_tokenizer("gpt2")
-        return gpt2.having({name: gpt2.vocabulary + i for i, name in enumerate(dict.fromkeys(special))})
+        known = gpt2.special | {"<|endoftext|>": gpt2.special["eos"]}
+        new = [name for name in dict.fromkeys(special) if name not in known]
+        asked = {name: known[name] for name in special if name in known}
+        return gpt2.having(asked | {name: gpt2.vocabulary + i for i, name in enumerate(new)})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Report(Part):
 class ExactMatch(Report):
     """The share of answers that the model gives exactly, decoding greedily; of the first `limit` documents (0: all).
 
-    What is asked is an example's prompt, or a conversation up to the assistant's last turn.
+    What is asked is an example's prompt, or a conversation that ends with the assistant's turn, up to it.
     """
 
     split: SplitName = "validation"

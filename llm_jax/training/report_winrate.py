@@ -27,7 +27,7 @@ from llm_jax.training.report import Finding, Report
 class WinRate(Report):
     """On how many held-out prompts the run's reply has a higher reward than that of the run `against`; ties are halves.
 
-    Prompts are what comes before the last answer of conversations, and those of examples, each once; the first `limit`
+    Prompts are conversations without a reply at their end, and those of examples, each once; the first `limit`
     (0: all) that leave room for an answer. Both models reply with the same seed and settings, in `max_tokens` at most.
     The 95% interval tells how much chance there is in the prompts; not how far the judge is from people, whom a model
     trained on that same reward has learnt to please. So the lengths are told too, and the share of replies that did not

@@ -20,6 +20,7 @@ from llm_jax.core.alphabet import is_lettered
 from llm_jax.core.tables import InputError
 from llm_jax.interop.adapters import write
 from llm_jax.interop.families import FAMILIES
+from llm_jax.models.heads import Scorer
 from llm_jax.training.tuning import Dora, Lora
 
 from .torch_tensors import boxes, drawn, imported, saved
@@ -99,7 +100,6 @@ def test_scores_and_steps_are_pefts(base, tuning, rule, tmp_path):
 
 TASKS = [
     ("bert", "BertModel", "FeatureExtraction"), ("bert", "BertForMaskedLM", ""),
-    ("bert", "BertForSequenceClassification", ""),
     ("t5", "T5ForConditionalGeneration", "Seq2SeqLM"), ("llama", "LlamaForCausalLM", "CausalLM"),
 ]  # fmt: skip
 
@@ -123,5 +123,7 @@ def test_what_a_model_is_for_is_told_in_pefts_word(family, kind, task, tmp_path)
 
 def test_what_peft_has_no_place_for_is_told(base, tmp_path):
     _, _, model, _ = base
-    with pytest.raises(InputError, match=r"tuning.also=\('norm.scale',\) are no adapters: export the merged model"):
+    with pytest.raises(InputError, match=r"norm\.scale is trained whole, and is no adapter: export the merged model"):
         write(model, Lora(also=("norm.scale",)), {}, tmp_path / "a")
+    with pytest.raises(InputError, match=r"head\.kernel is trained whole, and is no adapter"):
+        write(Scorer(model, bias=False), Lora(), {}, tmp_path / "a")
