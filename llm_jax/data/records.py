@@ -34,8 +34,8 @@ def document_of(record: Any, field: str, where: str) -> Document:
     if "messages" in record or "prompt" in record:
         if unread := [name for name in JUDGED + REPLIES * ("prompt" in record) if name in record]:
             raise InputError(
-                f"{where}: {unread[0]!r} would not be read: a reply to a prompt is its 'completion', RatedReplies reads "
-                f"ratings, and a 'label' is that of a text in the field {field!r}"
+                f"{where}: {unread[0]!r} would not be read: a reply to a prompt is its 'completion', RatedReplies "
+                f"reads ratings, and a 'label' is that of a text in the field {field!r}"
             )
         return replied(record, where) if "completion" in record else said_before(record, where)
     raise InputError(f"{where} has no field {field!r}: {nearest(field, record)}; other records are {SHAPES}")

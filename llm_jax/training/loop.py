@@ -157,8 +157,8 @@ class Training:
         step, weight = self.weighed
         if float(weight) == 0:
             raise InputError(
-                f"nothing is learnt in step {step}, every target of its batch has weight 0: data.packing=BestFit() leaves "
-                "such pieces out; or raise data.length or data.batch, or set data.rendering.learn='everything'"
+                f"nothing is learnt in step {step}, every target of its batch has weight 0: data.packing=BestFit() "
+                "leaves such pieces out; or raise data.length or data.batch, or set data.rendering.learn='everything'"
             )
 
     def _log(self, step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
