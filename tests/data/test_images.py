@@ -90,6 +90,12 @@ def test_evaluation_has_every_held_out_picture_once_and_no_class_in_padding(toke
     assert number_B.tolist() == [6, 7, 8, 9, 10, 11, 0, 0] and (batches[1]["segment_BT"][2:] == -1).all()
 
 
+def test_a_picture_without_a_caption_counts_where_others_have_one(tokenizer):
+    data = Images(Squares(12, captions=("", "odd one")), length=10, batch=4, split=LastDocuments(0.5))
+    evaluated = np.concatenate([b["label_B"] for b in data.evaluation(tokenizer)])
+    assert evaluated.tolist() == [0, 1, 0, 1, 0, 1, -1, -1]
+
+
 def test_a_mixture_of_pictures(tokenizer):
     source = Mixture((Squares(6), Squares(4, first=20)), (1.0, 1.0))
     data = Images(source, length=10, batch=4, split=ByHash(0.0))

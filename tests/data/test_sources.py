@@ -181,7 +181,8 @@ def test_prompts_alone_and_completions_are_what_is_said(tmp_path):
         Conversation((asked, said)), Conversation((asked, said)), Example("q", "a"),
     ]  # fmt: skip
     for record, message in (
-        ({"messages": [user, reply], "rating": 3}, "'rating' would not be read: RatedReplies reads ratings"),
+        ({"messages": [user, reply], "rating": 3}, "'rating' would not be read: .*RatedReplies reads ratings"),
+        ({"prompt": "q", "response": "a"}, "'response' would not be read: a reply to a prompt is its 'completion'"),
         ({"prompt": "q", "completion": "a", "label": True}, "'label' would not be read"),
         ({"prompt": "q", "messages": [user]}, "has 'messages' and a 'prompt': leave one of them out"),
         ({"prompt": "q", "completion": [user]}, "must end with a reply of the assistant"),
