@@ -25,6 +25,7 @@ from llm_jax.data.sources import (
     TextFiles,
     TinyShakespeare,
 )
+from llm_jax.data.split import Few
 from llm_jax.experiment import Experiment
 from llm_jax.interop.imports import make_run
 from llm_jax.layers.attention import Attention, CrossAttention
@@ -70,6 +71,7 @@ TRANSLATION = {
     "data.length": 64,
     "data.presentation.sources": 64,
 }
+FEW = 300
 BYTES = Bytes().train(["a"])
 SHORT_SIDES = {f"model.{side}.stack.repeats": 1 for side in ("encoder", "decoder")}
 SMALLER = {  # where there is no model.stack
@@ -191,7 +193,8 @@ def small(tmp_path_factory, begun, standing_in):
 
     def make(name: str) -> Experiment:
         found: Any = llm_jax.get(name)
-        changes: dict[str, Any] = SMALL | SMALLER.get(name, {"model.stack.repeats": 1})
+        few = {"data.split": Few(FEW, found.data.split)}  # there is less to tokenise, and the same held out
+        changes: dict[str, Any] = few | SMALL | SMALLER.get(name, {"model.stack.repeats": 1})
         if isinstance(found.model, (Captioner, ImageClassifier)):
             changes["model.image.stack.repeats"] = changes.pop("model.stack.repeats")
         if isinstance(found.data.source, (TinyShakespeare, MakemoreNames, Download)):

@@ -122,7 +122,7 @@ def test_part_of_the_head_turns():
 
 @pytest.mark.parametrize("scaling", [s for s, _, _ in SCALED])
 def test_rope_scores_depend_on_distance_alone(scaling):
-    q, k = np.random.default_rng(1).normal(size=(2, 1, 1, 1, 32)).astype(np.float32)
+    q, k = np.random.default_rng(1).normal(size=(2, 1, 1, 1, 64)).astype(np.float32)
 
     @jax.jit
     def score(i, j):

@@ -105,7 +105,7 @@ def test_another_right_answer_is_no_rival(experiment, batch):
     for one, two in ((1, 2), (3, 4)):
         scores[one, two] = scores[two, one] = -np.inf
     wanted = (np.log(np.exp(scores).sum(1)) - np.diag(scores)).sum()
-    given: Any = tuple(jnp.asarray(x, jnp.float32) for x in vectors)
+    given: Any = tuple((jnp.asarray(x, jnp.float32), {}) for x in vectors)
     np.testing.assert_allclose(Contrastive(0.5).relate(given, alike, None)["loss"], wanted, rtol=1e-5)
     assert abs(float(Contrastive(0.5).relate(given, batch, None)["loss"]) - wanted) > 0.01
 
