@@ -3,8 +3,8 @@
     python -m llm_jax train match_verses --workdir=runs/match_verses
 
 Sentence vectors by contrast (InfoNCE) of the King James Version and the World English Bible. The accuracy is how often
-the verse that belongs to another is the nearest of the batch, of verses held out; `--set=steps=1` says how often it is
-before anything was learnt: many of a verse's words are in both.
+the verse that belongs to another is the nearest of the batch, of verses held out. How often it is before anything was
+learnt, since many of a verse's words are in both, say `--set=steps=1 --set=optimizer.learning_rate=1e-9`.
 """
 
 from llm_jax.data.documents import Rendering

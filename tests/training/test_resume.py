@@ -271,7 +271,7 @@ class Runs:
         assert json.loads((ends[0] / "data.json").read_text()) == json.loads((ends[1] / "data.json").read_text())
         states = [ocp.load(str(end)) for end in ends]
         assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
-        assert len(jax.tree.leaves(states[0])) > 20
+        assert len(jax.tree.leaves(states[0])) > 30
         jax.tree.map(np.testing.assert_array_equal, *states)
 
 
@@ -308,7 +308,7 @@ def test_sigkill_changes_no_rollout(tmp_path):
     runs.finish("whole")
     between = json.loads((tmp_path / "whole" / "checkpoints" / f"{STEPS - 3:08d}" / "data.json").read_text())
     assert between["rollout"] and between["kl_coefficient"] != 0.1, "it was saved between the updates on one rollout"
-    assert kill_at_random(runs, "killed", 1, seed=2) == 1
+    assert kill_at_random(runs, "killed", 2, seed=2) == 2
     runs.ends_as("killed", "whole")
 
 
