@@ -13,7 +13,7 @@ bin := .venv/bin
 # Compiled Python is kept even where the user's shell says not to: starting takes a third of the time.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: quickstart chatbot test test-slow lint format bench constraints clean
+.PHONY: quickstart chatbot test test-slow test-gpu lint format bench constraints clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/runtime
@@ -33,6 +33,11 @@ test: lint
 
 test-slow: .venv/test
 	@$(bin)/python -m pytest -q -m slow -o timeout=3600
+
+# The attention kernels on this machine's GPU (first: .venv/bin/pip install -e ".[cuda]"); all else is tested on CPUs.
+test-gpu: .venv/test
+	@JAX_PLATFORMS=cuda,cpu JAX_DEFAULT_MATMUL_PRECISION=highest $(bin)/python -m pytest -q \
+		tests/contracts/test_kernels.py tests/layers/test_kernels.py
 
 lint: .venv/test
 	@$(bin)/ruff check --quiet --output-format=concise

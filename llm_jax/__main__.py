@@ -256,15 +256,20 @@ def usage(verb: str | None = None) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """The exit status: 0, or 2 after one line about bad input."""
+    """The exit status: 0, or 2 after one line about bad input; for Ctrl-C and a closed pipe as a shell has it."""
     try:
-        return _dispatch(argv)
+        status = _dispatch(argv)
+        sys.stdout.flush()
+        return status
     except (InputError, flags.Error) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `| head` has read what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing to flush at exit
+        return 141
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -10,10 +10,12 @@ from pathlib import Path
 
 XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the kernels' tests run on a GPU too: make test-gpu
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # no chatter, but the partitioner's warnings still reach stderr
 os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch's threads spin, which is slow where the workers share the cores
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # tests compile more than they compute: half the time
+if os.environ["JAX_PLATFORMS"] == "cpu":  # tests compile more than they compute: a third of the compiler's time
+    QUICK = ("backend_optimization_level=0", "cpu_use_fusion_emitters=false", "cpu_parallel_codegen_split_count=1")
+    os.environ["XLA_FLAGS"] = " ".join(f"--xla_{setting}" for setting in QUICK)
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 if not XDIST_WORKER:  # the workers inherit the folder, so that what one has prepared serves all
     os.environ["LLM_JAX_CACHE"] = tempfile.mkdtemp(prefix="llm_jax_tests_")

@@ -1,4 +1,4 @@
-"""The rival of the benchmark: a GPT in plain PyTorch, as nanoGPT writes it. Needs torch."""
+"""The rival of the benchmark: a GPT in plain PyTorch, as nanoGPT writes it, on the GPU if there is one. Needs torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from llm_jax.analysis.contender import PROMPT, Precision, Shape
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Cache = tuple[Tensor, Tensor]  # keys and values, each [B, N, S, H]
 
 
@@ -80,6 +81,7 @@ class TorchContender:
     """See `Contender`. Training in bfloat16 is autocast; decoding in bfloat16 converts the weights, once."""
 
     def __init__(self, shape: Shape, precision: Precision):
+        torch.set_default_device(DEVICE)
         torch.manual_seed(0)
         self.dtype = getattr(torch, precision)
         self.model = Gpt(shape)
@@ -93,7 +95,7 @@ class TorchContender:
         self.factors: tuple[Tensor, Tensor] | None = None
 
     def train_step(self) -> float:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             scores_BTV = self.model(self.inputs_BT)
             loss = functional.cross_entropy(scores_BTV.flatten(0, 1), self.targets_BT.flatten())
         loss.backward()
@@ -120,3 +122,5 @@ class TorchContender:
         if self.factors is None or len(self.factors[0]) != size:
             self.factors = (torch.ones(size, size, dtype=self.dtype), torch.ones(size, size, dtype=self.dtype))
         torch.matmul(*self.factors)
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()

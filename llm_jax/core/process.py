@@ -14,6 +14,25 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of glib
 NEVER = -1
 MADV_HUGEPAGE = 14  # of Linux's mman.h
 HUGE_PAGE = 2**21
+ORDERED = "xla_gpu_deterministic_ops"
+
+
+def set_up() -> None:
+    """What every training and every use of a model asks for. Call it before JAX is first used."""
+    fix_order()
+    keep_memory()
+    keep_compiled()
+
+
+def fix_order() -> None:
+    """On a GPU, sums are made in one order, so that a seed gives the same bits again, unless $XLA_FLAGS says otherwise.
+
+    Without it cuDNN's attention gives other gradients at every call (BUILD_NOTES.md). XLA reads the variable once, when
+    a process first uses it: one that has computed on its GPU before is left as it was.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if ORDERED not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{ORDERED}=true".strip()
 
 
 def keep_memory() -> None:

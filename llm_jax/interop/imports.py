@@ -13,7 +13,7 @@ from absl import logging
 
 from llm_jax.core import parts
 from llm_jax.core.files import reading
-from llm_jax.core.process import keep_compiled, keep_memory
+from llm_jax.core.process import set_up
 from llm_jax.core.tables import InputError, lookup
 from llm_jax.data.documents import Rendering
 from llm_jax.data.examples import SourceAndTarget, TwoTexts
@@ -113,8 +113,7 @@ def load(
         return restore.load(path, modules, checkpoint=checkpoint, assignments=assignments)
     if assignments or checkpoint != "newest":
         raise InputError(f"{path} is no run, so it has no settings and checkpoints to choose: import it first")
-    keep_memory()
-    keep_compiled()
+    set_up()
     found = open_source(path)
     refuse_images(found)
     tell(found)

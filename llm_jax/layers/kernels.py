@@ -111,7 +111,8 @@ class Cudnn(Kernel):
     """NVIDIA's fused kernel (cuDNN), by `jax.nn.dot_product_attention`. Only for 16-bit numbers.
 
     The mask goes in as an array [B, 1, T, S], so memory grows with T x S, if not with the heads. It takes no bias: of
-    one that differs from row to row, cuDNN returns no gradient.
+    one that differs from row to row, cuDNN returns no gradient. Its gradients are the same bits at every call if XLA is
+    told to fix the order of sums, as our programs do (`core.process.fix_order`).
     """
 
     takes: ClassVar = frozenset(FEATURES) - {"a soft cap", "dropout", "a bias"}

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from llm_jax.core.process import keep_compiled, keep_memory
+from llm_jax.core.process import set_up
 from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment
 from llm_jax.parallel.layout import place
@@ -46,8 +46,7 @@ def train(experiment: Experiment, workdir: str | Path) -> TrainState:
       InputError: the experiment, its data or the workdir cannot be used; a step had nothing to learn; or `patience`
         steps in a row were not finite.
     """
-    keep_memory()
-    keep_compiled()
+    set_up()
     check_families(experiment)
     experiment = inherit(experiment, workdir)
     with Run.open(workdir, experiment.manifest()) as run, Interrupt() as interrupt:

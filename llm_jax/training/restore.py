@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from llm_jax.core.process import keep_compiled, keep_memory
+from llm_jax.core.process import set_up
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
@@ -36,8 +36,7 @@ def restore(
     Raises:
       InputError: there is no run, it is damaged, or it has no checkpoint yet.
     """
-    keep_memory()
-    keep_compiled()
+    set_up()
     run = Run.existing(workdir)
     before = Experiment.of(run.manifest, modules)
     experiment = before.set(list(assignments), modules)

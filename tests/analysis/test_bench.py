@@ -63,7 +63,7 @@ def test_table_shows_every_result():
 
 
 def test_measure_runs_every_task_in_processes_of_their_own(monkeypatch):
-    monkeypatch.setattr(bench, "MATMUL", 64)
+    monkeypatch.setattr(bench, "MATMULS", (32, 64))
     makers = {"ours": bench.torch_contender, bench.REFERENCE: bench.torch_contender}
     ability, results = measure(makers, "tiny", TINY, "float32", rounds=3, turn=0.01)
     assert ability > 1e6
@@ -80,6 +80,7 @@ def test_measure_runs_every_task_in_processes_of_their_own(monkeypatch):
         (["--shapes=six_348"], "bench: no shape named 'six_348': did you mean 'six_384'?"),
         (["--precisions=float23"], "bench: no precision named 'float23': did you mean 'float32'?"),
         (["--rounds=0"], "bench: --rounds must be 1 or more, not 0"),
+        (["--batch=0"], "bench: --batch must be 1 or more, not 0"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, said, capsys):

@@ -1,7 +1,10 @@
+import os
 import subprocess
 import sys
 
 import pytest
+
+from llm_jax.core.process import fix_order
 
 LINUX = sys.platform == "linux"
 PROGRAM = """
@@ -40,3 +43,20 @@ def test_without_addresses_to_spare_it_runs_all_the_same():
     limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))\n" + PROGRAM
     found = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, check=True)
     assert int(found.stdout) < 1000
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, "--xla_gpu_deterministic_ops=true"),
+        ("--xla_dump_to=/tmp/x", "--xla_dump_to=/tmp/x --xla_gpu_deterministic_ops=true"),
+        ("--xla_gpu_deterministic_ops=false", "--xla_gpu_deterministic_ops=false"),
+    ],
+)
+def test_a_gpu_sums_in_one_order_unless_told_otherwise(before, after, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", before or "")
+    if before is None:
+        monkeypatch.delenv("XLA_FLAGS")
+    fix_order()
+    fix_order()
+    assert os.environ["XLA_FLAGS"] == after

@@ -221,3 +221,11 @@ def test_list_has_every_question_and_every_preset(capsys):
     assert published[0].startswith("published models")
     assert [line.split()[0] for line in published[1:]] == list(PRESETS)
     assert all(" parameters" in line for line in published[1:])
+
+
+def test_a_reader_that_has_read_enough_is_no_error():
+    command = [sys.executable, "-m", "llm_jax", "list"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait() == 141

@@ -208,7 +208,8 @@ def chosen(queries=8, dtype=jnp.bfloat16, mask: Mask = Causal(), bias=None, drop
     return Auto(few=8).choice(jnp.zeros((1, queries, 1, 1, 8), dtype), scoring)
 
 
-def test_auto_takes_dense_while_scores_are_few():
+def test_auto_takes_dense_while_scores_are_few(monkeypatch):
+    monkeypatch.setattr(kernels, "platform", lambda: "cpu")
     assert chosen(queries=8) == (Dense(), "8 queries are at most 8")
     assert chosen(queries=9) == (Chunked(), "9 queries are more than 8")
 
@@ -229,7 +230,9 @@ def test_auto_takes_the_platforms_own_kernel_where_that_takes_all(monkeypatch):
     )  # fmt: skip
 
 
-def test_auto_says_what_it_picks_where_it_is_asked():
+def test_auto_says_what_it_picks_where_it_is_asked(monkeypatch):
+    monkeypatch.setattr(kernels, "platform", lambda: "cpu")
+
     def attend(x):
         return Auto(few=4)(x, x[:, :, :, 0], x[:, :, :, 0], Scoring(at, at, None, None, Causal(), 1.0))
 
@@ -240,8 +243,9 @@ def test_auto_says_what_it_picks_where_it_is_asked():
 
 
 def test_platform_is_the_meshs_or_this_machines():
-    assert kernels.platform() == "cpu"
-    with jax.set_mesh(jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("data",))):
+    here = jax.devices()[0].platform
+    assert kernels.platform() == here
+    with jax.set_mesh(jax.sharding.Mesh(np.asarray(jax.devices("cpu")[:1]), ("data",))):
         assert kernels.platform() == "cpu"
     tpu = jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=tpu)):
