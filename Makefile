@@ -36,7 +36,7 @@ test-slow: .venv/test
 
 # The attention kernels on this machine's GPU (first: .venv/bin/pip install -e ".[cuda]"); all else is tested on CPUs.
 test-gpu: .venv/test
-	@JAX_PLATFORMS=cuda,cpu JAX_DEFAULT_MATMUL_PRECISION=highest $(bin)/python -m pytest -q \
+	@TEST_PLATFORMS=cuda,cpu JAX_DEFAULT_MATMUL_PRECISION=highest $(bin)/python -m pytest -q \
 		tests/contracts/test_kernels.py tests/layers/test_kernels.py
 
 lint: .venv/test

@@ -10,7 +10,7 @@ from pathlib import Path
 
 XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the kernels' tests run on a GPU too: make test-gpu
+os.environ["JAX_PLATFORMS"] = os.environ.get("TEST_PLATFORMS", "cpu")  # make test-gpu asks for another
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # no chatter, but the partitioner's warnings still reach stderr
 os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch's threads spin, which is slow where the workers share the cores
 if os.environ["JAX_PLATFORMS"] == "cpu":  # tests compile more than they compute: a third of the compiler's time

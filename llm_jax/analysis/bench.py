@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import multiprocessing
+import os
 import resource
 import statistics
 import sys
@@ -81,7 +82,7 @@ class Remote:
         self._process = context.Process(target=_serve, args=(other, make, shape, precision), daemon=True)
         self._process.start()
         other.close()
-        self._answer()
+        self.platform: str = self._answer()
 
     def seconds(self, method: str, *arguments: int, times: int = 1) -> float:
         """How long one call took, as the mean of `times` calls in a row."""
@@ -111,12 +112,13 @@ class Remote:
 
 
 def _serve(connection: Connection, make: Maker, shape: Shape, precision: Precision) -> None:
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # all contenders live on one GPU at once
     try:
         contender = make(shape, precision)
     except InputError as error:
         connection.send(error)
         return
-    connection.send("ready")
+    connection.send(contender.platform)
     while True:
         try:
             method, arguments, times = connection.recv()
@@ -159,8 +161,16 @@ def alternate(
 def measure(
     makers: Mapping[str, Maker], name: str, shape: Shape, precision: Precision, rounds: int, turn: float = TURN
 ) -> tuple[float, list[Result]]:
-    """The best FLOPs per second of a matrix product, and what every contender did at each task."""
+    """The best FLOPs per second of a matrix product, and what every contender did at each task.
+
+    Raises:
+      InputError: one runs on a GPU, and another does not.
+    """
     with remotes(makers, shape, precision) as contenders:
+        found = {name: remote.platform for name, remote in contenders.items()}
+        if len(set(found.values())) > 1:
+            said = ", ".join(f"{name} on the {platform}" for name, platform in found.items())
+            raise InputError(f"{said}: install both for the GPU, or hide it with CUDA_VISIBLE_DEVICES= for both")
         ability = 0.0
         for size in MATMULS:
             products = alternate(contenders, 3, "matmul", size, turn=min(turn, 0.2))

@@ -47,7 +47,12 @@ class Contender(Protocol):
 
     "bfloat16" means float32 parameters and optimiser, with matrix products of bfloat16 inputs. Every method returns
     only when the work is done.
+
+    Attributes:
+      platform: what it runs on, "cpu" or "gpu".
     """
+
+    platform: str
 
     def train_step(self) -> float:
         """One step on the same random batch as ever; its loss."""

@@ -11,7 +11,7 @@ import numpy as np
 from llm_jax.analysis.contender import PROMPT, Shape
 from llm_jax.analysis.contender import Precision as Dtype
 from llm_jax.core.alphabet import Normal
-from llm_jax.core.process import keep_memory
+from llm_jax.core.process import set_up
 from llm_jax.data.pipeline import Data
 from llm_jax.data.sources import PythonHelp
 from llm_jax.experiment import Experiment
@@ -21,7 +21,7 @@ from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed
 from llm_jax.layers.feedforward import FeedForward
-from llm_jax.layers.kernels import Auto
+from llm_jax.layers.kernels import Auto, platform
 from llm_jax.layers.norms import LayerNorm
 from llm_jax.layers.positions import Learned
 from llm_jax.models.decoder import Decoder
@@ -55,8 +55,11 @@ class JaxContender:
     """See `Contender`."""
 
     def __init__(self, shape: Shape, dtype: Dtype):
-        keep_memory()
+        set_up()
+        if dtype == "float32":  # else it is a shorter format on a GPU, where PyTorch's is the whole one
+            jax.config.update("jax_default_matmul_precision", "highest")
         layout = Layout(data=1)
+        self.platform = platform()
         self.dtype = jnp.dtype(dtype)
         self.program = Program(experiment(shape, dtype), layout.mesh())
         self.state = self.program.begin()

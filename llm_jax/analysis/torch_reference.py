@@ -64,7 +64,7 @@ class Gpt(nn.Module):
             nn.init.normal_(matrix, std=0.02)
 
     def forward(self, ids_BT: Tensor, caches: list[Cache] | None = None, start: int = 0, last: bool = False) -> Tensor:
-        position_T = torch.arange(start, start + ids_BT.shape[1])
+        position_T = torch.arange(start, start + ids_BT.shape[1], device=ids_BT.device)
         x_BTD = self.tokens(ids_BT) + self.positions(position_T)
         for block, cache in zip(self.blocks, caches or itertools.repeat(None), strict=False):
             x_BTD = block(x_BTD, cache, start)
@@ -73,19 +73,19 @@ class Gpt(nn.Module):
 
     def empty_caches(self, batch: int, length: int) -> list[Cache]:
         size = (batch, self.shape.heads, length, self.shape.width // self.shape.heads)
-        kind = self.tokens.weight.dtype
-        return [(torch.zeros(size, dtype=kind), torch.zeros(size, dtype=kind)) for _ in self.blocks]
+        like = self.tokens.weight
+        return [(like.new_zeros(size), like.new_zeros(size)) for _ in self.blocks]
 
 
 class TorchContender:
     """See `Contender`. Training in bfloat16 is autocast; decoding in bfloat16 converts the weights, once."""
 
     def __init__(self, shape: Shape, precision: Precision):
-        torch.set_default_device(DEVICE)
         torch.manual_seed(0)
+        self.platform = "gpu" if DEVICE == "cuda" else DEVICE
         self.dtype = getattr(torch, precision)
-        self.model = Gpt(shape)
-        ids = torch.randint(shape.vocabulary, (shape.batch, shape.context + 1))
+        self.model = Gpt(shape).to(DEVICE)
+        ids = torch.randint(shape.vocabulary, (shape.batch, shape.context + 1), device=DEVICE)
         self.inputs_BT, self.targets_BT = ids[:, :-1], ids[:, 1:]
         matrices = [p for p in self.model.parameters() if p.ndim == 2]
         vectors = [p for p in self.model.parameters() if p.ndim < 2]
@@ -109,7 +109,7 @@ class TorchContender:
         if self.decoder is None:
             self.decoder = copy.deepcopy(self.model).to(self.dtype)
         caches = self.decoder.empty_caches(batch, PROMPT + tokens)
-        new_B1 = torch.arange(PROMPT).expand(batch, -1)
+        new_B1 = torch.arange(PROMPT, device=DEVICE).expand(batch, -1)
         written, start = [], 0
         for _ in range(tokens):
             scores_B1V = self.decoder(new_B1, caches, start, last=True)
@@ -120,7 +120,8 @@ class TorchContender:
 
     def matmul(self, size: int) -> None:
         if self.factors is None or len(self.factors[0]) != size:
-            self.factors = (torch.ones(size, size, dtype=self.dtype), torch.ones(size, size, dtype=self.dtype))
+            factor = torch.ones(size, size, dtype=self.dtype, device=DEVICE)
+            self.factors = (factor, factor.clone())
         torch.matmul(*self.factors)
         if DEVICE == "cuda":
             torch.cuda.synchronize()

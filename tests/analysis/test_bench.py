@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import statistics
 import sys
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -74,6 +76,13 @@ def test_measure_runs_every_task_in_processes_of_their_own(monkeypatch):
     assert all((r.memory or 0) > 2**24 and (r.mfu or 0) > 0 for r in results if r.task == "train")
 
 
+def test_contenders_on_unlike_machines_are_not_compared(monkeypatch):
+    apart = {"ours": SimpleNamespace(platform="gpu"), bench.REFERENCE: SimpleNamespace(platform="cpu")}
+    monkeypatch.setattr(bench, "remotes", lambda *_: contextlib.nullcontext(apart))
+    with pytest.raises(InputError, match="ours on the gpu, torch on the cpu: install both for the GPU"):
+        measure({}, "tiny", TINY, "float32", rounds=1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -126,6 +135,6 @@ def test_torch_decodes_with_a_cache_as_without():
     ids = list(range(reference.PROMPT))
     with torch.inference_mode():
         for token in written[0]:
-            assert int(contender.model(torch.tensor([ids]))[0, -1].argmax()) == token
+            assert int(contender.model(torch.tensor([ids], device=reference.DEVICE))[0, -1].argmax()) == token
             ids.append(token)
     assert written[0] == written[1]
