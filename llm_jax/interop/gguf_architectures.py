@@ -17,6 +17,7 @@ from llm_jax.core.tables import InputError, nearest
 Config = Mapping[str, Any]
 _TENSOR = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
 _ROPE = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")  # settings, to transformers
+YARN = dict(attn_factor=1.0, yarn_attn_factor=1.0, yarn_ext_factor=1.0, yarn_log_multiplier=0.0)  # as in the paper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +134,8 @@ def _vocabulary(meta: Metadata) -> dict[str, Any]:
 
 def _scaling(meta: Metadata, head: int) -> dict[str, Any] | None:
     """config.json's `rope_scaling`."""
+    if (old := meta("rope.scale_linear", 1.0)) != 1.0:  # how files of before 2023's autumn have it
+        return dict(rope_type="linear", factor=old)
     kind = meta("rope.scaling.type", "none")
     factor = meta("rope.scaling.factor", 0.0)
     if meta.has("rope_freqs.weight"):
@@ -143,11 +146,15 @@ def _scaling(meta: Metadata, head: int) -> dict[str, Any] | None:
     if kind == "linear":
         return dict(rope_type="linear", factor=factor)
     if kind == "yarn":
-        if (given := meta("rope.scaling.attn_factor", 1.0)) != 1.0:
-            name = f"{meta.architecture}.rope.scaling.attn_factor"
-            raise InputError(f"the GGUF file has {name}={given}, which is not covered: it must be 1")
+        for name, usual in YARN.items():
+            if (given := meta(f"rope.scaling.{name}", usual)) != usual:
+                name = f"{meta.architecture}.rope.scaling.{name}"
+                raise InputError(f"the GGUF file has {name}={given}, which is not covered: it must be {usual:g}")
+        fast, slow = meta("rope.scaling.yarn_beta_fast", 32.0), meta("rope.scaling.yarn_beta_slow", 1.0)
         original = meta("rope.scaling.original_context_length")
-        return dict(rope_type="yarn", factor=factor, original_max_position_embeddings=original)
+        return dict(
+            rope_type="yarn", factor=factor, original_max_position_embeddings=original, beta_fast=fast, beta_slow=slow
+        )
     if kind != "none":
         raise InputError(f"the GGUF file has {meta.architecture}.rope.scaling.type={kind!r}, which is not covered")
     return None

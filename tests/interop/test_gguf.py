@@ -1,6 +1,7 @@
 """GGUF files, written here with the `gguf` package: settings, names and layout undone; quantisation; tokenizers."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import gguf
@@ -14,7 +15,9 @@ from gguf import GGMLQuantizationType as Type
 from llm_jax.core.tables import InputError
 from llm_jax.interop.gguf import Gguf
 from llm_jax.interop.gguf_architectures import ARCHITECTURES
+from llm_jax.interop.rotary import read
 from llm_jax.interop.tokenizer import import_tokenizer
+from llm_jax.layers.positions import YarnScaling
 from llm_jax.text import Message
 from llm_jax.text.tokenizer import SPACE
 
@@ -223,11 +226,30 @@ def test_scaled_rotary_positions_are_recognised(tmp_path):
     assert rope(tmp_path, linear)["rope_scaling"] == dict(rope_type="linear", factor=8.0)
 
 
-def yarn(writer: Any) -> None:
-    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
-    writer.add_rope_scaling_factor(8.0)
-    writer.add_rope_scaling_orig_ctx_len(64)
-    writer.add_rope_scaling_attn_factors(1.5)
+def yarn(**more: float) -> Callable[[Any], None]:
+    """Writes YaRN's settings; `more` are methods of the writer and what each is given."""
+
+    def add(writer: Any) -> None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(8.0)
+        writer.add_rope_scaling_orig_ctx_len(64)
+        for name, value in more.items():
+            getattr(writer, f"add_rope_scaling_{name}")(value)
+
+    return add
+
+
+@pytest.mark.parametrize("betas", [{}, dict(yarn_beta_fast=8.0, yarn_beta_slow=2.0)])
+def test_yarns_waves_are_the_files(tmp_path, betas):
+    found = read(rope(tmp_path, yarn(**betas, yarn_ext_factor=1.0))["rope_scaling"] | dict(rope_theta=1e4), {}).scaling
+    assert found == YarnScaling(8.0, 64, *betas.values())
+
+
+def test_an_old_files_linear_scaling_is_read(tmp_path):
+    def old(writer: Any) -> None:
+        writer.add_float32("llama.rope.scale_linear", 4.0)
+
+    assert rope(tmp_path, old)["rope_scaling"] == dict(rope_type="linear", factor=4.0)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +264,10 @@ def yarn(writer: Any) -> None:
             lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE),
             "rope.scaling.type='longrope', which is not",
         ),
-        (yarn, r"llama\.rope\.scaling\.attn_factor=1\.5, which is not covered: it must be 1"),
+        (yarn(attn_factors=1.5), r"llama\.rope\.scaling\.attn_factor=1\.5, which is not covered: it must be 1"),
+        (yarn(yarn_attn_factor=1.5), "yarn_attn_factor=1.5, which is not covered: it must be 1"),
+        (yarn(yarn_ext_factor=0.5), "yarn_ext_factor=0.5, which is not covered: it must be 1"),
+        (yarn(yarn_log_mul=0.1), "yarn_log_multiplier=0.1, which is not covered: it must be 0"),
     ],
 )
 def test_what_is_not_covered_is_refused(tmp_path, add, message):
