@@ -63,23 +63,25 @@ class Dropless(Dispatch):
 
 @dataclasses.dataclass(frozen=True)
 class Capacity(Dispatch):
-    """An expert has room for C = `factor` x T x k / E tokens of each row; who finds none passes by, in the residual.
+    """An expert has room for `factor` x T x k / E of a row's T tokens; who finds none passes by, in the residual.
 
-    Earlier tokens go first, so that no token depends on a later one. In a step of generation a row has one token, which
+    Padding counts for nothing: a row is the same however long those beside it are. Earlier tokens go first, so that
+    which find room does not depend on later ones, though how much room there is does. In a step of generation a row has one token, which
     always finds room: there may be drops in training that generation has not.
     """
 
     factor: Positive = 1.25
 
     def room(self, tokens: int, top_k: int, experts: int) -> int:
-        """C, of so many tokens a row."""
+        """For a row of so many tokens."""
         return min(tokens, max(1, math.ceil(self.factor * tokens * top_k / experts)))
 
     def __call__(self, x_BTD, choice, experts):
-        room = self.room(x_BTD.shape[1], choice.top_k, choice.chosen_BTE.shape[-1])
+        rooms = [self.room(n, choice.top_k, choice.chosen_BTE.shape[-1]) for n in range(x_BTD.shape[1] + 1)]
+        room_B11 = jnp.asarray(rooms)[choice.chosen_BTE.any(-1).sum(1)][:, None, None]
         before_BTE = jnp.cumsum(choice.chosen_BTE, axis=1, dtype=jnp.int32) - 1  # in the queue, where chosen
-        kept_BTE = choice.chosen_BTE & (before_BTE < room)
-        place_BTEC = jax.nn.one_hot(jnp.where(kept_BTE, before_BTE, -1), room, dtype=x_BTD.dtype)  # -1: a row of zeros
+        kept_BTE = choice.chosen_BTE & (before_BTE < room_B11)
+        place_BTEC = jax.nn.one_hot(jnp.where(kept_BTE, before_BTE, -1), rooms[-1], dtype=x_BTD.dtype)  # -1: a row of zeros
         x_EBCD = contract("BTEC,BTD->EBCD", place_BTEC, x_BTD).astype(x_BTD.dtype)
         y_EBCD = experts(shard(x_EBCD, "EBCD"), "EBC", "EBC", "EBC", None)
         weighted_BTEC = place_BTEC * choice.weight_BTE[..., None].astype(x_BTD.dtype)

@@ -134,6 +134,19 @@ def test_with_room_for_all_nothing_is_dropped_and_the_forms_agree(params):
     assert Capacity(0.1).room(4, 1, 8) == 1 and Capacity(99.0).room(4, 1, 8) == 4
 
 
+def test_a_row_does_not_depend_on_how_long_others_are(params):
+    """Padded to the length of another, on either side, it drops the same and says the same."""
+    layer, row = LAYER.clone(dispatch=Capacity(0.5)), X[:1, :4]
+    alone, said, _ = run(layer, params, row)
+    assert 0 < said["dropped"][0] < 1
+    for before, after in ((0, 6), (6, 0)):
+        padded = np.pad(row, ((0, 0), (before, after), (0, 0)))
+        segment = np.pad(np.zeros((1, 4), np.int32), ((0, 0), (before, after)), constant_values=-1)
+        y, also, _ = run(layer, params, padded, Tokens(jnp.zeros((1, T), jnp.int32), jnp.asarray(segment)))
+        np.testing.assert_allclose(y[:, before : T - after], alone, atol=1e-6)
+        np.testing.assert_allclose(also["dropped"], said["dropped"])
+
+
 def test_no_token_depends_on_a_later_one(params):
     layer = LAYER.clone(dispatch=Capacity(0.5))
     whole, _, _ = run(layer, params, X)
