@@ -23,8 +23,10 @@ from llm_jax.layers.positions import (
 THETA = 10_000.0
 
 
-def rope(config: Config, theta: float = THETA) -> Rope:
+def rope(config: Config, theta: float = THETA, partly: bool = False) -> Rope:
     """The positions of a model whose layers all have the same ones; `theta` where config.json names none.
+
+    `partly` is whether the family turns as much of a head as partial_rotary_factor says, or (of most) all of it.
 
     Raises:
       InputError: as `read`.
@@ -34,20 +36,24 @@ def rope(config: Config, theta: float = THETA) -> Rope:
     above = dict(
         rope_theta=config.get("rope_theta") or theta, partial_rotary_factor=1.0 if partial is None else partial
     )
-    return read({name: value for name, value in above.items() if parameters.get(name) is None} | parameters, config)
+    given = {name: value for name, value in above.items() if parameters.get(name) is None} | parameters
+    return read(given, config, partly)
 
 
-def read(parameters: Mapping[str, Any], config: Config) -> Rope:
+def read(parameters: Mapping[str, Any], config: Config, partly: bool = False) -> Rope:
     """The positions from their own settings in config.json.
 
     Raises:
-      InputError: they are scaled in a way that we do not have.
+      InputError: they are scaled in a way that we do not have, or turn a part of each head where the family does not.
     """
+    share = parameters.get("partial_rotary_factor") or 1.0
+    if share != 1.0 and not partly:
+        raise InputError(f"config.json has partial_rotary_factor={share}, which is not covered in this family")
     if nested := [name for name, value in parameters.items() if isinstance(value, Mapping)]:
         raise InputError(f"config.json has rope_parameters for {nested[0]} alone, which is not covered in this family")
     name = parameters.get("rope_type") or parameters.get("type") or "default"
     scaling = lookup(SCALINGS, name, "rope_type")(parameters, config)
-    return Rope(float(need(parameters, "rope_theta")), scaling, float(parameters.get("partial_rotary_factor") or 1.0))
+    return Rope(float(need(parameters, "rope_theta")), scaling, float(share))
 
 
 def written(positions: Rope) -> dict[str, Any]:

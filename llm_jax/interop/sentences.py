@@ -1,7 +1,7 @@
 """What the `sentence-transformers` package writes beside an encoder: how its vectors become one for a text.
 
 `modules.json` lists the steps, `1_Pooling/config.json` says which vector is taken, and `sentence_bert_config.json` how
-long a text may be.
+long a text may be. What the package would do to a text before it is tokenised is refused.
 """
 
 from __future__ import annotations
@@ -40,8 +40,15 @@ def sentence_encoder(encoder: Encoder, folder: Path) -> Encoder:
         said = " and ".join(chosen) or "of no mode"
         raise InputError(f"the pooling {said} is not covered: it may be one of {', '.join(MODES)}")
     pooling: Pooling = MODES[chosen[0]]
-    length = folder / "sentence_bert_config.json"
-    most = _read(length).get("max_seq_length") if length.is_file() else None
+    reading = _optional(folder / "sentence_bert_config.json")
+    if reading.get("do_lower_case"):
+        raise InputError("sentence_bert_config.json has do_lower_case=true, which is not covered: it must be false")
+    if (prompt := _optional(folder / "config_sentence_transformers.json").get("default_prompt_name")) is not None:
+        raise InputError(
+            f"config_sentence_transformers.json has default_prompt_name={prompt!r}, a text before every text, which is "
+            "not covered: take it out, and write that text yourself"
+        )
+    most = reading.get("max_seq_length")
     return encoder.clone(
         pooling=Normalized(pooling) if len(kinds) == 3 else pooling, context=most or encoder.context, head=None
     )
@@ -68,6 +75,10 @@ def sentence_files(encoder: Encoder) -> dict[str, str]:
         "sentence_bert_config.json": dict(max_seq_length=encoder.limit(), do_lower_case=False),
     }
     return {path: json.dumps(content, indent=2) for path, content in written.items()}
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return _read(path) if path.is_file() else {}
 
 
 def _read(path: Path) -> Any:

@@ -66,8 +66,8 @@ class Capacity(Dispatch):
     """An expert has room for `factor` x T x k / E of a row's T tokens; who finds none passes by, in the residual.
 
     Padding counts for nothing: a row is the same however long those beside it are. Earlier tokens go first, so that
-    which find room does not depend on later ones, though how much room there is does. In a step of generation a row has one token, which
-    always finds room: there may be drops in training that generation has not.
+    how much room there is depends on later ones, but not who finds it first. In a step of generation a row has one
+    token, which always finds room: there may be drops in training that generation has not.
     """
 
     factor: Positive = 1.25
@@ -81,7 +81,8 @@ class Capacity(Dispatch):
         room_B11 = jnp.asarray(rooms)[choice.chosen_BTE.any(-1).sum(1)][:, None, None]
         before_BTE = jnp.cumsum(choice.chosen_BTE, axis=1, dtype=jnp.int32) - 1  # in the queue, where chosen
         kept_BTE = choice.chosen_BTE & (before_BTE < room_B11)
-        place_BTEC = jax.nn.one_hot(jnp.where(kept_BTE, before_BTE, -1), rooms[-1], dtype=x_BTD.dtype)  # -1: a row of zeros
+        place_BTE = jnp.where(kept_BTE, before_BTE, -1)  # -1: a row of zeros
+        place_BTEC = jax.nn.one_hot(place_BTE, rooms[-1], dtype=x_BTD.dtype)
         x_EBCD = contract("BTEC,BTD->EBCD", place_BTEC, x_BTD).astype(x_BTD.dtype)
         y_EBCD = experts(shard(x_EBCD, "EBCD"), "EBC", "EBC", "EBC", None)
         weighted_BTEC = place_BTEC * choice.weight_BTE[..., None].astype(x_BTD.dtype)

@@ -192,6 +192,9 @@ class Translator(Generator):
         """What the model makes of source ids [B, S], for `__call__`'s `source`."""
         raise NotImplementedError
 
+    def all_scores(self, tokens_BT):
+        raise InputError(f"a {type(self).__name__} scores a text only beside its source: generate from one, or eval")
+
     def predict(self, batch, dropout_key):
         if "source_BS" not in batch:
             raise InputError(f"a {type(self).__name__} needs sources: set data.presentation=SourceAndTarget()")

@@ -14,7 +14,11 @@ from llm_jax.core.quantized import is_quantized
 
 @dataclasses.dataclass(frozen=True)
 class Precision(Part):
-    """The step casts the parameters to `compute` once; gradients are summed in float32."""
+    """The step casts the parameters to `compute` once; gradients are summed in float32.
+
+    Off the CPU, JAX multiplies float32 matrices in fewer bits (TF32 on a GPU, bfloat16 on a TPU), and sums in float32;
+    `JAX_DEFAULT_MATMUL_PRECISION=highest` takes all of them, which is slower.
+    """
 
     compute: Literal["float32", "bfloat16"] = "float32"
 

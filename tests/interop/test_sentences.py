@@ -47,6 +47,14 @@ def test_what_is_not_covered_is_refused(tmp_path):
         sentence_files(encoder().clone(pooling=Pooler()))
     files = sentence_files(encoder().clone(pooling=Mean()))
     write(tmp_path, files)
+    for name, content in (
+        ("sentence_bert_config.json", dict(do_lower_case=True)),
+        ("config_sentence_transformers.json", dict(prompts=dict(query="query: "), default_prompt_name="query")),
+    ):
+        (tmp_path / name).write_text(json.dumps(content))
+        with pytest.raises(InputError, match=rf"{name} has d.* which is\s+not covered"):
+            sentence_encoder(encoder(), tmp_path)
+        (tmp_path / name).write_text("{}")
     (tmp_path / "1_Pooling/config.json").write_text(json.dumps(dict(pooling_mode_max_tokens=True)))
     with pytest.raises(InputError, match="the pooling pooling_mode_max_tokens is not covered"):
         sentence_encoder(encoder(), tmp_path)

@@ -103,6 +103,10 @@ def test_layers_are_the_shortest_pattern_that_repeats():
         ("llama", dict(rope_scaling=dict(type="yarn", factor=2, mscale=1, mscale_all_dim=0.5)), "of mscale=1 and"),
         ("llama", dict(rope_scaling=dict(type="yarn", factor=2, truncate=False)), "truncate=false"),
         ("llama", dict(partial_rotary_factor=0.5), "partial_rotary_factor=0.5, which is not covered"),
+        *(
+            (family, dict(rope_parameters=dict(rope_theta=1e4, partial_rotary_factor=0.5)), "partial_rotary_factor=0.5")
+            for family in ("llama", "mistral", "qwen3", "gemma")
+        ),
         ("llama", dict(tie_word_embeddings="yes"), "tie_word_embeddings='yes', which is not covered"),
         ("llama", dict(vocab_size="many"), "model.embed.vocabulary must be a whole number"),
         ("qwen2", dict(layer_types=["sliding_attention"] * 6), "layers of sliding_attention, but no sliding_window"),

@@ -176,3 +176,5 @@ def test_what_is_not_given_is_asked_for():
         model.opening()
     with pytest.raises(InputError, match=r"RecurrentEncoderDecoder needs sources: set data.presentation"):
         model.apply({}, {"tokens_BT": TARGET}, None, method="predict")
+    with pytest.raises(InputError, match=r"RecurrentEncoderDecoder scores a text only beside its source: generate"):
+        model.apply({}, TARGET, method="all_scores")

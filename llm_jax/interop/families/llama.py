@@ -12,7 +12,6 @@ from llm_jax.models.model import Model
 
 
 def model(config: Config) -> Decoder:
-    setting(config, "partial_rotary_factor", None, 1.0)
     setting(config, "rope_interleaved", None, False)
     norm = RMSNorm(float(config.get("rms_norm_eps", 1e-6)))
     bias = setting(config, "attention_bias", True, False, default=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llm_jax.interop import decoders, rotary
-from llm_jax.interop.family import Config, Family, activation, gated, need, setting
+from llm_jax.interop.family import Config, Family, activation, gated, need
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.norms import RMSNorm
@@ -14,7 +14,6 @@ WINDOW = 4096  # where config.json does not say
 
 
 def model(config: Config) -> Decoder:
-    setting(config, "partial_rotary_factor", None, 1.0)
     norm = RMSNorm(float(config.get("rms_norm_eps", 1e-6)))
     mask = decoders.mask_of(config.get("sliding_window", WINDOW))
     ffn = gated(need(config, "intermediate_size"), activation(config, "hidden_act", "silu"))

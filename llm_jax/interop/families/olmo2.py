@@ -14,7 +14,6 @@ from llm_jax.models.model import Model
 
 
 def model(config: Config) -> Decoder:
-    setting(config, "partial_rotary_factor", None, 1.0)
     norm = RMSNorm(float(config.get("rms_norm_eps", 1e-5)))
     bias = setting(config, "attention_bias", True, False, default=False)
     attention = Attention(**decoders.heads(config), bias=bias, out_bias=bias, norm=norm, norm_over="heads")

@@ -20,7 +20,7 @@ QKV = ("KGH", "KH", "KH")
 
 def model(config: Config) -> Decoder:
     norm = RMSNorm(float(config.get("rms_norm_eps", 1e-5)))
-    positions = rotary.rope(config)
+    positions = rotary.rope(config, partly=True)
     if not isinstance(positions.scaling, LongRopeScaling | None):
         raise InputError("config.json has a rope_scaling, but of this family only longrope, or none, is covered")
     mask = decoders.mask_of(config.get("sliding_window"))

@@ -32,7 +32,6 @@ def _dense(config: Config) -> FeedForward:
 
 
 def _model(config: Config, attention: dict[str, Any], ffn: FeedForward) -> Decoder:
-    setting(config, "partial_rotary_factor", None, 1.0)
     norm = RMSNorm(float(config.get("rms_norm_eps", 1e-6)))
     blocks = [
         Block(Attention(**decoders.heads(config) | attention, mask=decoders.mask_of(window)), ffn, norm)

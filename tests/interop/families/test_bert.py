@@ -15,7 +15,7 @@ import transformers
 
 from llm_jax.core.tables import InputError
 from llm_jax.interop.checkpoint import open_source
-from llm_jax.interop.exports import family_for
+from llm_jax.interop.exports import family_for, write
 from llm_jax.interop.families.bert import BERT, ROBERTA
 from llm_jax.interop.imports import model_of, read
 from llm_jax.layers.norms import RMSNorm
@@ -102,6 +102,17 @@ def test_what_is_not_covered_is_refused(tmp_path):
     model, params = imported(BERT, config, tensors)
     with pytest.raises(InputError, match=r"model\.norm=RMSNorm\(.*cannot be written for this family, which has NoNorm"):
         exported(BERT, model.clone(norm=RMSNorm()), params)
+
+
+def test_positions_that_a_tokenizer_would_shift_are_not_written(tmp_path):
+    """RoBERTa's positions leave out its padding token, which must be the tokenizer's padding."""
+    settings = dict(num_attention_heads=2, hidden_size=8, type_vocab_size=1)
+    config, tensors = saved(theirs_of("RobertaModel", 0, **settings), tmp_path)
+    model, params = imported(ROBERTA, config, tensors)
+    write(model, params, tmp_path / "same", dict(pad_token_id=1), likely="roberta")
+    for pad in (0, None):
+        with pytest.raises(InputError, match="without the token 1, which is not this tokenizer's padding"):
+            write(model, params, tmp_path / "other", dict(pad_token_id=pad), likely="roberta")
 
 
 def test_a_sentence_model_has_no_use_for_the_pooler(tmp_path):
