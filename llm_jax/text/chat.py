@@ -151,7 +151,7 @@ class Jinja(ChatTemplate):
         Raises:
           InputError: the tokenizer lacks a special token, the template refuses the conversation, or has no place for
             its tools or their calls, or (but for a `reply`) it rewrites what the assistant says, so that what is to be
-            learnt cannot be told.
+            learnt cannot be told, or writes calls in a form in which `Message.reply` would not read them.
         """
         special = {name: i for name, i in tokenizer.special.items() if name not in ROLE_NAMES}
         for name in self.needs:
@@ -167,7 +167,7 @@ class Jinja(ChatTemplate):
         written = jinja.write(self.source, said, reply, variables, described)
         for turn in reversed([turn for turn, message in enumerate(messages) if message.calls]):
             before = None if reply else jinja.write(self.source, said[:turn], True, variables, described)
-            written = guard.calling(written, turn, before)
+            written = guard.calling(written, turn, messages[turn].calls, before)
         ids: list[int] = []
         learn: list[bool] = []
         run = _Run()
