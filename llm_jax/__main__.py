@@ -99,6 +99,7 @@ def train(name: str) -> None:
 
 
 def evaluate() -> None:
+    from llm_jax.training.check import check_openings
     from llm_jax.training.evaluation import evaluate as measure
     from llm_jax.training.finished import Finished
     from llm_jax.training.inherit import equip
@@ -107,6 +108,7 @@ def evaluate() -> None:
 
     program, tokenizer, params = restore(_workdir(), _assignments(), _modules(), FLAGS.checkpoint)
     experiment: Any = program.experiment
+    check_openings(experiment)
     experiment.objective.check(experiment.model, experiment.data.documents("validation"))
     for metric, value in measure(program, params, experiment.data.evaluation(tokenizer)).items():
         print(f"{metric:16} {value:.6f}")

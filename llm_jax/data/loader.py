@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -246,6 +246,14 @@ def _end_with_parent(*_: int) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def interleaved(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Which component, and which of its rows, comes when all rows of each come once, evenly spread."""
+    count_C = np.array(counts)
+    component, number = np.repeat(np.arange(len(count_C)), count_C), ramps(count_C)
+    even = np.argsort((number + 0.5) / count_C[component], kind="stable")
+    return component[even], number[even]
+
+
 @dataclasses.dataclass
 class Evaluation:
     """Every row of a split once, the corpora of a mixture evenly interleaved, so that a limit cuts all of them alike.
@@ -264,10 +272,7 @@ class Evaluation:
         return batches if self.limit is None else min(batches, self.limit)
 
     def __iter__(self) -> Iterator[Batch]:
-        counts = np.array([rows.count for rows in self.filler.components])
-        component, number = np.repeat(np.arange(len(counts)), counts), ramps(counts)
-        even = np.argsort((number + 0.5) / counts[component], kind="stable")
-        component, number = component[even], number[even]
+        component, number = interleaved([rows.count for rows in self.filler.components])
         share = self.batch // self.processes
         for i in range(len(self)):
             begin = i * self.batch + self.process * share

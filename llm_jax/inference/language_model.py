@@ -151,7 +151,7 @@ class LanguageModel:
         if len(kept) < len(messages) and not self._warned:
             self._warned = True
             self.warn(f"the conversation outgrew the context of {self.context} tokens: its oldest turns are left out")
-        ids, _ = self.template.render(self.tokenizer, kept, reply=True, tools=tools)
+        ids, _ = self.template.render(self.tokenizer, kept, reply=True, tools=tools, live=True)
         writer = Writer(self.tokenizer.stream(), _stop_strings(stop))
         return _pieces(self._begin([ids], max_tokens, sampling, seed), writer)
 
@@ -173,7 +173,7 @@ class LanguageModel:
         length = 0
         for first in (system, *(at for at in range(system + 1, len(messages)) if messages[at].role == "user")):
             kept = messages[:system] + messages[first:]
-            length = len(self.template.render(self.tokenizer, kept, reply=True, tools=tools)[0])
+            length = len(self.template.render(self.tokenizer, kept, reply=True, tools=tools, live=True)[0])
             if length + room <= self.context:
                 return kept
         raise InputError(

@@ -155,7 +155,8 @@ def tell(source: Source) -> None:
 def experiment_of(source: Source, template: ChatTemplate) -> Experiment:
     """What the folder of an imported model says that it is; its name is that of the family."""
     model = model_in(source)
-    context = model.limit() or ROW
+    opening = (model.opening() if isinstance(model, Generator) else None) or ()
+    context = (model.limit() or ROW) - len(opening[1:])  # rows of data have a place for the first of them
     rendering = rendering_of(source, model, template)
     data, objective = Data(Conversations(), min(context, ROW), batch=8, rendering=rendering), NextToken()
     verses = dict(source=Verses(), packing=One("truncate"), rendering=dataclasses.replace(rendering, learn="answers"))

@@ -21,8 +21,8 @@ class EncoderDecoder(Translator):
 
     Both sides share `embed`. The decoder's blocks need `cross`. Generation begins a target with the token `start`.
     `context` is the target's and `source_context` the source's. 0, and None for `start`, stand for what the data has,
-    filled in when a run begins. With `forced`, every text that is generated goes on with that token whatever its score
-    (BART's `bos`, a language); targets of training follow `start` alone.
+    filled in when a run begins. With `forced`, every text goes on with that token whatever its score (BART's `bos`, a
+    language): it stands before what is generated and before targets, and is itself never a target.
     """
 
     embed: Embed
@@ -87,7 +87,8 @@ class EncoderDecoder(Translator):
         return {**params, **sides}
 
     def filled(self, vocabulary, context, source=0, start=None):
-        check_length(self.decoder.positions, max(context, self.context), "model.decoder.positions")
+        opened = context + (self.forced is not None)  # a row of the data has a place for `start` alone
+        check_length(self.decoder.positions, max(opened, self.context), "model.decoder.positions")
         check_length(self.encoder.positions, max(source, self.source_context), "model.encoder.positions")
         return replace(
             self, embed=fit_vocabulary(self.embed, vocabulary), context=self.context or context,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -202,11 +202,18 @@ class Translator(Generator):
         source = self.encode(batch["source_BS"], Tokens(batch["source_position_BS"], batch["source_segment_BS"]), first)
         at = Tokens(batch["position_BT"], batch["segment_BT"])
         begins_BT = (at.position_BT == 0) & (at.segment_BT >= 0)
-        tokens_BT = jnp.where(begins_BT, self.opening()[0], batch["tokens_BT"])
-        call: Any = self
-        return call(tokens_BT, at, dropout_key=second, source=source)[0]
+        *before, last = self.opening()
+        tokens_BT, call = jnp.where(begins_BT, last, batch["tokens_BT"]), cast(Any, self)
+        if not before:
+            return call(tokens_BT, at, dropout_key=second, source=source)[0]
+        (first,) = before  # a row has one text (`check_openings`), and no place for what precedes its first token
+        left = ((0, 0), (1, 0))
+        tokens_BT = jnp.pad(tokens_BT, left, constant_values=first)
+        at = Tokens(jnp.pad(at.position_BT + 1, left), jnp.pad(at.segment_BT, left, "edge"))
+        x_BTD, _ = call.hidden(tokens_BT, at, dropout_key=second, source=source)
+        return self.score(x_BTD[:, 1:])
 
-    def opening(self):
+    def opening(self) -> tuple[int, ...]:
         start = vars(self)["start"]
         if start is None:
             raise InputError("model.start is not filled in: set it, or let a run take it from its tokenizer")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -91,12 +92,15 @@ class ChatTemplate(Part):
         return tokenizer if end is None or end in tokenizer.ends else tokenizer.having(ends=(end,))
 
     def render(
-        self, tokenizer: Tokenizer, messages: Sequence[Message], reply: bool = False, tools: Sequence[str] = ()
-    ) -> tuple[list[int], list[bool]]:
+        self, tokenizer: Tokenizer, messages: Sequence[Message], reply: bool = False, tools: Sequence[str] = (),
+        live: bool = False,
+    ) -> tuple[list[int], list[bool]]:  # fmt: skip
         """The tokens, and which of them are to be learnt: the assistant's texts and the `end_of_turn` after each.
 
         With `reply` the assistant's role token comes last, for a model to go on from. Each of `tools` is a JSON object
-        that describes one (as in OpenAI's interface).
+        that describes one (as in OpenAI's interface). A conversation that is `live` is held now: where a template
+        writes the date, that is today's; in data it is always the same, so that a run sees the same tokens when it goes
+        on tomorrow, and again where the cache is gone.
 
         Raises:
           InputError: the tokenizer lacks one of the special tokens.
@@ -144,14 +148,15 @@ class Jinja(ChatTemplate):
         return self.needs
 
     def render(
-        self, tokenizer: Tokenizer, messages: Sequence[Message], reply: bool = False, tools: Sequence[str] = ()
-    ) -> tuple[list[int], list[bool]]:
+        self, tokenizer: Tokenizer, messages: Sequence[Message], reply: bool = False, tools: Sequence[str] = (),
+        live: bool = False,
+    ) -> tuple[list[int], list[bool]]:  # fmt: skip
         """As `ChatTemplate.render`.
 
         Raises:
           InputError: the tokenizer lacks a special token, the template refuses the conversation, or has no place for
             its tools or their calls, or (but for a `reply`) it rewrites what the assistant says, so that what is to be
-            learnt cannot be told.
+            learnt cannot be told, or writes calls in a form in which `Message.reply` would not read them.
         """
         special = {name: i for name, i in tokenizer.special.items() if name not in ROLE_NAMES}
         for name in self.needs:
@@ -164,10 +169,11 @@ class Jinja(ChatTemplate):
             for name in ("bos", "eos", "pad", "unk", "mask")
             if name in tokenizer.special
         }
-        written = jinja.write(self.source, said, reply, variables, described)
+        today = datetime.datetime.now() if live else jinja.DATE
+        written = jinja.write(self.source, said, reply, variables, described, today)
         for turn in reversed([turn for turn, message in enumerate(messages) if message.calls]):
-            before = None if reply else jinja.write(self.source, said[:turn], True, variables, described)
-            written = guard.calling(written, turn, before)
+            before = None if reply else jinja.write(self.source, said[:turn], True, variables, described, today)
+            written = guard.calling(written, turn, messages[turn].calls, before)
         ids: list[int] = []
         learn: list[bool] = []
         run = _Run()

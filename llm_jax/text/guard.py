@@ -10,10 +10,11 @@ import dataclasses
 import functools
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from llm_jax.core.tables import InputError
+from llm_jax.text.calls import Call, read
 from llm_jax.text.special import SPECIAL
 
 Kind = Literal["text", "token", "begin", "end"]
@@ -71,14 +72,14 @@ class Guard:
         """The name of a tool that is called in a turn."""
         return f"{self._mark(_CALL, turn)}{self._broken(name, True)}{self._mark(_CALL, turn)}"
 
-    def calling(self, written: str, turn: int, before: str | None) -> str:
-        """The same, with marks around what the assistant says in a turn with calls of tools.
+    def calling(self, written: str, turn: int, calls: Sequence[Call], before: str | None) -> str:
+        """The same, with marks around what the assistant says in a turn that ends with these calls of tools.
 
         It begins where `before` ends, which is what is written for a reply in its place (None: no marks are wanted),
         and ends before the first special token after the calls.
 
         Raises:
-          InputError: the calls are not in it, or it does not begin and end so.
+          InputError: the calls are not in it, it does not begin and end so, or they are not read back from it.
         """
         mark = self._mark(_CALL, turn)
         if mark not in written:
@@ -94,6 +95,12 @@ class Guard:
             kind = self._kind(found)
             if found[0] in self._template or kind == _TOKEN:
                 end = found.start()
+                said = "".join(piece.text for piece in self.pieces(written[begin:end]))
+                if read(said)[1][-len(calls) :] != tuple(calls):  # before them, the content may spell another
+                    raise InputError(
+                        "the chat template writes calls of tools in a form that is not read back from what a model "
+                        "says: set data.rendering.template to one that writes them as ChatML() does"
+                    )
                 return f"{written[:begin]}{self._mark(_BEGIN)}{written[begin:end]}{self._mark(_END)}{written[end:]}"
             if kind in (_BEGIN, _BORDER, _CALL):
                 break

@@ -19,10 +19,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llm_jax.core.tables import InputError
 
+DATE = datetime.date(2024, 7, 26)  # what Llama's templates write where nobody knows the date
+
 
 def write(
     source: str, messages: Sequence[Mapping[str, Any]], reply: bool, tokens: Mapping[str, str],
-    tools: Sequence[Any] = (),
+    tools: Sequence[Any] = (), today: datetime.date = DATE,
 ) -> str:  # fmt: skip
     """The conversation as the template writes it.
 
@@ -30,6 +32,7 @@ def write(
       reply: whether to end with what begins the assistant's turn.
       tokens: what `bos_token`, `eos_token` and the like read.
       tools: descriptions of what the assistant may call.
+      today: the date that `strftime_now` writes.
 
     Raises:
       InputError: the template is no Jinja, refuses the conversation, or has no place for the tools.
@@ -40,8 +43,9 @@ def write(
     described = list(tools) or None
     try:
         return template.render(
-            messages=messages, add_generation_prompt=reply, tools=described, documents=None, **tokens
-        )
+            messages=messages, add_generation_prompt=reply, tools=described, documents=None,
+            strftime_now=today.strftime, **tokens,
+        )  # fmt: skip
     except Exception as error:  # what a stranger's program raises has no narrower type
         reason = " ".join(str(error).split())
         raise InputError(f"the chat template cannot write this conversation: {reason}") from None
@@ -65,7 +69,6 @@ def _compiled(source: str) -> jinja2.Template:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
@@ -78,10 +81,6 @@ def _to_json(value: Any, indent: int | None = None, separators: Any = None, sort
 
 def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.datetime.now().strftime(form)
 
 
 # ------------------------------------------------------------------------------------------------- published templates

@@ -1,11 +1,16 @@
-"""Which family each field of an experiment is of, which `Experiment` itself, above them all, cannot say."""
+"""Which family each field of an experiment is of, which `Experiment` itself, above them all, cannot say; and what
+model and data must agree on."""
 
 from __future__ import annotations
 
-from llm_jax.core.parts import conform
+from typing import Any, cast
+
+from llm_jax.core.parts import conform, show
+from llm_jax.core.tables import InputError
+from llm_jax.data.packing import One, Windows
 from llm_jax.data.pipeline import Data
 from llm_jax.experiment import Experiment
-from llm_jax.models.model import Model
+from llm_jax.models.model import Model, Translator
 from llm_jax.objectives.objective import Objective
 from llm_jax.parallel.layout import Layout
 from llm_jax.text.recipes import TokenizerRecipe
@@ -28,3 +33,17 @@ def check_families(experiment: Experiment) -> None:
     """
     for name, family in FAMILIES.items():
         conform(getattr(experiment, name), family, name)
+
+
+def check_openings(experiment: Experiment) -> None:
+    """Nothing, if there is room for what the model writes before a text.
+
+    Raises:
+      InputError: it writes `start` and another token, and several texts may share a row, which has room for one each.
+    """
+    model, data = experiment.model, cast(Any, experiment.data)
+    if isinstance(model, Translator) and len(model.opening()) > 1 and not isinstance(data.packing, One | Windows):
+        raise InputError(
+            f"model.forced={model.opening()[1]} needs a text a row: set data.packing=One(), not "
+            f"{show(data.packing, whole=True)}"
+        )

@@ -16,7 +16,7 @@ from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment
 from llm_jax.parallel.layout import place
 from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
-from llm_jax.training.check import check_families
+from llm_jax.training.check import check_families, check_openings
 from llm_jax.training.checkpoints import Checkpoints
 from llm_jax.training.disk import space_for
 from llm_jax.training.display import Display
@@ -53,6 +53,7 @@ def train(experiment: Experiment, workdir: str | Path) -> TrainState:
         print("reading the data ...", flush=True)
         tokenizer = prepare_tokenizer(experiment, run)
         experiment = fill(experiment, tokenizer)
+        check_openings(experiment)
         program = Program(experiment, _mesh(experiment), tokenizer)
         checkpoints = Checkpoints(
             run.checkpoints, experiment.manifest(), keep_last=experiment.keep_last, keep_best=experiment.keep_best

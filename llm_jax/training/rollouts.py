@@ -15,10 +15,10 @@ import jax
 import numpy as np
 
 from llm_jax.core.files import digest
-from llm_jax.core.parts import Count, Positive, Size, conform
+from llm_jax.core.parts import Count, Positive, Size, conform, show
 from llm_jax.core.spelling import to_json
 from llm_jax.core.tables import InputError
-from llm_jax.data.loader import permuted
+from llm_jax.data.loader import Mixed, interleaved, permuted
 from llm_jax.data.pipeline import Data, SplitName
 from llm_jax.data.presentation import Batch, blank
 from llm_jax.inference.sampling import Sampler, Sampling
@@ -42,8 +42,8 @@ class Rollouts(Data):
     A rollout is `batches` batches of completions, `group` to each prompt, by the weights of that moment; it is trained
     on `updates` times over, in another order each time. Prompts are of examples, or conversations, which the model is
     to end with a reply (one that is there already is left out); those that leave no room for `max_tokens` in `length`
-    are left out. The reward is the sum of `rewards`, parts or plain functions `f(prompts, completions, examples)`, by
-    their `weights` (none: 1 each).
+    are left out. Of a mixture, groups are in proportion to its weights. The reward is the sum of `rewards`, parts or
+    plain functions `f(prompts, completions, examples)`, by their `weights` (none: 1 each).
 
     `unended` is the reward of a completion that did not end in `max_tokens`, whatever `rewards` say of it (None: what
     they say). A reward model reads a text that was cut off as if it had ended there, so that it may be worth something
@@ -82,7 +82,7 @@ class Rollouts(Data):
 
         Raises:
           InputError: there is no prompt with room for an answer, the numbers of completions or of rewards do not fit,
-            or the training has several processes.
+            the training has several processes, or a setting of `Data` is not the default and would change nothing.
         """
         if processes > 1:
             raise InputError(f"rollouts are made in one process, not {processes}: use more devices of one host")
@@ -97,11 +97,11 @@ class Rollouts(Data):
                 f"a rollout of data.batch={self.batch} x data.batches={self.batches} completions is no whole number of "
                 f"groups of data.group={self.group}"
             )
-        self._check_rewards()
+        self._check_settings()
         return RolloutIterator(self, program, tokenizer, seed)
 
     def evaluation(self, tokenizer, *, split="validation", process=0, processes=1) -> Any:
-        self._check_rewards()
+        self._check_settings()
         return HeldOut(self, tokenizer, split)
 
     def blank(self, rows):
@@ -111,23 +111,36 @@ class Rollouts(Data):
         of_rows = ("ended_B", "kl_coefficient_B", "reward_spread_B", "reward_B", *self.reward_names())
         return batch | {name: np.zeros(rows, np.float32) for name in of_rows}
 
-    def prompts(self, split: SplitName, tokenizer: Tokenizer) -> list[Prompt]:
-        """Those of the split that leave room for an answer.
+    def prompts(self, split: SplitName, tokenizer: Tokenizer) -> list[list[Prompt]]:
+        """Those of the split that leave room for an answer, by component of the mixture.
 
         Raises:
-          InputError: none does.
+          InputError: none does, or none of a component that is to be trained on.
         """
-        found = [Prompt.of(document, tokenizer, self.rendering) for document in self.documents(split)]
-        fitting = [prompt for prompt in found if 0 < len(prompt.ids) <= self.length - self.max_tokens]
-        if not fitting:
-            shortest = min(len(prompt.ids) for prompt in found)
-            raise InputError(
-                f"no {split} prompt leaves room for data.max_tokens={self.max_tokens} in data.length={self.length}: "
-                f"the shortest has {shortest} tokens"
-            )
+        self.documents(split)
+        parts = [
+            [Prompt.of(document, tokenizer, self.rendering) for document in part[split]]
+            for part in self._split_documents
+        ]
+        most = self.length - self.max_tokens
+        fitting = [[prompt for prompt in part if 0 < len(prompt.ids) <= most] for part in parts]
+        for (source, _), found, left in zip(self.source.components(), parts, fitting, strict=True):
+            if not left and (split == "train" or not any(fitting)):
+                shortest = min((len(prompt.ids) for prompt in found), default=0)
+                raise InputError(
+                    f"of {len(found)} {split} prompts of {source} none leaves room for data.max_tokens="
+                    f"{self.max_tokens} in data.length={self.length}: the shortest has {shortest} tokens"
+                )
         return fitting
 
-    def _check_rewards(self) -> None:
+    def _check_settings(self) -> None:
+        for field in dataclasses.fields(Data):
+            said = getattr(self, field.name)
+            if field.name in ("packing", "presentation", "workers") and said != field.default:
+                raise InputError(
+                    f"the model itself writes rollouts, a completion a row: leave data.{field.name} at "
+                    f"{show(field.default, whole=True)}, not {show(said, whole=True)}"
+                )
         for reward in self.judges:
             reward.check()
 
@@ -203,9 +216,11 @@ class RolloutIterator(Iterator[Batch]):
         self._seen = 0
         self._coefficient = self._author.policy.first_coefficient()
         self._rollout: Batch | None = None
-        free = dataclasses.replace(data, evaluation_batches=None, workers=0, shown=0, answers=Sampling())
-        written = [json.dumps(to_json(free)), tokenizer.identity, str(seed), json.dumps([p.ids for p in self._prompts])]
-        self._stream = digest(*written)
+        self._mixed = Mixed([weight for _, weight in data.source.components()])
+        free = dataclasses.replace(data, evaluation_batches=None, shown=0, answers=Sampling())
+        ids = [prompt.ids for part in self._prompts for prompt in part]
+        sizes = [json.dumps([len(part) for part in self._prompts])] if len(self._prompts) > 1 else []
+        self._stream = digest(json.dumps(to_json(free)), tokenizer.identity, str(seed), json.dumps(ids), *sizes)
 
     @property
     def _each(self) -> int:
@@ -233,18 +248,22 @@ class RolloutIterator(Iterator[Batch]):
         data = self._data
         rows = data.batch * data.batches
         count = rows // data.group
-        epoch_P, index_P = np.divmod(np.arange(number * count, (number + 1) * count), len(self._prompts))
-        if data.shuffle:
-            for epoch in np.unique(epoch_P):
-                here = epoch_P == epoch
-                index_P[here] = permuted(index_P[here], len(self._prompts), (self._seed, int(epoch)))
-        prompts = [self._prompts[i] for i in np.repeat(index_P, data.group)]
+        groups = zip(*self._mixed(np.arange(number * count, (number + 1) * count)), strict=True)
+        prompts = [prompt for group in groups for prompt in [self._prompt(*group)] * data.group]
         sampler = Sampling(temperature=data.temperature)
         with jax.set_mesh(self._program.mesh):
             key_B = _keys(self._seed, number, rows)
             completions = self._author.write(state.params, state.frozen, prompts, sampler, key_B)
             known = self._author.known(state.params, state.frozen, completions)
         return self._credited(known)
+
+    def _prompt(self, component: int, number: int) -> Prompt:
+        """That of a component's group `number`, epoch after epoch."""
+        prompts = self._prompts[component]
+        epoch, index = divmod(number, len(prompts))
+        if self._data.shuffle:  # the first component's order is that of a source alone: a 0 at the end is no seed
+            (index,) = permuted(np.array([index]), len(prompts), (self._seed, int(epoch), int(component)))
+        return prompts[index]
 
     def _credited(self, known: Batch) -> Batch:
         """With advantages, all in float32."""
@@ -296,7 +315,8 @@ class HeldOut:
 
     @functools.cached_property
     def prompts(self) -> list[Prompt]:
-        found = self.data.prompts(self.split, self.tokenizer)
+        parts = self.data.prompts(self.split, self.tokenizer)
+        found = [parts[part][number] for part, number in zip(*interleaved(list(map(len, parts))), strict=True)]
         limit = self.data.evaluation_batches
         return found if limit is None else found[: limit * self.data.batch]
 

@@ -1,5 +1,6 @@
 """Text in, text out: logits, generation, streaming, replies, forgetting, and parameters spread over devices."""
 
+import datetime
 import logging
 
 import jax
@@ -12,7 +13,7 @@ from llm_jax.inference.language_model import LanguageModel
 from llm_jax.inference.sampling import Sampling
 from llm_jax.parallel.layout import Layout, shardings
 from llm_jax.text.byte_level import byte_level, bytes_first
-from llm_jax.text.chat import ChatTemplate, Message
+from llm_jax.text.chat import ChatTemplate, Jinja, Message
 from llm_jax.text.recipes import Bytes, WordPiece
 from llm_jax.text.tokenizer import Tokenizer
 
@@ -117,6 +118,18 @@ def test_a_reply_goes_on_from_the_rendered_conversation(lm):
     ids, _ = ChatTemplate().render(TOKENIZER, messages, reply=True)
     best = int(lm.logits([ids])[0, -1, : TOKENIZER.vocabulary].argmax())
     assert "".join(lm.reply(messages, max_tokens=1, temperature=0.0)) == TOKENIZER.decode([best])
+
+
+def test_a_reply_knows_the_date_and_what_is_generated_from_data_does_not(lm):
+    def writing(template):
+        return LanguageModel(lm.model, lm.params, TOKENIZER, template=template)
+
+    dated, talk = writing(Jinja("{{ strftime_now('%Y') + ' says:' }}")), Conversation((Message("user", "hi"),))
+    live = "".join(dated.reply(talk.messages, max_tokens=9, temperature=0.0))
+    of_data = dated.generate([talk], max_tokens=9, temperature=0.0)[0]
+    years = (datetime.datetime.now().year, 2024)
+    told = [writing(Jinja(f"{year} says:")).generate([talk], max_tokens=9, temperature=0.0)[0] for year in years]
+    assert [live, of_data] == told and live != of_data
 
 
 def test_a_conversation_is_a_prompt_like_another(lm):

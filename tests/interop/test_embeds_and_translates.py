@@ -18,7 +18,7 @@ from llm_jax.core import parts
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Example, Rendering
 from llm_jax.data.examples import SourceAndTarget
-from llm_jax.data.packing import BestFit, One
+from llm_jax.data.packing import BestFit, One, Packing
 from llm_jax.data.pipeline import Data
 from llm_jax.data.presentation import WithLabel
 from llm_jax.data.sources import JsonLines, Source
@@ -177,37 +177,76 @@ class Pairs(Source):
         return self.documents()
 
 
-def their_loss(folder) -> float:
-    """Of all tokens of the pairs' labels together: each pair alone, so that nothing is padded."""
+@pytest.fixture(scope="module")
+def forcing(published, tmp_path_factory):
+    """A BART whose texts begin with `</s><s>`, here [SEP] and [CLS]: the latter is forced, and begins its labels."""
+    folder = tmp_path_factory.mktemp("bart") / "published"
+    shutil.copytree(published["bert"], folder)
+    vocabulary = len(transformers.AutoTokenizer.from_pretrained(folder))
+    torch.manual_seed(0)
+    shape: dict[str, Any] = dict(
+        vocab_size=vocabulary, d_model=24, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=20, decoder_ffn_dim=20, max_position_embeddings=49, init_std=0.3,
+        pad_token_id=0, bos_token_id=2, eos_token_id=3, decoder_start_token_id=3,
+    )  # fmt: skip
+    model = transformers.BartForConditionalGeneration(transformers.BartConfig(**shape))
+    model.generation_config.forced_bos_token_id, model.generation_config.forced_eos_token_id = 2, None
+    model.save_pretrained(folder)
+    return folder
+
+
+def their_loss(folder, opening: int) -> float:
+    """Of all tokens of the pairs' labels together, but for an opening: each pair alone, so that nothing is padded."""
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
-    model: Any = transformers.T5ForConditionalGeneration.from_pretrained(folder).eval()
-    total, count = 0.0, 0
+    model: Any = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    losses = []
     for pair in Pairs().documents():
         source, labels = (torch.tensor([tokenizer(text).input_ids]) for text in (pair.prompt, pair.answer))
         with torch.no_grad():
-            total += float(model(input_ids=source, labels=labels).loss) * labels.shape[1]
-        count += labels.shape[1]
-    return total / count
+            score_TV = model(input_ids=source, labels=labels).logits[0]
+        losses.append(torch.nn.functional.cross_entropy(score_TV[opening:], labels[0, opening:], reduction="none"))
+    return float(torch.cat(losses).mean())
 
 
-@pytest.mark.parametrize("packing", [One(), BestFit("refuse")], ids=["alone", "packed"])
-def test_training_on_a_translator_begins_targets_as_it_does(translator, packing, tmp_path):
-    """T5 has no `bos`: a target begins with padding. So does its training, loss for loss."""
-    import_model(translator, tmp_path / "run")
-    experiment = llm_jax.get("finetune").override(
+def tuning(imported, packing: Packing) -> Any:
+    return llm_jax.get("finetune").override(
         {
-            "init_from": str(tmp_path / "run"), "report": (), "steps": 1, "log_every": 1, "layout": Layout(data=1),
+            "init_from": str(imported), "report": (), "steps": 1, "log_every": 1, "layout": Layout(data=1),
             "data": Data(
                 Pairs(), length=48, batch=3 if packing == One() else 1, packing=packing,
                 rendering=Rendering(learn="answers"), presentation=SourceAndTarget(48),
             ),
         }
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "opening", "packing"),
+    [("translator", 0, One()), ("translator", 0, BestFit("refuse")), ("forcing", 1, One())],
+    ids=["alone", "packed", "forced"],
+)
+def test_training_on_a_translator_begins_targets_as_it_does(kind, opening, packing, request, tmp_path):
+    """T5 has no `bos`: a target begins with padding. BART's follows `</s><s>`. So does training, loss for loss."""
+    folder = request.getfixturevalue(kind)
+    import_model(folder, tmp_path / "run")
     dry = parts.transform(
         llm_jax.load(tmp_path / "run").model,
         lambda part: parts.replace(part, dropout=0.0) if "dropout" in parts.settings(part) else part,
     )
-    llm_jax.train(experiment.override({"model": dry}), tmp_path / "tuned")
+    llm_jax.train(tuning(tmp_path / "run", packing).override({"model": dry}), tmp_path / "tuned")
     lines = [json.loads(line) for line in (tmp_path / "tuned/metrics.jsonl").read_text().splitlines()]
     (loss,) = [line["loss"] for line in lines if line["split"] == "train"]
-    assert abs(loss - their_loss(translator)) < 1e-4
+    assert abs(loss - their_loss(folder, opening)) < 1e-4
+
+
+def test_a_forced_token_leaves_no_room_for_a_second_text_or_a_full_row(forcing, tmp_path, capsys):
+    import_model(forcing, tmp_path / "run")
+    with pytest.raises(InputError, match=r"model.forced=2 needs a text a row: set data.packing=One\(\)"):
+        llm_jax.train(tuning(tmp_path / "run", BestFit("refuse")), tmp_path / "tuned")
+    packed = ["--set=data.source=Verses(longest=6)", "--set=data.packing=BestFit('refuse')", "--set=layout.data=1"]
+    assert command_line.main(["", "eval", f"--workdir={tmp_path / 'run'}", *packed]) == 2
+    assert "model.forced=2 needs a text a row" in capsys.readouterr().err
+    data: Any = restore(tmp_path / "run")[0].experiment.data
+    assert data.length == 48
+    with pytest.raises(InputError, match="49 positions, fewer than the 50"):
+        llm_jax.train(tuning(tmp_path / "run", One()).override({"data.length": 49}), tmp_path / "full")

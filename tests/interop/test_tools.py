@@ -197,6 +197,23 @@ def test_what_has_no_place_or_no_end_is_refused(made):
     assert forgetful.render(ours, called, reply=True)[0]
 
 
+@pytest.mark.parametrize("name", ["llama3_2", "lfm2_2_5", "qwen3_5_nothink"])
+def test_calls_that_would_not_be_read_back_are_not_learnt(name):
+    template = Jinja((TEMPLATES / f"{name}.jinja").read_text())
+    ours = Bpe(300).train(["ab cd\nabc d " * 20], ("<|eot_id|>", "<|im_end|>"))
+    called = [Message("user", "q"), Message("assistant", "", (Call("f", '{"a": 1}'),))]
+    with pytest.raises(InputError, match=r"a form that is not read back.* writes them as ChatML"):
+        template.render(ours, called)
+    assert "f" in ours.decode(template.render(ours, called, reply=True)[0])
+
+
+def test_calls_after_a_content_that_spells_one_are_learnt(made):
+    ours, template, _ = made["qwen"]
+    called = Message("assistant", Call("g").written(), (Call("f", '{"a": 1.50}'), Call("f")))
+    (said,) = turns(ours, *template.render(ours, [Message("user", "q"), called]))
+    assert Message.reply(said).calls == (Call("g"), *called.calls)
+
+
 @pytest.mark.parametrize("template", [ChatTemplate(), ChatML()], ids=["ours", "chatml"])
 def test_our_templates_are_exported_with_tools(template, made, tmp_path):
     ours = Bpe(300).train(["ab cd\nabc d " * 20]) if type(template) is ChatTemplate else made["qwen"][0]

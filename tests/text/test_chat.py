@@ -1,13 +1,18 @@
 """The chat template: its tokens, its loss mask, and that no content can step out of its turn."""
 
+import datetime
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_jax.core.tables import InputError
-from llm_jax.text import Alpaca, Bytes, Call, ChatTemplate, Jinja, Message, Tokenizer
+from llm_jax.data.documents import Conversation, Rendering
+from llm_jax.text import Alpaca, Bytes, Call, ChatTemplate, Jinja, Message, Tokenizer, chat
 from llm_jax.text.byte_level import byte_level, bytes_first
 from llm_jax.text.special import ROLES
+from llm_jax.training.completions import Prompt
 
 BYTES = Bytes().train([])
 ID = BYTES.special
@@ -100,6 +105,21 @@ def test_alpaca_is_stanford_s(given_input):
     assert again == [*ids, *b"### Instruction:\nMore.\n\n### Response:"]
     led, _ = Alpaca().render(BYTES, [Message("system", "Be kind."), asked], reply=True)
     assert BYTES.decode(led) == f"Be kind.\n\n{prompt[prompt.index('###') :]}"
+
+
+def test_data_has_one_date_and_a_live_conversation_today_s(monkeypatch):
+    """Or a run that goes on after midnight would not find its own tokens again."""
+    template, said = Jinja("{{ strftime_now('%d %b %Y') }}{{ messages[0].content }}"), (Message("user", "."),)
+    written = []
+    for day in (1, 2):
+        now = SimpleNamespace(now=lambda day=day: datetime.datetime(2031, 1, day, 23, 59))
+        monkeypatch.setattr(chat, "datetime", SimpleNamespace(datetime=now))
+        rendering = Rendering(template=template)
+        written += [BYTES.decode(Conversation(said).tokens(BYTES, rendering)[0])]
+        written += [BYTES.decode(Prompt.of(Conversation(said), BYTES, rendering).ids)]
+        written += [BYTES.decode(template.render(BYTES, said, live=True)[0])]
+    once = "26 Jul 2024."
+    assert written == [once, once, "01 Jan 2031.", once, once, "02 Jan 2031."]
 
 
 def test_other_templates_write_an_input_below_the_instruction():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 from typing import Any
@@ -14,6 +15,11 @@ import pytest
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Conversation, Example, Preference, Rendering, Text
 from llm_jax.data.files import JsonLines
+from llm_jax.data.loader import permuted
+from llm_jax.data.noising import Masked
+from llm_jax.data.packing import One
+from llm_jax.data.sources import Mixture, Source
+from llm_jax.data.split import ByHash
 from llm_jax.models.heads import Scorer
 from llm_jax.models.pretrained import Pretrained
 from llm_jax.objectives.policy import Dapo, DrGrpo, Grpo
@@ -39,6 +45,18 @@ class Ones(Reward):
 class Short(Reward):
     def __call__(self, prompts, completions, examples):
         return np.array([-len(text) for text in completions], np.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sums(Source):
+    """`count` prompts that begin with `first`."""
+
+    first: str
+    count: int
+    last: str = "+"
+
+    def documents(self):
+        return (Example(f"{self.first}{i}{self.last}", "A") for i in range(self.count))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +122,7 @@ def test_rows_hold_what_was_drawn(rollout, tokenizer):
 def test_a_completion_without_an_end_is_worth_what_is_said(experiment, tokenizer):
     data = dataclasses.replace(experiment.data, unended=-7.0)
     texts, ended = ["a", "bc", "aa"], np.array([True, False, True])
-    completions = Completions(data.prompts("train", tokenizer)[:3], [[1], [2, 3], [1, 1]], texts, ended)
+    completions = Completions(data.prompts("train", tokenizer)[0][:3], [[1], [2, 3], [1, 1]], texts, ended)
     found = data.judged(completions, data.rewards)
     np.testing.assert_array_equal(found["reward_B"], [1 - 0.5, -7, 2 - 1])
     np.testing.assert_array_equal(found["reward_Ones_0_B"], [1, 1, 2])
@@ -146,6 +164,49 @@ def test_the_state_holds_a_rollout_whose_weights_are_gone(program, state, rollou
     assert not np.array_equal(first.next(state)["targets_BT"], other["targets_BT"]), "the next rollout is another one"
     with pytest.raises(InputError, match="is of other rollouts"):
         made(program, tokenizer, seed=1).restore(first.save())
+
+
+def asked(tokenizer, batch):
+    """The prompt of each row."""
+    before_BT = (batch["segment_BT"] == 0) & (batch["weight_BT"].cumsum(1) == 0)
+    tokens = zip(batch["tokens_BT"], before_BT, batch["targets_BT"], strict=True)
+    return [tokenizer.decode(np.append(row[:1], after[before])) for row, before, after in tokens]
+
+
+def test_a_source_alone_is_drawn_from_as_ever(experiment, rollout, tokenizer):
+    """What runs before there were mixtures have drawn, they draw when they go on."""
+    (fitting,) = experiment.data.prompts("train", tokenizer)
+    wanted = [fitting[i].text for i in permuted(np.arange(4), len(fitting), (0, 0))]
+    assert sorted(asked(tokenizer, rollout[0]) + asked(tokenizer, rollout[1])) == sorted(4 * wanted)
+
+
+def test_prompts_of_a_mixture_are_drawn_by_its_weights(experiment, program, state, tokenizer):
+    """Not by how many there are of each; a state of other weights is of other rollouts."""
+
+    def mixing(*weights):
+        source = Mixture((Sums("a", 60), Sums("b", 20)), weights)
+        data = dataclasses.replace(experiment.data, source=source, group=2, batches=1, updates=1)
+        return data, data.train(tokenizer, seed=3, program=program)
+
+    data, batches = mixing(1.0, 3.0)
+    made = [asked(tokenizer, batches.next(state)) for _ in range(8)]
+    counted = collections.Counter(text for batch in made for text in batch)
+    each = {name: sum(n for text, n in counted.items() if text[0] == name) for name in "ab"}
+    assert each == dict(a=16, b=48) and max(counted.values()) == 4, "24 groups of b are of at most 20 prompts"
+    assert all(sum(text[0] == "b" for text in batch) == 6 for batch in made)
+
+    _, again = mixing(1.0, 3.0)
+    for _ in range(3):
+        again.next(state)
+    saved = json.loads(json.dumps(again.save()))
+    _, resumed = mixing(1.0, 3.0)
+    resumed.restore(saved)
+    assert [asked(tokenizer, resumed.next(state)) for _ in range(2)] == made[3:5]
+    with pytest.raises(InputError, match="is of other rollouts"):
+        mixing(1.0, 1.0)[1].restore(saved)
+
+    held_out = dataclasses.replace(data, split=ByHash(0.5), evaluation_batches=1).evaluation(tokenizer)
+    assert {prompt.text[0] for prompt in held_out.prompts} == {"a", "b"}
 
 
 @pytest.mark.parametrize("objective", [Grpo(), DrGrpo(), Dapo()], ids=["Grpo", "DrGrpo", "Dapo"])
@@ -256,8 +317,18 @@ def test_what_cannot_be_rolled_out_is_refused(experiment, tiny, program, tokeniz
     ):
         with pytest.raises(InputError, match=message):
             dataclasses.replace(data, **changes).train(tokenizer, seed=0, program=program)
+    for name, value in dict(packing=One(), presentation=Masked(), workers=2).items():
+        with pytest.raises(InputError, match=f"leave data.{name} at"):
+            dataclasses.replace(data, **{name: value}).train(tokenizer, seed=0, program=program)
+        with pytest.raises(InputError, match=f"leave data.{name} at"):
+            dataclasses.replace(data, **{name: value}).evaluation(tokenizer)
+    long = dataclasses.replace(data, source=Mixture((data.source, Sums("9", 30, "+" * 9)), (1, 1)))
+    with pytest.raises(InputError, match=r"of \d+ train prompts of Sums.* none leaves room"):
+        long.train(tokenizer, seed=0, program=program)
+    assert len(long.prompts("validation", tokenizer)[1]) == 0 < len(long.evaluation(tokenizer).prompts)
     with pytest.raises(InputError, match="in one process, not 2"):
         data.train(tokenizer, seed=0, processes=2, program=program)
     with pytest.raises(InputError, match=r"Grpo learns from completions: set data=Rollouts"):
         Grpo().prepare(tiny.data, tokenizer)
-    assert all(len(prompt.ids) <= 7 for split in ("train", "validation") for prompt in data.prompts(split, tokenizer))
+    fitting = [prompt for split in ("train", "validation") for prompt in data.prompts(split, tokenizer)[0]]
+    assert all(len(prompt.ids) <= 7 for prompt in fitting)
