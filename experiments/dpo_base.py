@@ -79,7 +79,7 @@ def experiment() -> Experiment:
     return Experiment(
         model=Decoder(Embed(width=64), Stack((block,), repeats=3), Learned(20), LayerNorm()),
         tokenizer=Characters(),
-        data=Data(CarelessSorts(), length=17, batch=64, packing=One(), rendering=Rendering(learn="answers")),
+        data=Data(CarelessSorts(), length=18, batch=64, packing=One(), rendering=Rendering(learn="answers")),
         objective=NextToken(),
         optimizer=AdamW(learning_rate=1e-3, schedule=Cosine(warmup=50)),
         layout=Layout(),

@@ -145,7 +145,7 @@ def whole(
     longer = offsets + np.arange(len(offsets))  # as if each had one token more, which would be the last one's target
     plan = packing.plan(longer, length, rng)
     if isinstance(plan, WindowPlan):
-        return packing.plan(offsets, length, rng)  # windows know no documents
+        return dataclasses.replace(plan, tokens=int(offsets[-1]) + 1)  # windows know no documents: one more in all
     document = np.searchsorted(longer, plan.start, side="right") - 1
     return Plan(plan.start - document, plan.size, plan.first)
 

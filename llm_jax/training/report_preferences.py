@@ -74,6 +74,7 @@ class Rewarded(Report):
             kl = divergence(lm, reference, here, self.batch)
             per_token, per_reply = np.concatenate(kl).mean(), np.mean([kl_T.sum() for kl_T in kl])
             found |= dict(reward_gain=gain_N.mean(), kl=per_token, kl_per_reply=per_reply)
+            found |= dict(reward_gain_low=gain_N.mean() - error, reward_gain_high=gain_N.mean() + error)
             found["reference_reward"] = score_there_N.mean()
             lines += [
                 f"  its reference: {_told(there, score_there_N)}, so a gain of {gain_N.mean():.3f} +- {error:.3f}",

@@ -189,13 +189,30 @@ def test_rows_hold_what_they_promise(name, words):
 
 def test_windows_over_all_documents(words):
     """As T5: rows are full, documents or not; the special tokens between them are text like any other."""
+    bos, eos = SPECIAL["bos"], SPECIAL["eos"]
     made = data(SpanCorruption(), words, packing=Windows(30), length=16, sources=40)
-    row = made.presentation.row(16)
-    batch = next(made.train(TOKENIZER, seed=0))
-    written = (batch["segment_BT"] >= 0).sum(1)
-    assert (row > 40 and (np.sort(written)[-4:] == 16).all()) or written.max() <= 16
-    evaluated = sum((b["source_segment_BS"] >= 0).sum() for b in made.evaluation(TOKENIZER))
-    assert evaluated > 0
+    size = made.presentation.row(16)
+
+    def stream(split):
+        return [i for d in made.documents(split) for i in (bos, *TOKENIZER.encode(d.text()), eos)]
+
+    def rows(batches):
+        for batch in batches:
+            for row in np.flatnonzero((batch["segment_BT"] == 0).any(1)):
+                source = batch["source_BS"][row][batch["source_segment_BS"][row] == 0]
+                target = batch["targets_BT"][row][batch["segment_BT"][row] == 0]
+                text = restored(source, target[:-1])
+                framed = (text[0] == bos) + (text[-1] == eos)
+                assert len(target) == sum(SpanCorruption().counts(len(text) - framed)) + 1 and target[-1] == eos
+                yield text
+
+    evaluated, held_out = list(rows(made.evaluation(TOKENIZER))), stream("validation")
+    assert evaluated == [held_out[i : i + size] for i in range(0, len(held_out), size)] and len(evaluated) > 3
+    learnt = stream("train")
+    epoch = [learnt[i : i + size] for i in range(0, len(learnt) - size + 30, 30)]
+    shown = list(itertools.islice(rows(made.train(TOKENIZER, seed=0)), len(epoch)))
+    assert sorted(shown) == sorted(epoch) and shown != epoch
+    assert sum(len(text) == size and eos in text[:-1] for text in shown) == len(epoch) - 1 and len(epoch) > 5
 
 
 def test_the_room_is_enough_and_no_more():

@@ -109,7 +109,7 @@ REPORTS = {
         ("translate_gru", "translate_gru_attention", "translate_transformer", "translate_few_pairs"), (Bleu(limit=3),)
     ),
     **dict.fromkeys(("denoise_verses", "match_verses"), ()),
-    **dict.fromkeys(("dpo_base", "dpo"), (Rewarded(Sorted(), limit=5, max_tokens=4, show=1),)),
+    **dict.fromkeys(("dpo_base", "dpo"), (Rewarded(Sorted(), limit=5, max_tokens=7, show=1),)),
     **dict.fromkeys(("reward_ratings", "chatbot/reward"), (PairAccuracy(),)),
     "chatbot/align": (Rewarded(Sorted(), limit=5, max_tokens=4, show=1),),
     **dict.fromkeys(("finetune_masked", "spam", "spam_masked_pretraining", "spam_pretrained", "spam_few_labels"), ()),

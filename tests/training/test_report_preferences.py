@@ -1,0 +1,172 @@
+"""What preferences made of a model: rewards, gains and distances computed again one text at a time; pairs by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from llm_jax.core.tables import InputError
+from llm_jax.data.documents import Example, Preference, Rendering, Text
+from llm_jax.data.packing import One
+from llm_jax.data.pipeline import Data
+from llm_jax.data.preferences import Pairs
+from llm_jax.data.sources import Source
+from llm_jax.inference.language_model import LanguageModel
+from llm_jax.layers.attention import Attention
+from llm_jax.layers.block import Block
+from llm_jax.layers.embedding import Embed
+from llm_jax.layers.feedforward import FeedForward
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.heads import Scorer
+from llm_jax.models.stack import Stack
+from llm_jax.objectives.rewards import Reward
+from llm_jax.text.chat import Message
+from llm_jax.text.recipes import Bytes, Characters
+from llm_jax.training.finished import Finished
+from llm_jax.training.intervals import wilson
+from llm_jax.training.precision import Precision
+from llm_jax.training.report_preferences import PairAccuracy, Rewarded
+
+TOKENIZER = Characters().train(["0123456789+="])  # few enough that a model which has learnt nothing ends some texts
+MODEL = Decoder(Embed(8, TOKENIZER.vocabulary), Stack((Block(Attention(1, 1, 8), FeedForward(8)),), 1), context=32)
+TASKS = [Example(f"{i}+{i}=", str(2 * i)) for i in range(12)]
+TOKENS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Varied(Reward):
+    """How many different characters a completion has, by how many are wanted."""
+
+    def __call__(self, prompts, completions, examples: Any):
+        scores = [len(set(c)) / len(e.answer) for c, e in zip(completions, examples, strict=True)]
+        return np.array(scores, np.float64)
+
+
+def drawn(seed: int) -> Any:
+    params = jax.jit(lambda key: nn.meta.unbox(MODEL.begin(key)))(jax.random.key(seed))
+    return jax.tree.map(lambda x: 4 * x, params)
+
+
+@pytest.fixture(scope="module")
+def params() -> dict[str, Any]:
+    return {"own": drawn(0), "reference": drawn(1)}
+
+
+def finished(params: dict[str, Any], documents: list[Any]) -> Finished:
+    data = SimpleNamespace(rendering=Rendering(), documents=lambda split: documents)
+    experiment: Any = SimpleNamespace(model=MODEL, precision=Precision(), data=data)
+    frozen = {"reference": params["reference"]} if "reference" in params else None
+    return Finished(experiment, TOKENIZER, params["own"], frozen)
+
+
+def rewarded(**settings: Any) -> Rewarded:
+    given: dict[str, Any] = dict(max_tokens=TOKENS, batch=5, temperature=0.0) | settings
+    return Rewarded(Varied(), **given)
+
+
+def test_the_numbers_are_those_of_greedy_replies(params):
+    lms = {name: LanguageModel(MODEL, params[name], TOKENIZER) for name in params}
+
+    def scores(name: str, ids: list[int]) -> np.ndarray:
+        padded = np.zeros((1, 16), np.int32)  # to one length: one program is compiled
+        padded[0, : len(ids)] = ids
+        return lms[name].logits(padded)[0, : len(ids)].astype(np.float64)
+
+    reward: dict[str, list[float]] = {name: [] for name in params}
+    size: dict[str, list[int]] = {name: [] for name in params}
+    ended: dict[str, list[bool]] = {name: [] for name in params}
+    kl = []
+    for name in params:
+        for task in TASKS:
+            prompt = [TOKENIZER.special["bos"], *TOKENIZER.encode(task.prompt)]
+            ids = list(prompt)
+            while len(ids) < len(prompt) + TOKENS and ids[-1] not in TOKENIZER.ends:
+                score_V = scores(name, ids)[-1]
+                score_V[sorted(TOKENIZER.beside - TOKENIZER.ends)] = -np.inf
+                ids.append(int(score_V.argmax()))
+            ended[name].append(ids[-1] in TOKENIZER.ends)
+            size[name].append(len(ids) - len(prompt) - ended[name][-1])
+            said = TOKENIZER.decode(ids[len(prompt) :][: size[name][-1]])
+            reward[name].append(len(set(said)) / len(task.answer))
+            if name == "own":  # of every token that it drew, the one that ends a text too
+                here, there = (scipy.special.softmax(scores(m, ids[:-1]), axis=-1) for m in ("own", "reference"))
+                kl.append(scipy.special.rel_entr(here, there).sum(-1)[len(prompt) - 1 :])
+    gain_N = np.array(reward["own"]) - np.array(reward["reference"])
+    error = 1.959964 * gain_N.std(ddof=1) / 12**0.5
+    wanted = dict(
+        reward=np.mean(reward["own"]), reference_reward=np.mean(reward["reference"]), reward_gain=gain_N.mean(),
+        reward_gain_low=gain_N.mean() - error, reward_gain_high=gain_N.mean() + error,
+        reply_tokens=np.mean(size["own"]), truncated=1 - np.mean(ended["own"]),
+        kl=np.concatenate(kl).mean(), kl_per_reply=np.mean([kl_T.sum() for kl_T in kl]),
+    )  # fmt: skip
+    assert 0 < wanted["truncated"] < 1 and len({len(kl_T) for kl_T in kl}) > 1 and wanted["kl"] > 0.1 and error > 0
+    found = rewarded()(finished(params, TASKS))
+    assert found.metrics == pytest.approx(wanted, rel=1e-4)
+    assert f"12 held-out prompts: reward {wanted['reward']:.3f}, {wanted['reply_tokens']:.1f} tokens" in found.lines[0]
+    assert f"{wanted['truncated']:.1%} cut off" in found.lines[0]
+    assert f"{1 - np.mean(ended['reference']):.1%} cut off" in found.lines[1]
+    assert found.lines[1].endswith(f"so a gain of {gain_N.mean():.3f} +- {error:.3f}")
+    assert (
+        found.lines[2] == f"  KL to the reference {wanted['kl']:.4f} nats a token, {wanted['kl_per_reply']:.3f} a reply"
+    )
+
+
+def test_a_model_that_is_its_reference_gains_nothing(params):
+    found = rewarded(temperature=1.0)(finished({"own": params["own"], "reference": params["own"]}, TASKS)).metrics
+    assert (found["reward_gain"], found["reward_gain_low"], found["kl"], found["kl_per_reply"]) == (0, 0, 0, 0)
+    assert found["reward"] == found["reference_reward"] > 0
+
+
+def test_without_a_reference_there_is_no_gain_and_prompts_are_limited(params):
+    alone = finished({"own": params["own"]}, [Text("no prompt"), Example("1+" * 13, "0"), *TASKS])
+    found = rewarded(limit=4, show=1)(alone)
+    assert found.metrics.keys() == {"reward", "reply_tokens", "truncated"}
+    assert found.lines[0].startswith("4 held-out prompts") and found.lines[2].split() == ["prompt", "0+0="]
+    with pytest.raises(InputError, match="leave room for max_tokens=6: there are none"):
+        rewarded()(finished(params, [Text("a"), Example("1+" * 13, "0")]))
+
+
+REPLIES = [  # what was preferred, and what it was compared with
+    ("aab", "b"), ("abc", "bbbb"), ("a", "bb"), ("b", "aa"), ("bbb", "aa"), ("b", "c"), ("ab", "bb"), ("aaa", "aa"),
+    ("cc", "abc"),
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared(Source):
+    def documents(self):
+        return (Preference((Message("user", "?"),), chosen, rejected) for chosen, rejected in REPLIES)
+
+    validation = documents
+
+
+class Counting(Scorer):
+    """Scores a text by how many of its letters are "a"."""
+
+    def reward(self, tokens_BT, at=None, *, dropout_key=None):
+        return (tokens_BT == ord("a")).sum(1).astype(jnp.float32)
+
+
+def test_pairs_are_judged_by_the_scores_of_whole_texts():
+    data = Data(Compared(), length=16, batch=4, packing=One(), presentation=Pairs())
+    told: Any = SimpleNamespace(experiment=SimpleNamespace(model=Counting(MODEL), data=data), params={})
+    told.tokenizer = data.prepare(Bytes())
+    found = PairAccuracy()(told)  # of three batches the last is a pair and padding
+    right, longer = 5, 3 + 2 / 2  # two equal scores are no right judgement; of two texts of a length, either is longer
+    assert found.metrics == pytest.approx(dict(pair_accuracy=right / 9, pair_accuracy_of_length=longer / 9))
+    low, high = wilson(right, 9)
+    assert found.lines == [
+        f"9 held-out pairs: {right / 9:.3f} judged right (95% interval {low:.3f} to {high:.3f}); "
+        f"the longer of two is preferred in {longer / 9:.3f}"
+    ]
+    told.experiment.model = MODEL
+    with pytest.raises(InputError, match="model"):
+        PairAccuracy()(told)
