@@ -29,7 +29,7 @@ class Distillation(Objective):
     in evaluation, correct; of a mixture of experts those of `routing`. Weights are those of NextToken.
 
     Raises:
-      InputError: the model and the teacher have not as many words, or as NextToken.
+      InputError: the model and the teacher have not as many words, or begin texts otherwise; or as NextToken.
     """
 
     likelihood: ClassVar[bool] = False
@@ -44,6 +44,9 @@ class Distillation(Objective):
         conform(self.teacher.model, Generator, "objective.teacher.model")
         if model.words() != (known := self.teacher.model.words()):
             raise InputError(f"the model has {model.words()} words and its teacher {known}: they cannot be compared")
+        begun, begins = (len(each.opening() or ()) for each in (self.teacher.model, model))
+        if begun != begins:  # a teacher that writes more has another need of rows (`check_openings`)
+            raise InputError(f"the teacher begins a text with {begun} tokens of its own and the model with {begins}")
         weight_BT, target_BT = weights(model, batch), batch["targets_BT"]
         predicted: Any = model.apply({"params": params}, batch, key, method="predict", mutable=[ASIDE])
         score_BTV, said = predicted

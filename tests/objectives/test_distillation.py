@@ -109,3 +109,16 @@ def test_the_teacher_is_not_trained_and_has_the_same_words():
     assert not any(np.asarray(g).any() for g in jax.tree.leaves(slope))
     with pytest.raises(InputError, match="the model has 11 words and its teacher 13: they cannot be compared"):
         Distillation(Pretrained("runs/t", decoder(8, 13)))(STUDENT, PARAMS, FROZEN, BATCH, None)
+
+
+class Opening(Decoder):
+    """Begins a text with tokens of its own, as translators do."""
+
+    def opening(self):
+        return 1, 2
+
+
+def test_the_teacher_begins_texts_as_the_model_does():
+    objective = Distillation(Pretrained("runs/t", Opening(TEACHER.embed, TEACHER.stack)))
+    with pytest.raises(InputError, match="the teacher begins a text with 2 tokens of its own and the model with 0"):
+        objective(STUDENT, PARAMS, FROZEN, BATCH, None)
