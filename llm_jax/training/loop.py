@@ -16,6 +16,7 @@ from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment
 from llm_jax.parallel.layout import place
 from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
+from llm_jax.training.author import HeldOut
 from llm_jax.training.check import check_families, check_openings
 from llm_jax.training.checkpoints import Checkpoints
 from llm_jax.training.disk import space_for
@@ -28,7 +29,6 @@ from llm_jax.training.interrupt import Interrupt
 from llm_jax.training.metrics import MetricsLog, append, cut, read
 from llm_jax.training.program import Program, TrainState, fill
 from llm_jax.training.report import findings
-from llm_jax.training.rollouts import HeldOut
 from llm_jax.training.run import Run
 from llm_jax.training.speed import Speed
 
