@@ -32,91 +32,9 @@ from llm_jax.interop.imports import read
 from llm_jax.layers.tokens import PADDING, Tokens
 from llm_jax.parallel.layout import Layout
 
-VOCABULARY, LENGTH, NEW = 61, 14, 6
-BASE: dict[str, Any] = dict(
-    vocab_size=VOCABULARY, hidden_size=30, intermediate_size=22, num_hidden_layers=2, num_attention_heads=3,
-    num_key_value_heads=1, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-)  # fmt: skip
-GPT2 = dict(vocab_size=VOCABULARY, n_embd=30, n_layer=2, n_head=3, n_positions=64, bos_token_id=1, eos_token_id=2)
+from .decoder_cases import CASES, VOCABULARY
 
-
-def rope(kind: str = "default", theta: float = 5000.0, **more: Any) -> dict[str, Any]:
-    return dict(rope_parameters=dict(rope_type=kind, rope_theta=theta, **more))
-
-
-LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
-YARN = dict(factor=4.0, original_max_position_embeddings=16, beta_fast=8.0, beta_slow=2.0)
-EXPERTS = dict(  # sizes that torch can group
-    num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12, hidden_size=32, num_attention_heads=4
-)
-PATTERN = ["sliding_attention", "sliding_attention", "full_attention"]
-TWO_BASES = dict(
-    rope_parameters=dict(
-        full_attention=dict(rope_type="linear", factor=4.0, rope_theta=1e5),
-        sliding_attention=dict(rope_type="default", rope_theta=50.0),
-    )
-)
-
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama-3.1": ("llama", BASE | dict(head_dim=12, num_hidden_layers=3) | rope("llama3", **LLAMA3)),
-    "llama-linear-biases": ("llama", BASE | dict(attention_bias=True, mlp_bias=True) | rope("linear", factor=3.0)),
-    "llama-yarn-tied": ("llama", BASE | dict(tie_word_embeddings=True, num_key_value_heads=3) | rope("yarn", **YARN)),
-    "mistral-window": ("mistral", BASE | dict(head_dim=8, sliding_window=4, num_attention_heads=6, hidden_size=40)),
-    "mistral-whole": ("mistral", BASE | dict(sliding_window=None, hidden_act="gelu")),
-    "mistral-tied-odd": (
-        "mistral", BASE | dict(hidden_size=35, num_attention_heads=5, num_key_value_heads=5, head_dim=14,
-                               sliding_window=6, tie_word_embeddings=True)),
-    "qwen2": ("qwen2", BASE | dict(tie_word_embeddings=True)),
-    "qwen2-upper-windows": (
-        "qwen2", BASE | dict(use_sliding_window=True, sliding_window=4, max_window_layers=1, rms_norm_eps=1e-5)
-    ),
-    "qwen2-linear-odd": ("qwen2", BASE | dict(hidden_size=42, num_attention_heads=7) | rope("linear", factor=2.0)),
-    "qwen3": ("qwen3", BASE | dict(head_dim=12, attention_bias=True)),
-    "qwen3-tied-mix": (
-        "qwen3", BASE | dict(head_dim=8, num_hidden_layers=3, layer_types=PATTERN, use_sliding_window=True,
-                             sliding_window=5, tie_word_embeddings=True)),
-    "qwen3-odd": ("qwen3", BASE | dict(num_attention_heads=5, num_key_value_heads=5, head_dim=6)),
-    "qwen3-experts": ("qwen3_moe", BASE | EXPERTS | dict(norm_topk_prob=True, num_hidden_layers=3)),
-    "qwen3-experts-window": (
-        "qwen3_moe", BASE | EXPERTS | dict(attention_bias=True, use_sliding_window=True, sliding_window=5)),
-    "qwen3-experts-tied": (
-        "qwen3_moe", BASE | EXPERTS | dict(num_experts=5, num_experts_per_tok=3, num_key_value_heads=2, head_dim=6,
-                                           norm_topk_prob=False, tie_word_embeddings=True)),
-    "phi3": ("phi3", BASE | dict(sliding_window=5)),
-    "phi3-partial": (
-        "phi3", BASE | dict(hidden_size=48, num_key_value_heads=3) | rope(partial_rotary_factor=0.5)
-    ),
-    "phi3-tied-odd": (
-        "phi3", BASE | dict(hidden_size=40, num_attention_heads=5, num_key_value_heads=5, tie_word_embeddings=True)),
-    "gemma": ("gemma", BASE | dict(head_dim=12)),
-    "gemma-untied-biases": ("gemma", BASE | dict(head_dim=8, attention_bias=True, tie_word_embeddings=False)),
-    "gemma-odd": ("gemma", BASE | dict(num_attention_heads=5, num_key_value_heads=5, head_dim=6)),
-    "gemma2": (
-        "gemma2", BASE | dict(head_dim=12, sliding_window=4, query_pre_attn_scalar=20, attn_logit_softcapping=2.0,
-                              final_logit_softcapping=3.0)),
-    "gemma2-plain": (
-        "gemma2", BASE | dict(head_dim=8, num_hidden_layers=3, sliding_window=5, query_pre_attn_scalar=8,
-                              attn_logit_softcapping=None, final_logit_softcapping=None, attention_bias=True)),
-    "gemma2-untied-odd": (
-        "gemma2", BASE | dict(num_attention_heads=5, head_dim=10, query_pre_attn_scalar=7, sliding_window=6,
-                              tie_word_embeddings=False)),
-    "gemma3": (
-        "gemma3_text", BASE | dict(head_dim=12, num_hidden_layers=6, sliding_window=4, query_pre_attn_scalar=20)),
-    "gemma3-two-bases": (
-        "gemma3_text", BASE | dict(head_dim=8, num_hidden_layers=3, sliding_window=5, layer_types=PATTERN,
-                                   query_pre_attn_scalar=8, final_logit_softcapping=5.0) | TWO_BASES),
-    "gemma3-untied-odd": (
-        "gemma3_text", BASE | dict(num_key_value_heads=3, head_dim=6, num_hidden_layers=7, sliding_window=6,
-                                   query_pre_attn_scalar=6, attention_bias=True, tie_word_embeddings=False)),
-    "olmo2": ("olmo2", BASE | dict(num_key_value_heads=3, attention_bias=True)),
-    "olmo2-grouped": ("olmo2", BASE | dict(hidden_size=48) | rope("llama3", **LLAMA3)),
-    "olmo2-tied-odd": ("olmo2", BASE | dict(num_attention_heads=5, tie_word_embeddings=True)),
-    "gpt2": ("gpt2", GPT2),
-    "gpt2-odd": ("gpt2", GPT2 | dict(n_embd=35, n_head=5, n_layer=3, n_inner=17, activation_function="gelu")),
-    "gpt2-unscaled": (
-        "gpt2", GPT2 | dict(n_inner=22, scale_attn_weights=False, activation_function="relu",
-                            tie_word_embeddings=False)),
-}  # fmt: skip
+LENGTH, NEW = 14, 6
 VOLATILE = {"_name_or_path", "dtype", "architectures", "transformers_version"}
 UNUSED = {  # settings that are only there to make others by default, or are another name of the same function
     "qwen2": {"max_window_layers"}, "qwen3": {"max_window_layers"}, "qwen3_moe": {"intermediate_size"},
@@ -224,7 +142,7 @@ def test_greedy_text_with_a_cache_is_theirs(name, root):
 
 def test_an_export_is_the_checkpoint_again(case, tmp_path):
     special = {name: getattr(case.config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    write(case.model, case.params, tmp_path, special, likely=case.family, shard=20_000)
+    write(case.model, case.params, tmp_path, special, likely=case.family, shard=4_000)
     assert (tmp_path / "model.safetensors.index.json").exists()
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(again) is type(case.theirs)
