@@ -103,7 +103,8 @@ def drawn(kind: str, number: int) -> dict[str, Any]:
         head_dim=head, hidden_size=groups * group * one([3, 7, 8])
     )  # where heads have a width of their own
     window = dict(sliding_window=one([3, 5, 8]))
-    mix = dict(layer_types=[one(["sliding_attention", "full_attention"]) for _ in range(layers)])
+    kinds = ["sliding_attention", "full_attention"]
+    mix = dict(layer_types=[kinds[0], *(one(kinds) for _ in range(layers - 1))])
     bias = dict(attention_bias=one([True, False]))
     scaled = one([rope("default", 900.0), rope("linear", 2e4, factor=3.0)])
     stretched = one([scaled, rope("llama3", **LLAMA3), rope("yarn", **YARN)])
