@@ -79,7 +79,7 @@ def show(name: str) -> None:
 
 
 def train(name: str) -> None:
-    from llm_jax.data.documents import Conversation
+    from llm_jax.data.documents import Conversation, Preference
     from llm_jax.models.model import Generator
     from llm_jax.training.inherit import inherit
     from llm_jax.training.loop import train as run
@@ -90,7 +90,8 @@ def train(name: str) -> None:
     workdir = _workdir()
     state = run(experiment, workdir)
     if int(state.step) == experiment.steps:
-        talks = any(isinstance(document, Conversation) for document in experiment.data.documents("train")[:1])
+        first = experiment.data.documents("train")[:1]
+        talks = any(isinstance(document, Conversation | Preference) for document in first)
         model = inherit(experiment, workdir).model
         writes = isinstance(model, Generator) and not model.beside()
         again = [_command("chat")] * (talks and writes) + [f"{_command('sample')} --prompt='...'"] * writes

@@ -220,7 +220,8 @@ def describe(declared: Any) -> str:
         return words[declared]
     if isinstance(declared, type) and issubclass(declared, (Part, nn.Module)):
         names = sorted(n for n, c in catalogue().items() if issubclass(c, declared) and c is not declared)
-        return f"a {declared.__name__}" + (f" ({', '.join(names)})" if names and len(names) < 20 else "")
+        article = "an" if declared.__name__[0] in "AEIOU" else "a"
+        return f"{article} {declared.__name__}" + (f" ({', '.join(names)})" if names and len(names) < 20 else "")
     return getattr(declared, "__name__", str(declared))
 
 

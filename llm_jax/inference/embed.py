@@ -1,9 +1,9 @@
-"""One vector for each text, many texts at a time."""
+"""What is made of each text, a vector or the probabilities of classes, many texts at a time."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,14 +14,13 @@ from llm_jax.core.tables import InputError
 from llm_jax.inference.generate import round_up
 from llm_jax.layers.tokens import PADDING, Tokens
 from llm_jax.models.encoder import Encoder
+from llm_jax.models.heads import Classifier
 
 ROWS = 32  # texts read at once
 
 
 def embed(model: Encoder, params: Any, texts: Sequence[Sequence[int]]) -> np.ndarray:
     """float32 [B, D]: what `model.pooling` makes of each text's vectors. Who else is in the batch makes no difference.
-
-    Texts of about one length are read together; shapes are rounded up, so that the next texts compile nothing.
 
     Args:
       params: as a model's `prepared` gives them.
@@ -30,15 +29,29 @@ def embed(model: Encoder, params: Any, texts: Sequence[Sequence[int]]) -> np.nda
     Raises:
       InputError: a text is empty, or longer than the model reads.
     """
-    most = model.limit()
+    return _read(functools.partial(_embed, model, params), model.limit(), model.embed.width, texts)
+
+
+def classify(model: Classifier, params: Any, texts: Sequence[Sequence[int]]) -> np.ndarray:
+    """float32 [B, O]: how probable each class is, of each text. Arguments and errors are those of `embed`."""
+    return _read(functools.partial(_classify, model, params), model.limit(), model.classes, texts)
+
+
+def _read(
+    run: Callable[[Any, Any], jax.Array], most: int | None, width: int, texts: Sequence[Sequence[int]]
+) -> np.ndarray:
+    """[B, width]: `run` of ids [B, T], and of which are real, a few texts of about one length at a time.
+
+    Shapes are rounded up, so that the next texts compile nothing.
+    """
     for row, text in enumerate(texts):
         if not text:
-            raise InputError(f"text {row} is empty: there is nothing to embed")
+            raise InputError(f"text {row} is empty: there is nothing to read")
         if most is not None and len(text) > most:
             raise InputError(
                 f"text {row} has {len(text)} tokens, and the model reads at most {most}: shorten or split it"
             )
-    made_BD = np.zeros((len(texts), model.embed.width), np.float32)
+    made = np.zeros((len(texts), width), np.float32)
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
     for first in range(0, len(order), ROWS):
         rows = order[first : first + ROWS]
@@ -48,13 +61,23 @@ def embed(model: Encoder, params: Any, texts: Sequence[Sequence[int]]) -> np.nda
         ids_BT, real_BT = np.zeros((count, length), np.int32), np.zeros((count, length), bool)
         for at, row in enumerate(rows):
             ids_BT[at, : len(texts[row])], real_BT[at, : len(texts[row])] = texts[row], True
-        made_BD[rows] = np.asarray(_embed(model, params, ids_BT, real_BT))[: len(rows)]
-    return made_BD
+        made[rows] = np.asarray(run(ids_BT, real_BT))[: len(rows)]
+    return made
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _embed(model: Encoder, params: Any, ids_BT: jax.Array, real_BT: jax.Array) -> jax.Array:
-    at = Tokens(Tokens.of(ids_BT.shape).position_BT, jnp.where(real_BT, 0, PADDING))
+    at = _at(real_BT)
     x_BTD = model.apply({"params": params}, ids_BT, at, method="vectors")
     pooled: Any = model.apply({"params": params}, x_BTD, at, method="pooled")
     return pooled.astype(jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _classify(model: Classifier, params: Any, ids_BT: jax.Array, real_BT: jax.Array) -> jax.Array:
+    score_BO: Any = model.apply({"params": params}, ids_BT, _at(real_BT))
+    return jax.nn.softmax(score_BO, axis=-1)
+
+
+def _at(real_BT: jax.Array) -> Tokens:
+    return Tokens(Tokens.of(real_BT.shape).position_BT, jnp.where(real_BT, 0, PADDING))

@@ -1,4 +1,4 @@
-"""A model with its parameters and its tokenizer: text in, text or vectors out."""
+"""A model with its parameters and its tokenizer: text in, text, vectors or classes out."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import jax
 import numpy as np
 from absl import logging
 
-from llm_jax.core.parts import conform
+from llm_jax.core.parts import conform, show
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Conversation
-from llm_jax.inference.embed import embed
+from llm_jax.inference.embed import classify, embed
 from llm_jax.inference.generate import CHUNK, Generation, Writer, prepare, row_keys
 from llm_jax.inference.sampling import Sampling
 from llm_jax.models.encoder import Encoder
+from llm_jax.models.heads import Classifier
 from llm_jax.models.model import Generator, Model, Translator
 from llm_jax.text.chat import ChatTemplate, Message
 from llm_jax.text.special import frame
@@ -27,7 +28,7 @@ PIECE = 0.05  # seconds of text in a piece that is streamed, about: faster than 
 
 
 class LanguageModel:
-    """What a trained model can do: a Generator writes, an Encoder embeds.
+    """What a trained model can do: a Generator writes, an Encoder embeds, a Classifier tells classes apart.
 
     Attributes:
       model, params, tokenizer: what it is made of; `params` as in a checkpoint.
@@ -49,6 +50,9 @@ class LanguageModel:
         self.context = model.limit()
         self.warn: Callable[[str], object] = logging.warning
         self._warned = False
+
+    def __repr__(self) -> str:
+        return f"LanguageModel({show(self.model, whole=False)}, {self.tokenizer.vocabulary:,} tokens, {self.dtype})"
 
     @functools.cached_property
     def _prepared(self) -> Any:
@@ -75,11 +79,15 @@ class LanguageModel:
         Raises:
           InputError: the model is no Encoder, or a text is longer than it reads.
         """
-        if isinstance(texts, str):
-            raise InputError("texts must be a list of texts, not one text: write [text]")
-        model = conform(self.model, Encoder, "model")
-        after = frame(self.tokenizer.special, "eos", self.eos)
-        return embed(model, self._prepared, [[*self._plain(text), *after] for text in texts])
+        return embed(conform(self.model, Encoder, "model"), self._prepared, self._whole(texts))
+
+    def classify(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [B, O]: how probable each of a Classifier's classes is, of each text.
+
+        Raises:
+          InputError: the model is no Classifier, or a text is longer than it reads.
+        """
+        return classify(conform(self.model, Classifier, "model"), self._prepared, self._whole(texts))
 
     def generate(
         self, prompts: Sequence[str | Conversation], max_tokens: int | None = None, temperature: float = 1.0,
@@ -180,6 +188,13 @@ class LanguageModel:
             f"the latest message has {length} tokens with what must come before it, and with {room} for the answer "
             f"that is more than the model's context of {self.context}: shorten it"
         )
+
+    def _whole(self, texts: Sequence[str]) -> list[list[int]]:
+        """As documents of the data are."""
+        if isinstance(texts, str):
+            raise InputError("texts must be a list of texts, not one text: write [text]")
+        after = frame(self.tokenizer.special, "eos", self.eos)
+        return [[*self._plain(text), *after] for text in texts]
 
     def _plain(self, prompt: str) -> list[int]:
         return [*frame(self.tokenizer.special, "bos", self.bos), *self.tokenizer.encode(prompt)]

@@ -68,6 +68,8 @@ def open_source(path: str | Path) -> Source:
             return Gguf(path)
         if path.is_dir():
             return Folder(path)
+        if not path.exists():
+            raise InputError(f"there is no {path}: name a Hugging Face folder, or a .gguf file")
     raise InputError(f"{path} is no Hugging Face folder and no .gguf file: name the folder that holds config.json")
 
 

@@ -105,7 +105,7 @@ def _package() -> Any:
     try:
         import gguf
     except ImportError:
-        raise InputError("reading .gguf files needs the package gguf: pip install 'llm_jax[interop]'") from None
+        raise InputError("reading .gguf files needs the package gguf: pip install -e '.[interop]'") from None
     return gguf
 
 

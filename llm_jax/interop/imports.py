@@ -120,7 +120,7 @@ def load(
     tokenizer, template = found.tokenizer()
     with Progress("reading") as progress:
         model, params = read(found, progress=progress)
-    model = parts.conform(model, Generator | Encoder, "the model")
+    model = parts.conform(model, Generator | Encoder | Classifier, "the model")
     rendering = rendering_of(found, model, template).settled
     return LanguageModel(
         model, params, tokenizer, template=template, bos=rendering.bos, eos=rendering.eos,

@@ -11,6 +11,7 @@ from llm_jax.data.pipeline import SplitName
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.models.encoder import Encoder
+from llm_jax.models.heads import Classifier
 from llm_jax.models.model import Generator
 from llm_jax.text.tokenizer import Tokenizer
 
@@ -40,12 +41,12 @@ class Finished:
 
 
 def language_model(experiment: Experiment, tokenizer: Tokenizer, params: Any) -> LanguageModel:
-    """What a filled-in experiment trained, ready to write or to embed, in the precision that it computes with.
+    """What a filled-in experiment trained, ready to write, embed or classify, in the precision that it computes with.
 
     Raises:
-      InputError: its model does neither.
+      InputError: its model does none of these.
     """
-    model = conform(experiment.model, Generator | Encoder, "model")
+    model = conform(experiment.model, Generator | Encoder | Classifier, "model")
     data, precision = cast(Any, experiment.data), cast(Any, experiment.precision)
     rendering = data.rendering.settled
     return LanguageModel(

@@ -44,6 +44,10 @@ class TrainState:
     longest_streak: jax.Array  # the most of them in a row since the last log
     frozen: Any = None  # weights that an objective reads and nobody trains
 
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return f"TrainState(step={self.step}, {count:,} trained parameters)"
+
     @property
     def best(self) -> Any:
         """What to evaluate and sample with."""

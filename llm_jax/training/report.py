@@ -71,7 +71,7 @@ class Bleu(Report):
 
     def __call__(self, finished):
         if importlib.util.find_spec("sacrebleu") is None:
-            raise InputError("Bleu needs sacrebleu: pip install 'llm-jax[metrics]', or leave it out of report")
+            raise InputError("Bleu needs sacrebleu: pip install -e '.[metrics]', or leave it out of report")
         import sacrebleu
 
         questions = _questions(finished, self.split, self.limit)

@@ -288,7 +288,7 @@ def test_the_dialogues_of_chatterbot(monkeypatch):
         assert [m.role for m in document.messages[:2]] == ["user", "assistant"]
         assert all(m.content and m.content == m.content.strip() for m in document.messages)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pyyaml is not installed: pip install 'llm-jax\[corpora\]'"):
+    with pytest.raises(InputError, match=r"pyyaml is not installed: pip install -e '\.\[corpora\]'"):
         listed(ChatterBot())
 
 

@@ -18,6 +18,7 @@ from llm_jax.layers.masks import Full
 from llm_jax.layers.pooling import Mean, Normalized
 from llm_jax.layers.positions import Learned
 from llm_jax.models.encoder import Encoder
+from llm_jax.models.heads import Classifier
 from llm_jax.models.stack import Stack
 from llm_jax.text.recipes import Bytes
 
@@ -50,6 +51,25 @@ def test_each_text_is_embedded_as_alone(lm):
     assert lm.embed([]).shape == (0, 8)
 
 
+def test_each_text_is_classified_as_alone(lm):
+    model = Classifier(lm.model.clone(head=None), classes=3)
+    params = jax.jit(lambda key: nn.meta.unbox(model.begin(key)))(jax.random.key(1))
+    judge = LanguageModel(model, jax.tree.map(lambda p: p * 3, params), TOKENIZER)
+    share_BO = judge.classify(TEXTS)
+    assert share_BO.shape == (5, 3) and share_BO.dtype == np.float32
+    np.testing.assert_allclose(share_BO.sum(1), 1, rtol=1e-6)
+    special, run = TOKENIZER.special, jax.jit(lambda ids_BT: model.apply({"params": judge.params}, ids_BT))
+    for text, share_O in zip(TEXTS[:2], share_BO[:2], strict=True):
+        score_BO = run(jnp.asarray([[special["bos"], *TOKENIZER.encode(text), special["eos"]]]))
+        np.testing.assert_allclose(share_O, jax.nn.softmax(score_BO[0]), atol=1e-5)
+    assert np.abs(share_BO[0] - share_BO[1]).max() > 1e-3
+    assert repr(judge) == f"LanguageModel(Classifier(...), {TOKENIZER.vocabulary} tokens, float32)"
+    with pytest.raises(InputError, match="model must be an Encoder"):
+        judge.embed(TEXTS)
+    with pytest.raises(InputError, match="model must be a Classifier"):
+        lm.classify(TEXTS)
+
+
 def test_an_encoder_scores_tokens_but_writes_none(lm):
     logits_BTV = lm.logits([[1, 2, 3]])
     assert logits_BTV.shape == (1, 3, TOKENIZER.vocabulary) and logits_BTV.dtype == np.float32
@@ -66,5 +86,5 @@ def test_what_cannot_be_embedded_is_refused(lm, tiny):
     with pytest.raises(InputError, match="text 0 is empty"):
         bare.embed([""])
     decoder = tiny.decoder(tiny.attention(), vocabulary=TOKENIZER.vocabulary)
-    with pytest.raises(InputError, match="model must be a Encoder"):
+    with pytest.raises(InputError, match="model must be an Encoder"):
         LanguageModel(decoder, {}, TOKENIZER).embed(["hello"])

@@ -113,12 +113,15 @@ def test_a_classifier_on_an_imported_encoder_is_theirs_when_it_is_written_back(e
     theirs, said = cls.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(said.values()), said
     model: Any = program.experiment.model
-    for text in TEXTS:
+    shares = [llm_jax.load(folder).classify(TEXTS) for folder in (tmp_path / "tuned", tmp_path / "out")]
+    for row, text in enumerate(TEXTS):
         ids = read(text).input_ids
         assert ids == [tokenizer.special["bos"], *tokenizer.encode(text), tokenizer.special["eos"]]
         with torch.no_grad():
             wanted = theirs.eval()(torch.tensor([ids])).logits.numpy()
         np.testing.assert_allclose(model.apply({"params": params}, jnp.asarray([ids])), wanted, atol=1e-5)
+        for share_BO in shares:
+            np.testing.assert_allclose(share_BO[row], jax.nn.softmax(wanted[0]), atol=1e-5)
         assert np.ptp(wanted) > 1e-2
 
 

@@ -116,7 +116,7 @@ def test_an_imported_checkpoint_is_a_run(folder, theirs, tmp_path, capsys, token
         (["import", str(folder), f"--workdir={workdir}"], f"there is a model in {workdir} already"),
         (["export", f"--workdir={workdir}", f"--to={tmp_path / 'out'}"], "is not empty: name a new folder"),
         (["export", f"--workdir={workdir}"], "say where to write: --to=FOLDER"),
-        (["import", str(tmp_path / "nowhere"), "--workdir=a"], "is no Hugging Face folder and no .gguf file"),
+        (["import", str(tmp_path / "nowhere"), "--workdir=a"], "nowhere: name a Hugging Face folder, or a .gguf file"),
         (["import", f"--workdir={workdir}"], "write: python -m llm_jax import SOURCE [flags]"),
     ):
         assert command_line.main(["", *words]) == 2

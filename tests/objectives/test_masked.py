@@ -85,7 +85,7 @@ def test_a_row_of_several_documents_is_as_if_they_were_alone():
 def test_refusals():
     plain: Any = {"targets_BT": 0, "bytes_BT": 0}
     decoder = Decoder(Embed(8, 13), Stack((Block(Attention(1, head=8), FeedForward(8)),), 1))
-    with pytest.raises(InputError, match="model must be a Encoder"):
+    with pytest.raises(InputError, match="model must be an Encoder"):
         MaskedTokens()(decoder, {}, None, plain, None)
     with pytest.raises(InputError, match=r"set data.presentation=Masked\(\)"):
         MaskedTokens()(encoder(), {}, None, plain, None)

@@ -69,6 +69,12 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(trained):
     assert max(jax.tree.leaves(moved)) > 1e-4
 
 
+def test_a_state_is_shown_in_a_line(trained):
+    state = trained[1][4]
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert repr(state) == f"TrainState(step=4, {count:,} trained parameters)"
+
+
 def test_the_average_decays(trained):
     _, states, _ = trained
     # the first decay is 1 / 10, below the setting: the random beginning leaves soon

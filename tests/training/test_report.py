@@ -53,7 +53,7 @@ def test_bleu_is_sacrebleus_of_greedy_answers(monkeypatch):
     with pytest.raises(InputError, match="the validation documents have none"):
         limited(finished)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'llm-jax\[metrics\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[metrics\]'"):
         limited(finished)
 
 
