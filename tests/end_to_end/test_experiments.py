@@ -268,7 +268,9 @@ def test_two_shrunken_steps(name, small, tmp_path, capfd):
             PairAccuracy: "held-out pairs: 0.",
         }
         assert expected[type(report)] in said
-    if not (writes or reads):
+    if isinstance(experiment.model, Classifier):
+        assert llm_jax.load(tmp_path).classify(["a message"]).shape == (1, 2)
+    elif not (writes or reads):
         with pytest.raises(InputError, match="model must be a Generator"):
             llm_jax.load(tmp_path)
 
