@@ -106,12 +106,12 @@ def write(
       note: called with the size of each tensor in bytes, when it is on its way.
 
     Raises:
-      InputError: no published family has all of the model's parts, or RoBERTa has, and padding is another token.
+      InputError: no published family has all of the model's parts, or one that skips another padding token has.
     """
     name, family, config = family_for(model, likely)
-    if special is not None and name == "roberta" and special["pad_token_id"] != (pad := config["pad_token_id"]):
+    if family.skips_padding and special is not None and special["pad_token_id"] != (pad := config["pad_token_id"]):
         raise InputError(
-            f"RoBERTa counts positions without the token {pad}, which is not this tokenizer's padding: "
+            f"{name} counts positions without the token {pad}, which is not this tokenizer's padding: "
             "train with model.positions.offset=0, which BERT has"
         )
     boxed = jax.eval_shape(model.begin, jax.random.key(0))

@@ -32,6 +32,7 @@ class Family:
       copies: for patterns of tensors that may be there as copies of another, tied weights, the name of that original
         (which may refer to groups of the pattern, as in `re.sub`).
       prefix: what stands before the names of a model with a head; a checkpoint without the head lacks it.
+      skips_padding: whether positions are counted without config.json's padding token, which a text must not have.
     """
 
     architectures: tuple[str, ...]
@@ -41,6 +42,7 @@ class Family:
     ignored: tuple[str, ...] = ()
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     prefix: str = ""
+    skips_padding: bool = False
 
 
 def setting(config: Config, name: str, *allowed: Any, default: Any = None) -> Any:

@@ -46,7 +46,10 @@ class Distillation(Objective):
             raise InputError(f"the model has {model.words()} words and its teacher {known}: they cannot be compared")
         begun, begins = (len(each.opening() or ()) for each in (self.teacher.model, model))
         if begun != begins:  # a teacher that writes more has another need of rows (`check_openings`)
-            raise InputError(f"the teacher begins a text with {begun} tokens of its own and the model with {begins}")
+            raise InputError(
+                f"the teacher begins a text with {begun} tokens of its own and the model with {begins}: set "
+                "objective.teacher to a run whose model has as many"
+            )
         weight_BT, target_BT = weights(model, batch), batch["targets_BT"]
         predicted: Any = model.apply({"params": params}, batch, key, method="predict", mutable=[ASIDE])
         score_BTV, said = predicted

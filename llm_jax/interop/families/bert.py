@@ -169,6 +169,7 @@ ROBERTA = Family(
     model=lambda config: _model(config, roberta=True),
     config=lambda model: _config(model, roberta=True),
     names=lambda model: _names(model, roberta=True),
+    skips_padding=True,
     ignored=(BUFFERS, POOLER),
     copies={
         r"lm_head\.decoder\.weight": "roberta.embeddings.word_embeddings.weight",
