@@ -93,24 +93,51 @@ class Folder:
 
     def tokenizer(self) -> tuple[Tokenizer, ChatTemplate]:
         """Raises InputError as `import_tokenizer`."""
+        return self._imported
+
+    @functools.cached_property
+    def _imported(self) -> tuple[Tokenizer, ChatTemplate]:
         return import_tokenizer(self.folder)
 
     @property
     def adds_bos(self) -> bool:
+        """Raises InputError: the tokenizer puts something else before a text, or as `tokenizer`."""
         with_special, without = self._framed
-        return with_special[:1] != without[:1]
+        return self._adds("bos", with_special[: _place(without, with_special)])
 
     @property
     def adds_eos(self) -> bool:
+        """Raises InputError: the tokenizer puts something else after a text, or as `tokenizer`."""
         with_special, without = self._framed
-        return with_special[-1:] != without[-1:]
+        return self._adds("eos", with_special[_place(without, with_special) + len(without) :])
+
+    def _adds(self, role: str, found: Sequence[int]) -> bool:
+        """Whether the ids `found` at an end of a text are the token with that role; there may be none."""
+        if found and list(found) != [token := self.tokenizer()[0].special.get(role)]:
+            where = dict(bos="before", eos="after")[role]
+            raise InputError(
+                f"{self.folder / 'tokenizer.json'} puts the ids {listed([*map(str, found)])} {where} a text, "
+                f"but the token {role} is {'not set' if token is None else token}: only that one is covered; "
+                f"set {role}_token in tokenizer_config.json"
+            )
+        return bool(found)
 
     @functools.cached_property
     def _framed(self) -> list[list[int]]:
         """A text's ids with the special tokens that its tokenizer puts around it, and without."""
         with reading(path := self.folder / "tokenizer.json"):
             rust = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        return [rust.encode("a", add_special_tokens=special).ids for special in (True, False)]
+        rust.no_padding()  # what was set when the file was saved is no part of what the tokenizer does to a text
+        rust.no_truncation()
+        for text in ("a", *rust.get_vocab()):
+            if without := rust.encode(text, add_special_tokens=False).ids:
+                return [rust.encode(text).ids, without]
+        raise InputError(f"{path} is damaged: no text has a token")
+
+
+def _place(part: Sequence[int], whole: Sequence[int]) -> int:
+    """Where `part` begins in `whole`."""
+    return next(at for at in range(len(whole)) if whole[at : at + len(part)] == part)
 
 
 class SafeTensors:

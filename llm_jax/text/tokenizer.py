@@ -54,6 +54,7 @@ class Tokenizer:
           InputError: there is no such spelling, or `rust` has added tokens, which a text could forge (runs of white
             space forge nothing).
         """
+        rust = _plain(rust)
         added = [token.content for token in rust.get_added_tokens_decoder().values()]
         if forgeable := [token for token in added if not token.isspace()]:
             raise InputError(
@@ -194,6 +195,16 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "special.json", self._beside())
         write_atomically(folder / "tokenizer.json", self._rust.to_str(pretty=True))
+
+
+def _plain(rust: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """What encodes a text to its own tokens alone, however many: padding and truncation are for who makes batches."""
+    if rust.padding is None and rust.truncation is None:
+        return rust
+    plain = tokenizers.Tokenizer.from_str(rust.to_str())  # the caller's stays as it is
+    plain.no_padding()
+    plain.no_truncation()
+    return plain
 
 
 class StreamDecoder:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 
@@ -71,6 +72,10 @@ def test_sentence_vectors_before_and_after_an_export(encoder, tmp_path, capsys):
     for path, text in sentence_files(pooled.clone(pooling=Normalized(Mean()))).items():
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_text(text)
+    rust = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))  # as all-MiniLM-L6-v2 was published
+    rust.enable_padding(length=48, pad_id=0, pad_token="[PAD]")
+    rust.enable_truncation(48)
+    rust.save(str(folder / "tokenizer.json"))
     assert command_line.main(["", "import", str(folder), f"--workdir={tmp_path / 'run'}"]) == 0
     said = capsys.readouterr().out
     assert "embed(" in said and "chat" not in said, "an encoder does not talk"

@@ -71,7 +71,7 @@ def test_tensors_are_read_alike(folder, theirs):
         np.testing.assert_array_equal(tensors.read(name), theirs.tensors[name].numpy())
 
 
-def test_the_answer_is_that_of_transformers_token_for_token(ours, theirs, their_tokenizer):
+def test_the_answer_is_that_of_transformers_token_for_token(folder, ours, theirs, their_tokenizer):
     prompt, _ = ours.template.render(ours.tokenizer, QUESTION, reply=True)
     asked = [dict(role=m.role, content=m.content) for m in QUESTION]
     assert prompt == their_tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
@@ -93,8 +93,11 @@ def test_the_answer_is_that_of_transformers_token_for_token(ours, theirs, their_
     assert answer == expected
 
     end = expected.index(ours.tokenizer.special["end_of_turn"])
-    said = "".join(ours.reply(QUESTION, max_tokens=TOKENS, temperature=0.0))
-    assert said == their_tokenizer.decode(expected[:end]) == "The capital of France is Paris."
+    direct = load(folder / NAME)
+    for lm in (ours, direct):
+        said = "".join(lm.reply(QUESTION, max_tokens=TOKENS, temperature=0.0))
+        assert said == their_tokenizer.decode(expected[:end]) == "The capital of France is Paris."
+    np.testing.assert_array_equal(direct.logits([prompt]), ours.logits([prompt]))
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own
