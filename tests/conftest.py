@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import os
+import re
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import hypothesis
+import pytest
+
 XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+# tests compile more than they compute: a third of the compiler's time
+QUICK = ("backend_optimization_level=0", "cpu_use_fusion_emitters=false", "cpu_parallel_codegen_split_count=1")
+
+
+def known_flags(flags: Sequence[str]) -> list[str]:
+    """Those of `flags` that the installed jaxlib knows. XLA aborts a process over any other."""
+    probe = [sys.executable, "-c", "import jax; jax.devices()"]
+    tried = subprocess.run(
+        probe, env={**os.environ, "XLA_FLAGS": " ".join(flags)}, capture_output=True, text=True, check=False
+    )
+    if tried.returncode == 0:
+        return list(flags)
+    unknown = re.search(r"Unknown flags? in XLA_FLAGS: (.*)", tried.stderr)
+    assert unknown, f"XLA does not start with {flags}: {tried.stderr}"
+    return [flag for flag in flags if flag not in unknown[1].split()]
+
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("TEST_PLATFORMS", "cpu")  # make test-gpu asks for another
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # no chatter, but the partitioner's warnings still reach stderr
 os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch's threads spin, which is slow where the workers share the cores
-if os.environ["JAX_PLATFORMS"] == "cpu":  # tests compile more than they compute: a third of the compiler's time
-    QUICK = ("backend_optimization_level=0", "cpu_use_fusion_emitters=false", "cpu_parallel_codegen_split_count=1")
-    os.environ["XLA_FLAGS"] = " ".join(f"--xla_{setting}" for setting in QUICK)
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
-if not XDIST_WORKER:  # the workers inherit the folder, so that what one has prepared serves all
+if not XDIST_WORKER:  # the workers inherit both
+    if os.environ["JAX_PLATFORMS"] == "cpu":
+        os.environ["XLA_FLAGS"] = " ".join(known_flags([f"--xla_{setting}" for setting in QUICK]))
     os.environ["LLM_JAX_CACHE"] = tempfile.mkdtemp(prefix="llm_jax_tests_")
 
-import hypothesis
 import jax
-import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -31,6 +52,37 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compiling makes the first example slow, and a failure on one machine should be one on all.
 hypothesis.settings.register_profile("llm_jax", deadline=None, derandomize=True, database=None, max_examples=30)
 hypothesis.settings.load_profile("llm_jax")
+
+
+class Absent(types.ModuleType):
+    """Stands for a package that this environment does without: a test that uses it is skipped."""
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):  # the import machinery asks for these
+            raise AttributeError(name)
+        pytest.skip(f"needs {self.__name__.partition('.')[0]}", allow_module_level=True)
+
+
+class Absentees:
+    """Imports an `Absent` for each package that $TEST_WITHOUT names; `make test-colab` sets it."""
+
+    packages = frozenset(os.environ.get("TEST_WITHOUT", "").split(",")) - {""}
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
+        ours = name.partition(".")[0] in self.packages
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if ours else None  # pyright: ignore[reportArgumentType]
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> Absent:
+        return Absent(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """An absent package has nothing to run."""
+
+
+for package in Absentees.packages:
+    assert importlib.machinery.PathFinder.find_spec(package) is None, f"{package} is installed: run its tests"
+if Absentees.packages:
+    sys.meta_path.insert(0, Absentees())  # pyright: ignore[reportArgumentType]
 
 
 MAPS = Path("/proc/self/maps")  # of Linux: a line for each of the process's memory maps

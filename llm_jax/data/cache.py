@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -179,7 +180,7 @@ def _tokenise(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Re
                 tokens.append(np.asarray(ids, dtype))
                 learnt.append(np.asarray([False, *learns[1:]], bool))
                 lengths.append(len(ids))
-                numbers.append(document.number)
+                numbers.append(math.nan if document.number is None else document.number)
             if parts and not tokenizer.lossless:
                 counts.append(_bytes_of(encoded, [i for ids, _ in parts for i in ids]))
     numbered = not np.isnan(numbers).all()

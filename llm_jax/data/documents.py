@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -70,10 +69,10 @@ class _Document:
     """What the kinds of documents share.
 
     Attributes:
-      number: what is known of it besides its text: a class, a margin. NaN: nothing.
+      number: what is known of it besides its text: a class, a margin. None: nothing.
     """
 
-    number: float = math.nan
+    number: float | None = None
 
     def text(self) -> str:
         """All that it says."""
@@ -176,7 +175,7 @@ class Preference(_Document):
     messages: tuple[Message, ...]
     chosen: str
     rejected: str
-    margin: float = math.nan
+    margin: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("chosen", "rejected"):
@@ -184,7 +183,7 @@ class Preference(_Document):
                 raise InputError(f"the {name} reply of a preference is blank: there is nothing to compare")
 
     @property
-    def number(self) -> float:
+    def number(self) -> float | None:
         return self.margin
 
     def text(self) -> str:
@@ -209,10 +208,10 @@ class Comparison(_Document):
 
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
-    margin: float = math.nan
+    margin: float | None = None
 
     @property
-    def number(self) -> float:
+    def number(self) -> float | None:
         return self.margin
 
     def text(self) -> str:

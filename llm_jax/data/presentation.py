@@ -184,10 +184,12 @@ class WithLabel(Presentation):
     def check_documents(self, documents):
         super().check_documents(documents)  # the number of a pair is its margin
         for document in documents:
-            if not (document.number >= 0 and document.number.is_integer()):
+            number = document.number
+            if number is None or number < 0 or not number.is_integer():
+                stated = "no number" if number is None else f"the number {number:g}"
                 raise InputError(
                     f"WithLabel needs documents with a class, such as Labelled, not a {type(document).__name__} with "
-                    f"the number {document.number:g}"
+                    f"{stated}"
                 )
 
 

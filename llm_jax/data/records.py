@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 from llm_jax.core.tables import InputError, nearest
@@ -59,10 +58,13 @@ def _preference(record: dict[str, Any], where: str) -> Preference:
     common = min(map(len, both)) - 1
     if not common or both[0][:common] != both[1][:common] or any(len(said) > common + 1 for said in both):
         raise InputError(f"{where}: 'chosen' and 'rejected' must have a beginning in common, and then a reply each")
-    return compared(both[0][:common], both[0][-1], both[1][-1], number_in(record, "margin", where, math.nan), where)
+    margin = number_in(record, "margin", where) if "margin" in record else None
+    return compared(both[0][:common], both[0][-1], both[1][-1], margin, where)
 
 
-def compared(before: tuple[Message, ...], chosen: Message, rejected: Message, margin: float, where: str) -> Preference:
+def compared(
+    before: tuple[Message, ...], chosen: Message, rejected: Message, margin: float | None, where: str
+) -> Preference:
     """The preference for one of two replies.
 
     Raises:
@@ -76,14 +78,12 @@ def compared(before: tuple[Message, ...], chosen: Message, rejected: Message, ma
         raise InputError(f"{where}: {error}") from None
 
 
-def number_in(record: dict[str, Any], field: str, where: str, default: float | None = None) -> float:
+def number_in(record: dict[str, Any], field: str, where: str) -> float:
     """The number in a field; not so large that a float32 does not hold it.
 
     Raises:
-      InputError: there is none and no `default`, or something else is there.
+      InputError: there is none, or something else is there.
     """
-    if field not in record and default is not None:
-        return default
     number = record.get(field)
     if not isinstance(number, (int, float)) or isinstance(number, bool) or not abs(number) <= MOST:
         raise InputError(f"{where}: {field!r} must be a number, not {str(number)[:40]!r}")

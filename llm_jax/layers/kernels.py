@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.alphabet import contract
+from llm_jax.core.compat import device_platform
 from llm_jax.core.parts import Part, Size
 from llm_jax.core.tables import InputError
 from llm_jax.layers import chunked, splash
@@ -187,7 +188,7 @@ def choices() -> Iterator[list[str]]:
 def platform() -> str:
     """Where the program is to run, "cpu", "gpu" or "tpu": the mesh in use may be of another machine than this one."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    name = jax.default_backend() if device is None else device.platform
+    name = jax.default_backend() if device is None else device_platform(device)
     return "gpu" if name in ("cuda", "rocm") else name
 
 

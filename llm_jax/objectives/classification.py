@@ -32,7 +32,8 @@ class Classification(Objective):
 
     def check(self, model, documents):
         classes = getattr(model, "classes", math.inf)
-        most = max((getattr(document, "label", document.number) for document in documents), default=-1)
+        labels = [getattr(document, "label", document.number) for document in documents]
+        most = max((label for label in labels if label is not None), default=-1)
         if most >= classes:
             raise InputError(
                 f"a document is of class {most:g}, and the model's classes are 0 to {classes - 1}: set model.classes"

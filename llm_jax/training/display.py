@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import math
 import os
 import sys
 import time
@@ -68,15 +67,15 @@ class Display:
         else:
             print(text, file=self._stream, flush=True)
 
-    def seconds_left(self) -> float:
-        """By the pace of the latest logs; NaN until there are two."""
+    def seconds_left(self) -> float | None:
+        """By the pace of the latest logs; None until there are two."""
         if len(self._seen) < 2 or self._seen[-1][0] <= self._seen[0][0]:
-            return math.nan
+            return None
         (first, begun), (last, now) = self._seen[0], self._seen[-1]
         return (now - begun) / (last - first) * (self.steps - last)
 
     def _left(self) -> str:
-        return "" if math.isnan(left := self.seconds_left()) else f"{_duration(left)} left"
+        return "" if (left := self.seconds_left()) is None else f"{_duration(left)} left"
 
     def _bar(self) -> Any:
         from rich.console import Console  # imported late: only terminals need it

@@ -1,6 +1,5 @@
 import dataclasses
 import errno
-import math
 import pickle
 
 import numpy as np
@@ -174,7 +173,7 @@ def test_a_full_disk_while_keeping_a_tokenizer_is_one_clear_line(monkeypatch):
 class Several(Text):
     """A document of several texts, of which something is known besides."""
 
-    number: float = math.nan
+    number: float | None = None
 
     def parts(self, tokenizer, rendering):
         return [Text(word).tokens(tokenizer, rendering) for word in self.content.split()]

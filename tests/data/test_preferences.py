@@ -32,7 +32,7 @@ class Numbered(Source):
             if i % 2:
                 said = (Message("user", "a"), Message("assistant", "before"), *said)
             chosen, rejected = (f"{side}{i}" + "." * int(rng.integers(0, 9)) for side in "+-")
-            yield Preference(said, chosen, rejected, i / 4 if i % 3 else math.nan)
+            yield Preference(said, chosen, rejected, i / 4 if i % 3 else None)
 
 
 def data(source: Source = Numbered(), length: int = 48, **settings) -> Data:
@@ -71,7 +71,7 @@ def test_a_pair_is_a_row_and_its_replies_alone_are_learnt(tokenizer):
     while len(seen) < len(train):
         for texts, (chosen, rejected), margin in told(next(stream), 48, tokenizer):
             pair = train[chosen]
-            assert rejected == pair.rejected and margin == (0 if math.isnan(pair.margin) else pair.margin)
+            assert rejected == pair.rejected and margin == (pair.margin or 0)
             for text, reply in zip(texts, (chosen, rejected), strict=True):
                 assert text == template.render(tokenizer, (*pair.messages, Message("assistant", reply)))[0]
             if len(seen) < len(train):
