@@ -26,7 +26,7 @@ class Rendering(Part):
     `bos` and `eos` go around texts and examples; conversations are rendered by the `template`, which has its own.
     With `prompt_eos` the prompt of an example, and so the source of a translation, ends with `eos` as well (BART, T5).
     `learn="answers"` puts the loss only on what the assistant says and on `Example.answer`: a plain text has no answer.
-    Of pairs to compare, what is learnt is always what is compared.
+    Of pairs to compare, what is learnt is always what is compared. A message with the weight 0 is never learnt.
 
     None leaves a setting to the run that a training begins from (`init_from`). Where it begins from none, there is
     `bos` and `eos`, no `prompt_eos`, and the template is `ChatTemplate()`.
@@ -117,12 +117,21 @@ class Labelled(Text):
         return float(self.label)
 
 
+def _said(messages: Sequence[Message]) -> tuple[str, ...]:
+    return tuple(text for m in messages for text in (*([m.reasoning] if m.reasoning else []), m.text()))
+
+
 @dataclasses.dataclass(frozen=True)
 class Conversation(_Document):
-    """Messages, and the JSON objects that describe the tools that the assistant may call (as in OpenAI's interface)."""
+    """Messages, and the JSON objects that describe the tools that the assistant may call (as in OpenAI's interface).
+
+    Attributes:
+      answer: what is known to be the right answer, for rewards and reports to compare with. No model reads it.
+    """
 
     messages: tuple[Message, ...]
     tools: tuple[str, ...] = ()
+    answer: str | None = None
 
     @property
     def asked(self) -> tuple[Message, ...]:
@@ -135,11 +144,18 @@ class Conversation(_Document):
 
     def strings(self) -> tuple[str, ...]:
         described = ("\n".join(self.tools),) if self.tools else ()
-        return (*described, *(message.text() for message in self.messages))
+        return (*described, *_said(self.messages))
 
     def tokens(self, tokenizer: Tokenizer, rendering: Rendering) -> Ids:
-        ids, learnt = rendering.settled.template.render(tokenizer, self.messages, tools=self.tools)
-        return ids, [True] * len(ids) if rendering.learn == "everything" else learnt
+        render = rendering.settled.template.render
+        ids, learnt = render(tokenizer, self.messages, tools=self.tools)
+        if rendering.learn == "answers":
+            return ids, learnt
+        if all(message.weight for message in self.messages):
+            return ids, [True] * len(ids)
+        weighty = [dataclasses.replace(message, weight=1) for message in self.messages]
+        _, all_learnt = render(tokenizer, weighty, tools=self.tools)
+        return ids, [learns or not would for learns, would in zip(learnt, all_learnt, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +206,7 @@ class Preference(_Document):
         return "\n".join(self.strings())
 
     def strings(self) -> tuple[str, ...]:
-        return (*(message.text() for message in self.messages), self.chosen, self.rejected)
+        return (*_said(self.messages), self.chosen, self.rejected)
 
     def parts(self, tokenizer: Tokenizer, rendering: Rendering) -> list[Ids]:
         return [self._replied(tokenizer, rendering, reply) for reply in (self.chosen, self.rejected)]
@@ -218,7 +234,7 @@ class Comparison(_Document):
         return "\n".join(self.strings())
 
     def strings(self) -> tuple[str, ...]:
-        return tuple(message.text() for message in (*self.chosen, *self.rejected))
+        return _said((*self.chosen, *self.rejected))
 
     def parts(self, tokenizer: Tokenizer, rendering: Rendering) -> list[Ids]:
         rendered = [rendering.settled.template.render(tokenizer, said)[0] for said in (self.chosen, self.rejected)]

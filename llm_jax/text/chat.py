@@ -26,14 +26,21 @@ class Message:
     What a tool answers is a message too: the first answers the first call that has none yet. The `input` of an
     instruction is how its content ends, below an empty line: a template may write it apart (`Alpaca`).
 
+    Attributes:
+      reasoning: what the assistant thinks before it says the content; only some templates have a place for it.
+      weight: 0 keeps what the assistant says here out of the loss.
+
     Raises:
-      InputError: there is no such role, another than the assistant calls, or the content does not end with the input.
+      InputError: there is no such role, the content does not end with the input, another than the assistant calls,
+        reasons or has the weight 0, or the weight is neither 0 nor 1.
     """
 
     role: str
     content: str
     calls: tuple[Call, ...] = ()
     input: str = ""
+    reasoning: str = ""
+    weight: int = 1
 
     def __post_init__(self):
         if self.input and not self.content.endswith(f"\n\n{self.input}"):
@@ -42,6 +49,23 @@ class Message:
             raise InputError(f"no role named {self.role!r} in a conversation: {nearest(self.role, ROLES)}")
         if self.calls and self.role != "assistant":
             raise InputError(f"only the assistant calls tools, not the {self.role}")
+        if self.reasoning and self.role != "assistant":
+            raise InputError(f"only the assistant reasons, not the {self.role}")
+        if self.weight not in (0, 1):
+            raise InputError(f"the weight of a message is 0 or 1, not {self.weight}")
+        if not self.weight and self.role != "assistant":
+            raise InputError(f"only what the assistant says has a weight, not what the {self.role} does")
+
+    def __repr__(self) -> str:
+        """Without what says nothing: documents are told apart, and held out, by the hash of this."""
+        always = ("role", "content", "calls", "input")
+        said = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        shown = [
+            f"{f.name}={said[f.name]!r}"
+            for f in dataclasses.fields(self)
+            if f.name in always or said[f.name] != f.default
+        ]
+        return f"Message({', '.join(shown)})"
 
     @classmethod
     def asked(cls, instruction: str, input: str = "") -> Message:
@@ -59,8 +83,14 @@ class Message:
         return cls("assistant", *calls.read(text))
 
     def text(self) -> str:
-        """The whole turn, with its calls."""
+        """The whole turn, with its calls and without its reasoning."""
         return calls.write(self.content, self.calls)
+
+
+NO_REASONING = (
+    "has no place for the assistant's reasoning: set data.rendering.template to one that writes it, such as the Jinja "
+    "of Qwen 3, or write it in the content, between <think> and </think>"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +130,13 @@ class ChatTemplate(Part):
         With `reply` the assistant's role token comes last, for a model to go on from. Each of `tools` is a JSON object
         that describes one (as in OpenAI's interface). A conversation that is `live` is held now: where a template
         writes the date, that is today's; in data it is always the same, so that a run sees the same tokens when it goes
-        on tomorrow, and again where the cache is gone.
+        on tomorrow, and again where the cache is gone. Nothing is learnt of a message with the weight 0.
 
         Raises:
-          InputError: the tokenizer lacks one of the special tokens.
+          InputError: the tokenizer lacks one of the special tokens, or the template has no place for reasoning.
         """
+        if any(message.reasoning for message in messages):
+            raise InputError(f"{type(self).__name__} {NO_REASONING}")
 
         def special(name: str) -> int:
             return _token(self, tokenizer.special, name)
@@ -116,7 +148,7 @@ class ChatTemplate(Part):
         for message, text in zip(messages, texts, strict=True):
             said = [*text, special("end_of_turn")]
             ids += [special(message.role), *said]
-            learn += [False] + [message.role == "assistant"] * len(said)
+            learn += [False] + [message.role == "assistant" and message.weight == 1] * len(said)
         if reply:
             ids, learn = [*ids, special("assistant")], [*learn, False]
         return ids, learn
@@ -131,7 +163,7 @@ class Jinja(ChatTemplate):
     text between two special tokens may span a content and what the template writes beside it, as in `transformers`;
     one is the assistant's if its last character is. So is the special token after a content, where only white space
     lies between. White space at the beginning of a content is not learnt, nor is a content of white space alone.
-    A turn with calls of tools is learnt from where a reply would begin to the special token that ends it.
+    A turn with reasoning or calls of tools is learnt from where a reply would begin to the special token that ends it.
 
     Attributes:
       source: the template.
@@ -155,14 +187,17 @@ class Jinja(ChatTemplate):
 
         Raises:
           InputError: the tokenizer lacks a special token, the template refuses the conversation, or has no place for
-            its tools or their calls, or (but for a `reply`) it rewrites what the assistant says, so that what is to be
-            learnt cannot be told, or writes calls in a form in which `Message.reply` would not read them.
+            its tools, their calls or the reasoning of the last turn, or (but for a `reply`) it rewrites what the
+            assistant says, so that what is to be learnt cannot be told, or writes calls in a form in which
+            `Message.reply` would not read them.
         """
         special = {name: i for name, i in tokenizer.special.items() if name not in ROLE_NAMES}
         for name in self.needs:
             _token(self, special | tokenizer.marks, name)
         guard = Guard(special, tokenizer.marks)
-        said = _guarded(guard, messages)
+        if any(message.reasoning for message in messages) and not jinja.reasoning_fields(self.source):
+            raise InputError(f"the chat template {NO_REASONING}")
+        said = _guarded(guard, messages, jinja.reasoning_fields(self.source))
         described = [guard.value(json.loads(tool)) for tool in tools]
         variables = {
             f"{name}_token": guard.token(tokenizer.special[name])
@@ -171,9 +206,16 @@ class Jinja(ChatTemplate):
         }
         today = datetime.datetime.now() if live else jinja.DATE
         written = jinja.write(self.source, said, reply, variables, described, today)
-        for turn in reversed([turn for turn, message in enumerate(messages) if message.calls]):
-            before = None if reply else jinja.write(self.source, said[:turn], True, variables, described, today)
-            written = guard.calling(written, turn, messages[turn].calls, before)
+        if messages and messages[-1].reasoning and not reply:  # of earlier turns many templates leave it out
+            fields = jinja.reasoning_fields(self.source)
+            bare = [*said[:-1], {name: value for name, value in said[-1].items() if name not in fields}]
+            if jinja.write(self.source, bare, reply, variables, described, today) == written:
+                raise InputError("the chat template leaves out the reasoning of the last turn")
+        for turn, message in reversed([*enumerate(messages)]):
+            if message.calls or message.reasoning:
+                wanted = not reply and message.weight
+                before = jinja.write(self.source, said[:turn], True, variables, described, today) if wanted else None
+                written = guard.turn(written, turn, message.calls, before)
         ids: list[int] = []
         learn: list[bool] = []
         run = _Run()
@@ -207,13 +249,20 @@ def _token(template: ChatTemplate, special: Mapping[str, int], name: str) -> int
     return special[name]
 
 
-def _guarded(guard: Guard, messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The messages as templates get them. Calls are numbered, and answers have the numbers of the calls."""
+def _guarded(guard: Guard, messages: Sequence[Message], reasoning: Sequence[str]) -> list[dict[str, Any]]:
+    """The messages as templates get them, with reasoning in each of the `reasoning` fields.
+
+    Calls are numbered, and answers have the numbers of the calls.
+    """
     said, waiting, number = [], [], 0
     for turn, message in enumerate(messages):
         assistant = message.role == "assistant"
-        content = guard.content(message.content, assistant, assistant and not message.calls)
+        told = assistant and message.weight == 1 and not message.calls and not message.reasoning
+        content = guard.content(message.content, assistant, told)
         record: dict[str, Any] = dict(role=message.role, content=content)
+        if message.reasoning:
+            record |= dict.fromkeys(reasoning, guard.content(message.reasoning, assistant, False))
+            record["content"] = guard.content(message.content, assistant, False, turn)
         if message.input:
             apart = dict(instruction=message.instruction, input=message.input)
             record |= {name: guard.content(text, assistant, False) for name, text in apart.items()}

@@ -19,7 +19,7 @@ from llm_jax.text.special import SPECIAL
 
 Kind = Literal["text", "token", "begin", "end"]
 ROLE_NAMES = frozenset((*SPECIAL, "unk"))  # what special tokens do; other names are how they are written
-_BEGIN, _END, _BORDER, _CHARACTER, _TOKEN, _CALL = range(6)
+_BEGIN, _END, _BORDER, _CHARACTER, _TOKEN, _TURN = range(6)
 _MARK = "\ue000([0-9]{20})([0-5])([0-9]{7})"  # of digits, so that a template may change the case
 
 
@@ -45,17 +45,20 @@ class Guard:
     def _mark(self, kind: int, value: int = 0) -> str:
         return f"\ue000{self._secret}{kind}{value:07d}"
 
-    def content(self, text: str, assistant: bool, told: bool) -> str:
+    def content(self, text: str, assistant: bool, told: bool, turn: int | None = None) -> str:
         """The content as the template gets it: a template may trim it, or look whether there is anything in it.
 
-        `assistant`: whose it is. `told`: whether `pieces` tells where it begins and ends.
+        `assistant`: whose it is. `told`: whether `pieces` tells where it begins and ends. `turn`: the turn in which
+        `turn` is to find it.
         """
         body = text.strip()
         if not body:
             return text
         before, _, after = text.partition(body)
-        begin, end = (_BEGIN, _END) if told else (_BORDER, _BORDER)
-        return f"{before}{self._mark(begin)}{self._broken(body, assistant)}{self._mark(end)}{after}"
+        begin, end = (self._mark(kind) for kind in ((_BEGIN, _END) if told else (_BORDER, _BORDER)))
+        if turn is not None:
+            begin = end = self._mark(_TURN, turn)
+        return f"{before}{begin}{self._broken(body, assistant)}{end}{after}"
 
     def _broken(self, text: str, assistant: bool) -> str:
         return self._spelt[assistant].sub(lambda found: self._mark(_CHARACTER, ord(found[0])), text)
@@ -70,41 +73,42 @@ class Guard:
 
     def name(self, name: str, turn: int) -> str:
         """The name of a tool that is called in a turn."""
-        return f"{self._mark(_CALL, turn)}{self._broken(name, True)}{self._mark(_CALL, turn)}"
+        return f"{self._mark(_TURN, turn)}{self._broken(name, True)}{self._mark(_TURN, turn)}"
 
-    def calling(self, written: str, turn: int, calls: Sequence[Call], before: str | None) -> str:
-        """The same, with marks around what the assistant says in a turn that ends with these calls of tools.
+    def turn(self, written: str, turn: int, calls: Sequence[Call], before: str | None) -> str:
+        """The same, with marks around what the assistant says in a turn with reasoning, or that ends with these calls.
 
         It begins where `before` ends, which is what is written for a reply in its place (None: no marks are wanted),
-        and ends before the first special token after the calls.
+        and ends before the first special token after the content and the calls.
 
         Raises:
           InputError: the calls are not in it, it does not begin and end so, or they are not read back from it.
         """
-        mark = self._mark(_CALL, turn)
+        mark = self._mark(_TURN, turn)
+        what = "calls of tools" if calls else "what the assistant says after its reasoning"
         if mark not in written:
-            raise InputError("the chat template has no place for calls of tools")
+            raise InputError(f"the chat template has no place for {what}")
         if before is None:
             return written
         if not written.startswith(before):
             before = before.rstrip()
         if not written.startswith(before) or mark in before:
-            raise InputError("the chat template rewrites what comes before calls of tools: they cannot be learnt")
+            raise InputError(f"the chat template rewrites what comes before {what}: it cannot be learnt")
         begin, last = len(before), written.rindex(mark) + len(mark)
         for found in self._finder.finditer(written, last):
             kind = self._kind(found)
             if found[0] in self._template or kind == _TOKEN:
                 end = found.start()
                 said = "".join(piece.text for piece in self.pieces(written[begin:end]))
-                if read(said)[1][-len(calls) :] != tuple(calls):  # before them, the content may spell another
+                if calls and read(said)[1][-len(calls) :] != tuple(calls):  # before them, the content may spell another
                     raise InputError(
                         "the chat template writes calls of tools in a form that is not read back from what a model "
                         "says: set data.rendering.template to one that writes them as ChatML() does"
                     )
                 return f"{written[:begin]}{self._mark(_BEGIN)}{written[begin:end]}{self._mark(_END)}{written[end:]}"
-            if kind in (_BEGIN, _BORDER, _CALL):
+            if kind in (_BEGIN, _BORDER, _TURN):
                 break
-        raise InputError("the chat template has no special token at the end of calls of tools: they cannot be learnt")
+        raise InputError(f"the chat template has no special token at the end of {what}: it cannot be learnt")
 
     def _kind(self, found: re.Match[str]) -> int | None:
         """Of a mark of ours."""

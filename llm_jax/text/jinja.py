@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -49,6 +50,12 @@ def write(
     except Exception as error:  # what a stranger's program raises has no narrower type
         reason = " ".join(str(error).split())
         raise InputError(f"the chat template cannot write this conversation: {reason}") from None
+
+
+def reasoning_fields(source: str) -> list[str]:
+    """The fields of a message in which the template looks for reasoning."""
+    names = ("reasoning_content", "thinking", "reasoning")
+    return [name for name in names if re.search(rf"""\.{name}\b|(['"]){name}\1""", source)]
 
 
 class _Generation(Extension):

@@ -4,7 +4,7 @@ from llm_jax.core.tables import InputError
 from llm_jax.data.cache import corpus
 from llm_jax.data.documents import Comparison, Conversation, Encoded, Example, Labelled, Preference, Rendering, Text
 from llm_jax.text.byte_level import byte_level, bytes_first
-from llm_jax.text.chat import ChatTemplate, Jinja, Message
+from llm_jax.text.chat import Alpaca, ChatTemplate, Jinja, Message
 from llm_jax.text.recipes import WordPiece
 from llm_jax.text.tokenizer import Tokenizer
 
@@ -76,3 +76,39 @@ def test_a_template_s_own_words_count_as_text_too():
     counts = {at: made.bytes[a:b].sum() for at, (a, b) in enumerate(zip(made.offsets, made.offsets[1:], strict=False))}
     assert counts == {0: len("user: ab  cd assistant: abcd "), 1: len("ab é".encode())}
     assert not made.bytes[made.tokens == eos].any()
+
+
+@pytest.mark.parametrize("template", [ChatTemplate(), Alpaca()])
+def test_a_message_with_the_weight_0_is_not_learnt_whatever_else_is(tokenizer, template):
+    """Neither what it says nor the token that ends it; with `learn='everything'` the rest is."""
+    bad, good = Message("assistant", "bad", weight=0), Message("assistant", "good")
+    said = Conversation((Message("user", "q"), bad, Message("user", "r"), good))
+    ids, learnt = said.tokens(tokenizer, Rendering(learn="answers", template=template))
+    everything = said.tokens(tokenizer, Rendering(template=template))
+    assert everything[0] == ids
+    end = template.end_of_turn(tokenizer)
+    assert [i for i, yes in zip(ids, learnt, strict=True) if yes] == [*b"good", end]
+    at = bytes(i if i < 256 else 0 for i in ids).index(b"bad")
+    assert [i for i, yes in enumerate(everything[1]) if not yes] == [at, at + 1, at + 2, at + 3]
+
+
+def test_reasoning_is_among_the_strings_and_changes_no_digest_of_others():
+    plain = Message("user", "q")
+    assert repr(plain) == "Message(role='user', content='q', calls=(), input='')"
+    thought = Message("assistant", "a", reasoning="r", weight=0)
+    assert repr(thought) == "Message(role='assistant', content='a', calls=(), input='', reasoning='r', weight=0)"
+    for document in (Conversation((plain, thought)), Preference((plain, thought), "b", "c")):
+        assert document.strings()[:3] == ("q", "r", "a")
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        (dict(role="user", reasoning="r"), "only the assistant reasons, not the user"),
+        (dict(role="tool", weight=0), "only what the assistant says has a weight"),
+        (dict(role="assistant", weight=0.5), "the weight of a message is 0 or 1, not 0.5"),
+    ],
+)
+def test_messages_that_cannot_be(message, why):
+    with pytest.raises(InputError, match=why):
+        Message(content="", **message)
