@@ -44,6 +44,12 @@ class LanguageModel:
         self, model: Model, params: Any, tokenizer: Tokenizer, *, template: ChatTemplate | None = None,
         dtype: Any = "float32", bos: bool = True, eos: bool = True, prompt_eos: bool = False,
     ):  # fmt: skip
+        """Raises InputError: the tokenizer has ids beyond the model's embedding."""
+        if tokenizer.vocabulary > model.words():
+            raise InputError(
+                f"the tokenizer has {tokenizer.vocabulary} ids, and the model's embedding {model.words()} rows: "
+                "use the tokenizer that it was trained with"
+            )
         self.model, self.params, self.tokenizer = model, params, tokenizer
         self.template, self.dtype = template or ChatTemplate(), np.dtype(dtype)
         self.bos, self.eos, self.prompt_eos = bos, eos, prompt_eos

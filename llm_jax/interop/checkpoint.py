@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -97,7 +98,7 @@ class Folder:
 
     @functools.cached_property
     def _imported(self) -> tuple[Tokenizer, ChatTemplate]:
-        return import_tokenizer(self.folder)
+        return import_tokenizer(self.folder, self.config.get("vocab_size"))
 
     @property
     def adds_bos(self) -> bool:
@@ -115,6 +116,11 @@ class Folder:
         """Whether the ids `found` at an end of a text are the token with that role; there may be none."""
         if found and list(found) != [token := self.tokenizer()[0].special.get(role)]:
             where = dict(bos="before", eos="after")[role]
+            if max(found) >= (rows := self.config.get("vocab_size", math.inf)):
+                raise InputError(
+                    f"{self.folder / 'tokenizer.json'} puts the id {max(found)} {where} a text, for which the model "
+                    f"has no row: its embedding has {rows}; resize it (resize_token_embeddings of transformers)"
+                )
             raise InputError(
                 f"{self.folder / 'tokenizer.json'} puts the ids {listed([*map(str, found)])} {where} a text, "
                 f"but the token {role} is {'not set' if token is None else token}: only that one is covered; "

@@ -63,7 +63,7 @@ class Gguf:
         Raises:
           InputError: the tokenizer is of a kind that is not covered.
         """
-        return assemble(*gguf_tokenizer.published(self._field))
+        return assemble(*gguf_tokenizer.published(self._field), rows=self.config["vocab_size"])
 
 
 class GgufTensors:

@@ -28,6 +28,7 @@ from llm_jax.interop import names
 from llm_jax.interop.checkpoint import CONFIG, Folder, Source, open_source
 from llm_jax.interop.families import FAMILIES
 from llm_jax.interop.family import Family
+from llm_jax.interop.generation import BEGINS
 from llm_jax.interop.progress import Progress
 from llm_jax.interop.sentences import sentence_encoder
 from llm_jax.models.decoder import Decoder
@@ -196,10 +197,17 @@ def model_of(config: Mapping[str, Any]) -> Model:
     """Our model for a config.json.
 
     Raises:
-      InputError: we do not know the family, or it has settings that we cannot honour.
+      InputError: we do not know the family, it has settings that we cannot honour, or it begins a text with an id for
+        which the embedding has no row.
     """
-    model = family_of(config).model(config)
-    return parts.check(model, "model")
+    model = parts.check(family_of(config).model(config), "model")
+    opening = (model.opening() if isinstance(model, Generator) else None) or ()
+    if without := [token for token in opening if not 0 <= token < model.words()]:
+        raise InputError(
+            f"config.json begins a text with the id {without[0]} ({' and '.join(BEGINS)}), for which the model has no "
+            f"row: its embedding has {model.words()}"
+        )
+    return model
 
 
 def model_in(source: Source) -> Model:

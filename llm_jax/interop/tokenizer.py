@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+from absl import logging
 
 from llm_jax.core.files import read_json, reading
 from llm_jax.core.tables import InputError
+from llm_jax.interop import names
 from llm_jax.text.byte_level import LETTERS
 from llm_jax.text.chat import ChatTemplate, Jinja
 from llm_jax.text.guard import ROLE_NAMES
@@ -43,14 +45,17 @@ class Added:
         return not self.content.replace(SPACE, " ").isspace()
 
 
-def import_tokenizer(folder: str | Path) -> tuple[Tokenizer, ChatTemplate]:
+def import_tokenizer(folder: str | Path, rows: int | None = None) -> tuple[Tokenizer, ChatTemplate]:
     """The tokenizer of a Hugging Face folder, and its chat template (ours, if it has none).
 
     It reads tokenizer.json, and where they are there tokenizer_config.json, special_tokens_map.json,
     chat_template.jinja, and for the ids that end a text generation_config.json or config.json.
 
+    Args:
+      rows: of the model's embedding, as of `assemble`.
+
     Raises:
-      InputError: tokenizer.json is missing or damaged, or of a kind that is not covered.
+      InputError: tokenizer.json is missing or damaged, of a kind that is not covered, or made for a larger embedding.
     """
     folder = Path(folder)
     rust = _json(folder / "tokenizer.json")
@@ -66,38 +71,45 @@ def import_tokenizer(folder: str | Path) -> tuple[Tokenizer, ChatTemplate]:
     generation = _json(folder / "generation_config.json") or {}
     ends = generation.get("eos_token_id", (_json(folder / "config.json") or {}).get("eos_token_id"))
     try:
-        return assemble(rust, settings, ends)
+        return assemble(rust, settings, ends, rows)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"a tokenizer file in {folder} is damaged: {type(error).__name__} {error}") from None
 
 
 def assemble(
-    rust: Mapping[str, Any], settings: Mapping[str, Any], ends: int | Sequence[int] | None
+    rust: Mapping[str, Any], settings: Mapping[str, Any], ends: int | Sequence[int] | None, rows: int | None = None
 ) -> tuple[Tokenizer, ChatTemplate]:
-    """The tokenizer of a tokenizer.json and the settings of tokenizer_config.json. `ends` are ids that end a text.
+    """The tokenizer of a tokenizer.json and the settings of tokenizer_config.json.
+
+    Args:
+      ends: ids that end a text.
+      rows: of the model's embedding. Special tokens without a row are left out, with a warning: none is ever written.
+        None: as many as there are tokens.
 
     Raises:
-      InputError: it is of a kind that is not covered.
+      InputError: it is of a kind that is not covered, or a text can have a token without a row.
     """
     spelling = _spelling(rust)
     keys = [*(key for keys in ROLES.values() for key in keys), "unk_token"]
     named = {key: token for key in keys if (token := _content(settings.get(key)))}
     vocabulary = _vocabulary(rust["model"])
     ended = {ends} if isinstance(ends, int) else set(ends or ())
-    beside = {t.content: t for t in _added(rust, settings, vocabulary, named) if t.forges}
+    added = {t.content: t for t in _added(rust, settings, vocabulary, named) if t.forges}
+    unknown = _unknown(rust["model"], spelling)
+    beside = added if rows is None else _with_rows(rust, added, unknown, rows)
+    ended = {i for i in ended if rows is None or i < rows}
     special = {t.content: t.id for t in beside.values() if t.special or t.id in ended or t.content in named.values()}
     if clash := special.keys() & ROLE_NAMES:
         raise InputError(f"the tokenizer has a special token {clash.pop()!r}, which is a name of ours")
     marks = {t.content: t.id for t in beside.values() if t.content not in special}
-    unknown = _unknown(rust["model"], spelling)
     special |= _roles(named, special) | ({} if unknown is None else {"unk": vocabulary[unknown]})
     ended |= {special["eos"]} if "eos" in special else set()
-    encoder = _encoder(rust, beside.keys(), unknown)
+    encoder = _encoder(rust, added.keys(), unknown, rows)
     tokenizer = Tokenizer(encoder, special, spelling, marks=marks, ends=ended)
     if not (source := settings.get("chat_template")):
         return tokenizer, ChatTemplate()
-    lstrip, rstrip = (tuple(n for n, t in beside.items() if getattr(t, side)) for side in ("lstrip", "rstrip"))
-    template = Jinja(source, tuple(name for name in beside if name in source), lstrip, rstrip)
+    lstrip, rstrip = (tuple(n for n, t in added.items() if getattr(t, side)) for side in ("lstrip", "rstrip"))
+    template = Jinja(source, tuple(name for name in added if name in source), lstrip, rstrip)
     if (end := template.end_of_turn(tokenizer)) is None:
         return tokenizer, template
     special["end_of_turn"] = end
@@ -110,10 +122,35 @@ def _roles(named: Mapping[str, str], special: Mapping[str, int]) -> dict[str, in
     return {role: special[token] for role, found in tokens.items() for token in found if token in special}
 
 
-def _encoder(rust: Mapping[str, Any], beside: Set[str], unknown: str | None) -> tokenizers.Tokenizer:
+def _with_rows(rust: Mapping[str, Any], added: Mapping[str, Added], unknown: str | None, rows: int) -> dict[str, Added]:
+    """Those of `added` that the embedding has a row for; warns of the others.
+
+    Raises:
+      InputError: there is another token without a row, which a text can have.
+    """
+    beside = added.keys() - {unknown}
+    listed = [*_vocabulary(rust["model"]).items(), *((t["content"], t["id"]) for t in rust.get("added_tokens", ()))]
+    if plain := sorted({(i, piece) for piece, i in listed if i >= rows and piece not in beside}):
+        raise InputError(
+            f"the tokenizer has {len(plain)} tokens of text, {plain[0][1]!r} (id {plain[0][0]}) first, for which the "
+            f"model has no row: its embedding has {rows}; use the tokenizer that it was trained with, or resize it "
+            "(resize_token_embeddings of transformers)"
+        )
+    without = [name for name, token in added.items() if token.id >= rows]
+    if without:
+        logging.warning(
+            "%d special tokens have no row in the model's embedding of %d: %s; they are left out and never written",
+            len(without), rows, names.listed(without),
+        )  # fmt: skip
+    return {name: token for name, token in added.items() if token.id < rows}
+
+
+def _encoder(rust: Mapping[str, Any], beside: Set[str], unknown: str | None, rows: int | None) -> tokenizers.Tokenizer:
     """What encodes text, without the tokens that are kept `beside` it."""
     kept = [t for t in rust.get("added_tokens", ()) if t["content"].isspace()]
     model = _without(rust["model"], beside, unknown, {t["content"]: t["id"] for t in kept})
+    if isinstance(model["vocab"], list):  # beyond its rows are places of special tokens alone
+        model["vocab"] = model["vocab"][:rows]
     bare = dict(rust, model=model, added_tokens=kept, post_processor=None, truncation=None, padding=None)
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(bare))

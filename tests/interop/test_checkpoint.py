@@ -7,15 +7,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.numpy
 import tokenizers
+import torch
 import transformers
 from tokenizers import models, pre_tokenizers, processors
 
+import llm_jax
 from llm_jax.core.tables import InputError
+from llm_jax.inference.language_model import LanguageModel
 from llm_jax.interop.checkpoint import GENERATION, Folder
+from llm_jax.interop.exports import export_model
 from llm_jax.interop.imports import import_model, load
+from llm_jax.interop.tokenizer import assemble
+from llm_jax.layers.embedding import Embed
+from llm_jax.text import Bytes
 from llm_jax.text.tokenizer import Tokenizer
 
 from .conftest import KINDS
@@ -115,3 +123,118 @@ def test_a_decoder_that_was_saved_with_left_padding_begins_its_texts(published, 
     for path in (folder, tmp_path / "run"):
         lm = load(path)
         assert lm.bos and lm._prompt("the value") == theirs("the value").input_ids
+
+
+# -------------------------------------------------------------------------------- ids beyond the model's embedding
+
+
+def published_model(source: Path, folder: Path, missing: int, added: Any = None) -> Path:
+    """A small model of the tokenizer in `source`, to which `added` adds tokens, with `missing` rows fewer than ids."""
+    shutil.copytree(source, folder)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
+    if added is not None:
+        added(tokenizer)
+        tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    shape: Any = dict(
+        vocab_size=len(tokenizer) - missing, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8, max_position_embeddings=64, initializer_range=0.5,
+    )  # fmt: skip
+    if "gemma" in str(source):
+        transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**shape)).save_pretrained(folder)
+    else:
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).save_pretrained(folder)
+    (folder / GENERATION).unlink(missing_ok=True)
+    return folder
+
+
+def image_token(tokenizer: Any) -> None:
+    """As Gemma 3 1B has one: its model of text alone has no row for it."""
+    tokenizer.add_special_tokens(dict(extra_special_tokens=["<image_soft_token>"]))
+
+
+@pytest.mark.parametrize("kind", ["gemma"])
+def test_special_tokens_without_a_row_are_never_written_and_reported_once(published, kind, tmp_path, caplog):
+    folder = published_model(published[kind], tmp_path / kind, missing=1, added=image_token)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert tokenizer.convert_tokens_to_ids("<image_soft_token>") == theirs.config.vocab_size == len(tokenizer) - 1
+
+    import_model(folder, tmp_path / "run")
+    assert caplog.text.count("1 special tokens have no row in the model's embedding of") == 1
+    assert caplog.text.count("<image_soft_token>") == 1
+    export_model(tmp_path / "run", tmp_path / "out")
+    ids = tokenizer("the value of <image_soft_token>").input_ids[:-1]
+    with torch.no_grad():
+        wanted = theirs(torch.tensor([ids])).logits.numpy()
+    for source in (folder, tmp_path / "run", tmp_path / "out"):
+        lm = load(source)
+        assert lm.tokenizer.vocabulary <= lm.model.words() and "<image_soft_token>" not in lm.tokenizer.special
+        np.testing.assert_allclose(lm.logits([ids]), wanted, atol=2e-4)
+        (text,) = lm.generate(["the value of <image_soft_token>"], max_tokens=8)
+        assert "<image_soft_token>" not in text
+    assert len(transformers.AutoTokenizer.from_pretrained(tmp_path / "out")) <= theirs.config.vocab_size
+
+
+def test_a_unigram_list_ends_with_the_embedding(published):
+    """Its ids are places in a list, so special tokens at the end of that have places as well."""
+    rust = json.loads((published["t5"] / "tokenizer.json").read_text())
+    last = len(rust["model"]["vocab"])
+    rust["model"]["vocab"].append(["<image>", 0.0])
+    rust["added_tokens"] = [t for t in rust["added_tokens"] if t["id"] < last]
+    rust["added_tokens"].append(dict(rust["added_tokens"][0], id=last, content="<image>"))
+    whole, _ = assemble(rust, {}, None)
+    cut, _ = assemble(rust, {}, None, rows=last)
+    assert (whole.vocabulary, cut.vocabulary) == (last + 1, last) and "<image>" not in cut.special
+    assert cut.encode("the value of <image>") == whole.encode("the value of <image>")
+
+
+def refused(folder: Path, tmp_path: Path, message: str) -> None:
+    """By `load` and by `import`, with the same message of one line."""
+    said = []
+    for attempt in (lambda: load(folder), lambda: import_model(folder, tmp_path / "refused")):
+        with pytest.raises(InputError, match=message) as error:
+            attempt()
+        said.append(str(error.value))
+    assert said[0] == said[1] and "\n" not in said[0]
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.parametrize("kind", ["gemma", "qwen", "llama2"])
+def test_an_ordinary_token_without_a_row_is_refused(published, kind, tmp_path):
+    words = published_model(published[kind], tmp_path / "words", 1, lambda t: t.add_tokens(["\n \t"]))
+    refused(words, tmp_path, r"1 tokens of text, '.n .t' \(id \d+\) first, .*: its embedding has \d+; use")
+    theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(words)
+    theirs.resize_token_embeddings(theirs.config.vocab_size + 1)  # the message's own advice
+    theirs.save_pretrained(words)
+    assert load(words).generate(["the value"], max_tokens=2)
+
+
+def test_a_model_with_fewer_rows_than_pieces_is_refused(published, tmp_path):
+    refused(
+        published_model(published["mistral"], tmp_path / "m", 40), tmp_path, r"has 40 tokens of text, '.*' \(id \d+\)"
+    )
+
+
+def test_a_bos_without_a_row_is_refused_where_texts_begin_with_it(published, tmp_path):
+    def begins(tokenizer: Any) -> None:
+        tokenizer.add_special_tokens(dict(bos_token="<|begin|>"))
+        new = [("<|begin|>", tokenizer.bos_token_id)]
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<|begin|> $A", None, new)
+
+    folder = published_model(published["qwen"], tmp_path / "qwen", 1, begins)
+    refused(folder, tmp_path, r"puts the id \d+ before a text, for which the model has no row: its embedding has")
+
+
+def test_a_translator_that_begins_with_an_id_without_a_row_is_refused(published, tmp_path):
+    sizes: Any = dict(d_model=8, d_ff=8, d_kv=4, num_layers=1, num_decoder_layers=1, num_heads=2)
+    config = transformers.T5Config(vocab_size=640, decoder_start_token_id=640, **sizes)
+    shutil.copytree(published["t5"], tmp_path / "t5")
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    refused(tmp_path / "t5", tmp_path, r"begins a text with the id 640 .* no row: its embedding has 640")
+
+
+def test_a_language_model_has_a_row_for_each_id():
+    model, tokenizer = llm_jax.get("small_gpt").model, Bytes().train([])
+    with pytest.raises(InputError, match=r"the tokenizer has \d+ ids, and the model's embedding 200 rows"):
+        LanguageModel(model.clone(embed=Embed(8, 200)), {}, tokenizer)
