@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import math
 import os
+import pickle
 import shutil
 import sys
 import tempfile
@@ -15,11 +17,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import tokenizers
 from absl import logging
 
-from llm_jax import text
+from llm_jax.core.code import code_hash
 from llm_jax.core.files import cache_folder, digest, reading, write_atomically
+from llm_jax.core.parts import trusted, walk
 from llm_jax.core.spelling import to_json
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Document, Encoded, Rendering
@@ -27,6 +29,7 @@ from llm_jax.text.recipes import TokenizerRecipe
 from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = "llm_jax corpus 3"
+PACKAGES = ("jinja2", "tokenizers")  # not of this project, and they decide what the tokens of a text are
 HEADER = 512  # bytes: a line of JSON, padded with spaces; then offsets, bytes, numbers, tokens, learnt
 BATCH = 512  # documents encoded at once
 
@@ -41,6 +44,8 @@ class Corpus:
       bytes: int32 [N], the bytes of text that each token stands for, where the token alone does not tell; or None.
       numbers: float32 [documents], what is known of each besides its text (`number`); None if nothing is of any.
       whole: whether a document counts though nothing of its text is learnt.
+      made_of: a hash of the documents, the tokenizer and the settings of the rendering; not of code.
+      content: a hash of what is in it.
     """
 
     whole: ClassVar[bool] = False
@@ -53,6 +58,7 @@ class Corpus:
         with self.path.open("rb") as file:
             self.header = json.loads(file.read(HEADER))
         documents, tokens, dtype = self.header["documents"], self.header["tokens"], np.dtype(self.header["dtype"])
+        self.made_of, self.content = self.header["made_of"], self.header["sha256"]
         file = np.asarray(np.memmap(self.path, np.uint8, "r"))  # plain arrays are indexed faster than memmaps
         counted = tokens if self.header["counted"] else 0
         numbered = documents if self.header["numbered"] else 0
@@ -73,37 +79,65 @@ class Corpus:
 
 
 def corpus(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Rendering) -> Corpus:
-    """The documents as token ids, from the cache if they are there and whole.
+    """The documents as token ids, from the cache if they are there and whole, and were made by the code of today.
+
+    Where code of a user's own decides and cannot be told (`code_hash`), they are tokenised every time.
 
     Raises:
       InputError: the cache cannot be read or written.
     """
-    key = digest(FORMAT, tokenizer.identity, json.dumps(to_json(rendering.settled)), *map(repr, documents))
-    path = cache_folder("corpora") / f"{key}.tokens"
-    with reading(path):
-        fault = _fault(path) if path.exists() else "absent"
-    if fault is None:
-        return Corpus(path)
-    if fault != "absent":
-        logging.warning("the cached corpus %s is damaged (%s): making it again", path, fault)
-    content = _tokenise(documents, tokenizer, rendering)
-    with _writing("corpus", path.parent):
+    made_of = digest(FORMAT, tokenizer.identity, json.dumps(to_json(rendering.settled)), *map(repr, documents))
+    code, own = _code_of(documents, tokenizer, rendering), _own(documents, rendering)
+    folder = cache_folder("corpora")
+    if code is not None and own is not None:
+        path = folder / f"{digest(made_of, code, *own)}.tokens"
+        with reading(path):
+            fault = _fault(path) if path.exists() else "absent"
+        if fault is None:
+            return Corpus(path)
+        if fault != "absent":
+            logging.warning("the cached corpus %s is damaged (%s): making it again", path, fault)
+        content = _tokenise(documents, tokenizer, rendering, made_of)
+    else:
+        content = _tokenise(documents, tokenizer, rendering, made_of)
+        path = folder / f"{digest(content)}.tokens"  # kept for the workers to read, and never found by what made it
+    with _writing("corpus", folder):
         write_atomically(path, content)
     return Corpus(path)
 
 
+def _code_of(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Rendering) -> str | None:
+    """A hash of the code that decides the tokens of documents; None where it cannot be told."""
+    held = (value for document in documents for value in vars(document).values())
+    inside = {type(each) for value in held for each in (value if isinstance(value, tuple) else (value,))}
+    parts = {type(part) for chosen in (rendering, rendering.settled) for _, part in walk(chosen)}
+    code = code_hash(Corpus, type(tokenizer), *map(type, documents), *inside, *parts)
+    return None if code is None else digest(code, *map(importlib.metadata.version, PACKAGES))
+
+
+def _own(documents: Sequence[Document], rendering: Rendering) -> list[bytes] | None:
+    """All that documents and a rendering of the user's own classes hold: of ours, settings and `repr` say it."""
+    own = [each for each in (rendering, *documents) if not trusted(type(each).__module__, ())]
+    try:
+        return [pickle.dumps(each) for each in own]
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return None
+
+
 def trained(recipe: TokenizerRecipe, texts: Iterable[str], special: Sequence[str] = ()) -> Tokenizer:
-    """`recipe.train(texts, special)`, from the cache if it is there and whole. A user's own is trained every time.
+    """`recipe.train(texts, special)`, from the cache if it is there and whole, and was made by the code of today.
+
+    Where the recipe is a user's own, and its code cannot be told (`code_hash`), it is trained every time.
 
     Raises:
       InputError: as `TokenizerRecipe.train`; or the cache cannot be read or written.
     """
-    if not type(recipe).__module__.startswith(f"{text.__name__}."):
-        # not cached: its code may change without our seeing it
+    code = code_hash(Tokenizer, *(type(part) for _, part in walk(recipe)))
+    if code is None:
         return recipe.train(texts, special) if special else recipe.train(texts)
     texts = list(texts)
-    code = [file.read_bytes() for file in sorted(Path(text.__path__[0]).glob("*.py"))]
-    key = digest(tokenizers.__version__, *code, json.dumps([to_json(recipe), *special]), *texts)
+    versions = map(importlib.metadata.version, PACKAGES)
+    key = digest(code, *versions, json.dumps([to_json(recipe), *special]), *texts)
     folder = cache_folder("tokenizers") / key
     with reading(folder):
         if (kept := _whole(folder)) is not None:
@@ -167,7 +201,7 @@ def _fault(path: Path) -> str | None:
     return None if header.get("sha256") == found else "its checksum differs"
 
 
-def _tokenise(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Rendering) -> bytes:
+def _tokenise(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Rendering, made_of: str) -> bytes:
     dtype = np.dtype(np.uint16 if tokenizer.vocabulary <= 2**16 else np.int32)
     tokens, learnt, counts, lengths = [np.empty(0, dtype)], [np.empty(0, bool)], [np.empty(0, np.int32)], [0]
     numbers: list[float] = []
@@ -199,6 +233,7 @@ def _tokenise(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Re
         dtype=dtype.name,
         counted=not tokenizer.lossless,
         numbered=numbered,
+        made_of=made_of,
         sha256=hashlib.sha256(body).hexdigest(),
     )
     return json.dumps(header).encode().ljust(HEADER - 1) + b"\n" + body

@@ -184,8 +184,9 @@ class TrainingBatches(grain.MapDataset):
 class DataIterator(Iterator[Batch]):
     """Endless training batches. Its state is what its user has *seen*, whatever has been prefetched."""
 
-    def __init__(self, batches: TrainingBatches, workers: int, stream: str):
-        self._batches, self._workers, self._stream = batches, workers, stream
+    def __init__(self, batches: TrainingBatches, workers: int, stream: str, content: str):
+        """`stream` is a hash of all that decides the batches but code, `content` one of the tokens that code made."""
+        self._batches, self._workers, self._stream, self._content = batches, workers, stream, content
         self._seen = 0
         self._running: Any = None
 
@@ -211,18 +212,25 @@ class DataIterator(Iterator[Batch]):
 
     def save(self) -> dict[str, Any]:
         """The state, as JSON; it holds for any number of workers and of processes."""
-        return {"batches": self._seen, "stream": self._stream}
+        return {"batches": self._seen, "stream": self._stream, "content": self._content}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on after the last batch that was seen before `save`.
 
         Raises:
-          InputError: the state is of another stream: other texts, tokenizer, packing, batch, length, shuffling or seed.
+          InputError: the state is of another stream: other texts, tokenizer, packing, batch, length, shuffling or
+            seed; or of the same texts, of which other code made other tokens.
         """
         if state.get("stream") != self._stream:
             raise InputError(
                 "the state of the data is of another stream: the texts, the tokenizer, or a setting of "
                 "the data (packing, batch, length, mixture, split, seed) is not what it was"
+            )
+        if state.get("content", self._content) != self._content:  # older states do not say
+            raise InputError(
+                "the same texts are other tokens than before, or other ones of them are learnt: the code that renders "
+                "them was changed (a template or document of your own, this project, or the package tokenizers). Take "
+                "the change back to go on with this run, or begin another"
             )
         self.close()
         self._seen = int(state["batches"])

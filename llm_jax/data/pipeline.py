@@ -108,10 +108,11 @@ class Data(Part):
         shown = [] if self.presentation == AsIs() else [to_json(self.presentation)]
         stream = digest(
             json.dumps([to_json(self.packing), self.batch, self.length, self.shuffle, seed, weights, *shown]),
-            *(part.corpus.path.name for part in rows),
+            *(f"{part.corpus.made_of}.tokens" for part in rows),
         )
+        content = digest(*(part.corpus.content for part in rows))
         batches = TrainingBatches(self._filler(rows, tokenizer, seed), Mixed(weights), self.batch, process, processes)
-        return DataIterator(batches, self.workers, stream)
+        return DataIterator(batches, self.workers, stream, content)
 
     def evaluation(
         self, tokenizer: Tokenizer, *, split: SplitName = "validation", process: int = 0, processes: int = 1

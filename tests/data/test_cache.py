@@ -1,14 +1,23 @@
 import dataclasses
 import errno
+import math
 import pickle
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from absl import logging
 
+from llm_jax.core import code
 from llm_jax.core.tables import InputError
 from llm_jax.data import cache
-from llm_jax.data.documents import Example, Rendering, Text
+from llm_jax.data.documents import Conversation, Example, Rendering, Text
+from llm_jax.data.pipeline import Data
+from llm_jax.data.sources import Source
+from llm_jax.data.split import ByHash
+from llm_jax.experiment import load_module
+from llm_jax.text.chat import Message
 from llm_jax.text.recipes import Bpe, Bytes
 
 DOCUMENTS = [Text("the first"), Example("2+2=", "4"), Text("the third")]
@@ -184,3 +193,139 @@ def test_a_document_of_several_texts_and_its_number(tokenizer):
     assert made.offsets.tolist() == [0, 3, 7, 10]
     assert made.numbers is not None and made.numbers.tolist() == [2.5, 2.5, -1.0]
     assert cache.corpus([Several("a bc"), Several("d")], tokenizer, Rendering()).numbers is None
+
+
+# ------------------------------------------------------------------------------------------------- code decides
+
+
+OWN = """
+import dataclasses
+from llm_jax.data.documents import Rendering, Text
+from llm_jax.text.chat import ChatTemplate, Message
+from llm_jax.text.recipes import Bpe
+
+@dataclasses.dataclass(frozen=True)
+class Own(ChatTemplate):
+    def render(self, tokenizer, messages, reply=False, tools=(), live=False):
+        ids, learn = super().render(tokenizer, messages, reply, tools, live)
+        return ids, [template for _ in learn]
+
+class Said(Message):
+    def text(self):
+        return self.content * message
+
+class Saying(Text):
+    def __init__(self, content, hidden):
+        super().__init__(content)
+        object.__setattr__(self, "hidden", hidden)
+    def tokens(self, tokenizer, rendering):
+        return tokenizer.encode(self.hidden), [document for _ in self.hidden]
+
+@dataclasses.dataclass(frozen=True)
+class Enclosing(Rendering):
+    def enclose(self, tokenizer, ids, learnt):
+        return ids * rendering, learnt * rendering
+
+@dataclasses.dataclass(frozen=True)
+class Recipe(Bpe):
+    def train(self, texts, special=()):
+        return Bpe(vocabulary=recipe).train(texts, special)
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Loads a user's file with one place of it changed, as a new process does that begins after the change."""
+    monkeypatch.setattr(code, "STARTED", math.inf)
+
+    def load(after="", **said):
+        path = tmp_path / "cache_own.py"
+        written = dict(template=True, message=1, document=True, rendering=1, recipe=280) | said
+        path.write_text(OWN + "\n".join(f"{name} = {value!r}" for name, value in written.items()) + after)
+        sys.modules.pop("user_cache_own", None)
+        code._source.cache_clear()
+        return load_module(path)
+
+    yield load
+    del sys.modules["user_cache_own"]
+    code._source.cache_clear()
+
+
+def _corpus_of(module, kind, tokenizer, hidden="of it"):
+    document, rendering = Text("a text"), Rendering(learn="answers")
+    if kind in ("template", "message"):
+        document = Conversation((module.Said("user", "hi"), Message("assistant", "yo")))
+        rendering = Rendering(learn="answers", template=module.Own() if kind == "template" else None)
+    if kind == "document":
+        document = module.Saying("a text", hidden)
+    if kind == "rendering":
+        rendering = module.Enclosing()
+    return cache.corpus([document, Text("another")], tokenizer, rendering)
+
+
+CHANGED = dict(template=False, message=2, document=False, rendering=2)
+
+
+@pytest.mark.parametrize("kind", CHANGED)
+def test_a_change_of_the_users_own_code_is_seen_and_tokenises_once(own, kind, tokenizer, tokenised):
+    made = []
+    for said in ({}, {}, {kind: CHANGED[kind]}, {}):
+        found = _corpus_of(own(**said), kind, tokenizer)
+        made.append((found.tokens.tolist(), found.learnt.tolist()))
+    assert made[0] == made[1] == made[3] != made[2]
+    assert len(tokenised) == 2
+
+
+def test_all_that_a_document_of_the_users_own_holds_counts(own, tokenizer):
+    assert repr(own().Saying("a", "b")) == repr(own().Saying("a", "c"))
+    first, second = (_corpus_of(own(), "document", tokenizer, hidden).tokens.tolist() for hidden in ("of it", "on it"))
+    assert first != second
+
+
+def test_code_that_cannot_be_told_tokenises_every_time_into_one_file(own, tokenizer, tokenised, folder):
+    for _ in range(2):
+        _corpus_of(own("\nimport importlib\n"), "template", tokenizer)
+    assert len(tokenised) == 2 and len(list(folder.iterdir())) == 1
+
+
+def test_a_change_of_a_users_own_recipe_is_seen_and_trains_once(own, trainings):
+    for recipe, times in ((280, 1), (280, 1), (275, 2), (280, 2)):
+        assert cache.trained(own(recipe=recipe).Recipe(), TEXTS).vocabulary == recipe
+        assert len(trainings) == times
+
+
+@pytest.mark.parametrize("what", ["text/chat.py", "text/jinja.py", "data/documents.py", "data/cache.py", "package"])
+def test_a_correction_of_ours_reaches_a_warm_cache(what, tokenizer, tokenised, monkeypatch):
+    code._source.cache_clear()
+    cache.corpus(DOCUMENTS, tokenizer, Rendering())
+    read, version = Path.read_bytes, cache.importlib.metadata.version
+    if what == "package":
+        monkeypatch.setattr("importlib.metadata.version", lambda name: version(name) + ".1" * (name == "tokenizers"))
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"\n" * path.as_posix().endswith(what))
+    code._source.cache_clear()
+    cache.corpus(DOCUMENTS, tokenizer, Rendering())
+    assert len(tokenised) == 2
+    code._source.cache_clear()
+
+
+def test_a_run_goes_on_where_code_changed_and_tokens_did_not(own, tokenizer):
+    def batches(kind, **said):
+        document = own(**said).Saying("a text " * 9, "of it " * 9) if kind else Text("of it " * 9)
+        return Data(Listing((document,)), length=8, batch=1, split=ByHash(0.0)).train(tokenizer, seed=0)
+
+    state = batches(True).save()
+    batches(True, after="\n# a comment\n").restore(state)
+    old = {name: value for name, value in state.items() if name != "content"}
+    batches(True).restore(old)  # of a run that did not write it down
+    with pytest.raises(InputError, match="the code that renders them was changed"):
+        batches(True, after="\nSaying.tokens = lambda self, *_: Text(self.hidden).tokens(*_)\n").restore(state)
+    with pytest.raises(InputError, match="another stream"):
+        batches(False).restore(state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing(Source):
+    held: tuple[Text, ...]
+
+    def documents(self):
+        return iter(self.held)
