@@ -32,7 +32,8 @@ class Experiment(Part):
 
     One step is one batch; `microbatches` computes it in that many pieces, with the same result in less memory.
     `ema` keeps an average of the parameters with that decay (0: none), which is what evaluation and sampling then use.
-    The run stops after `patience` steps in a row whose loss or gradient is not finite; single ones are skipped.
+    A step whose loss, gradient or update is not finite is skipped: it changes neither the parameters nor what the
+    optimiser and `ema` keep. The run stops after `patience` such steps in a row.
     `init_from` is the folder of a run to train on from: with its parameters and tokenizer, and what `data.rendering`
     leaves unsaid. `model` is `Inherited()` then, or one that has the same parameters, and `tokenizer` is `Kept()`.
     """

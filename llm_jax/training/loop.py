@@ -166,8 +166,9 @@ class Training:
         streak = int(state.longest_streak)
         if streak >= self.experiment.patience:
             raise InputError(
-                f"the loss or gradient was not finite in {streak} steps in a row, up to step {step}: lower "
-                f"optimizer.learning_rate, or look at the data; {self._newest()} is kept"
+                f"the loss, gradient or update was not finite in {streak} steps in a row, up to step {step}: lower "
+                "optimizer.learning_rate, or look at the data and the optimizer's other settings; "
+                f"{self._newest()} is kept"
             )
         found = dict(loss=float("nan")) if streak and not float(state.sums["weight"]) else self._means(state)
         self._write(

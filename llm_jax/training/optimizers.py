@@ -94,15 +94,25 @@ class Optimizer(Part):
     def rate(self, step: jax.Array, steps: int) -> jax.Array:
         return self.learning_rate * self.schedule.share(step.astype(jnp.float32), steps)
 
-    def transform(self, steps: int, boxed: Any) -> optax.GradientTransformation:
-        rule = self.rule(lambda step: self.rate(jnp.asarray(step), steps), is_matrix(boxed), boxed)
-        whole = optax.chain(optax.clip_by_global_norm(self.clip), rule) if self.clip else rule
+    def transform(self, steps: int, boxed: Any) -> optax.GradientTransformationExtraArgs:
+        """The whole rule, clipping and schedule included.
 
-        def update(updates: Any, state: Any, params: Any = None):
+        Its `update` takes the number of the training step as `step`, which the schedule follows. Without it the
+        schedule follows Optax's own counts, which stand still in a step that is skipped.
+        """
+        decays = is_matrix(boxed)
+
+        def chain(step: jax.Array | None) -> optax.GradientTransformation:
+            rule = self.rule(
+                lambda count: self.rate(jnp.asarray(count if step is None else step), steps), decays, boxed
+            )
+            return optax.chain(optax.clip_by_global_norm(self.clip), rule) if self.clip else rule
+
+        def update(updates: Any, state: Any, params: Any = None, *, step: jax.Array | None = None, **_: Any):
             with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # Optax is written for these
-                return whole.update(updates, state, params)
+                return chain(step).update(updates, state, params)
 
-        return optax.GradientTransformation(whole.init, update)
+        return optax.GradientTransformationExtraArgs(chain(None).init, update)
 
 
 def is_matrix(boxed: Any) -> Any:

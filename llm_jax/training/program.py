@@ -39,7 +39,7 @@ class TrainState:
     optimizer: Any
     average: Any  # an exponential moving average of the parameters, or None
     sums: dict[str, jax.Array]  # of the objective, over the steps since the last log
-    skipped: jax.Array  # steps whose loss or gradient was not finite
+    skipped: jax.Array  # steps whose loss, gradient or update was not finite
     skipped_in_a_row: jax.Array
     longest_streak: jax.Array  # the most of them in a row since the last log
     frozen: Any = None  # weights that an objective reads and nobody trains
@@ -80,7 +80,7 @@ class Program:
         return jax.eval_shape(self._split, jax.random.key(0), self.boxed)
 
     @functools.cached_property
-    def optimizer(self) -> optax.GradientTransformation:
+    def optimizer(self) -> optax.GradientTransformationExtraArgs:
         optimizer: Any = self.experiment.optimizer
         return optimizer.transform(self.experiment.steps, self.parted[0])
 
@@ -278,22 +278,23 @@ class Program:
         slopes, sums = self._gradients(state, batch, key)
         weight = jnp.maximum(sums["weight"], 1e-30)
         slopes = jax.tree.map(lambda g: g / weight, slopes)
+        change, moments = self.optimizer.update(slopes, state.optimizer, state.params, step=state.step)
         norm = optax.tree.norm(slopes)
-        sound = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
+        measured = jnp.stack([norm, optax.tree.norm(change), sums["loss"]])  # a finite gradient can still ruin all
+        sound = jnp.isfinite(measured).all()
         taken = sound & (sums["weight"] > 0)  # a batch without a single target changes nothing either
 
-        change, moments = self.optimizer.update(slopes, state.optimizer, state.params)
         params = optax.apply_updates(state.params, change)
         average = state.average
         if average is not None:
             # at first the decay is shorter, or the random beginning would stay in the average for long
-            passed = state.step.astype(jnp.float32)
+            passed = (state.step - state.skipped).astype(jnp.float32)
             decay = jnp.minimum(experiment.ema, (1 + passed) / (10 + passed))
             average = optax.incremental_update(params, average, 1 - decay)
         params, moments, average = jax.tree.map(
-            lambda new, old: jnp.where(taken, new, old) if jnp.issubdtype(new.dtype, jnp.floating) else new,
+            lambda new, old: jnp.where(taken, new, old),
             (params, moments, average), (state.params, state.optimizer, state.average),
-        )  # fmt: skip  # Optax's counts go on: the schedule follows the steps, taken or not
+        )  # fmt: skip  # Optax's counts too: they correct moments; the schedule follows the step's number
         first = state.step % experiment.log_every == 0
         kept = jax.tree.map(lambda old, new: jnp.where(first, 0, old) + jnp.where(sound, new, 0), state.sums, sums)
         skipped = (~sound).astype(jnp.int32)

@@ -13,12 +13,14 @@ import pytest
 from llm_jax.core.tables import InputError
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
+from llm_jax.layers.embedding import Untied
 from llm_jax.layers.moe import Capacity, MoE
 from llm_jax.layers.tokens import Tokens
 from llm_jax.objectives.next_token import NextToken
 from llm_jax.training import metrics, speed
 from llm_jax.training.evaluation import evaluate, means
 from llm_jax.training.loop import train
+from llm_jax.training.optimizers import AdamW, Constant, Linear, Muon
 from llm_jax.training.precision import Precision
 from llm_jax.training.program import Program
 
@@ -56,10 +58,8 @@ def trained(tiny, stepper, batches):
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(trained):
     _, states, told = trained
     for after in states[2:4]:
-        same((after.params, after.average, after.sums), (states[1].params, states[1].average, states[1].sums))
-        moments = zip(jax.tree.leaves(after.optimizer), jax.tree.leaves(states[1].optimizer), strict=True)
-        for new, old in moments:  # Optax's counts go on, so that the schedule follows the steps
-            assert np.array_equal(new, old) or jnp.issubdtype(new.dtype, jnp.integer)
+        for name in ("params", "optimizer", "average", "sums"):
+            same(getattr(after, name), getattr(states[1], name))
     assert [int(s.step) for s in states] == [0, 1, 2, 3, 4]
     assert [int(s.skipped) for s in states] == [0, 0, 1, 2, 2]
     assert [int(s.skipped_in_a_row) for s in states] == [0, 0, 1, 2, 0]
@@ -67,6 +67,57 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(trained):
     assert np.isnan(told[1]["gradient_norm"])
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), states[3].params, states[4].params)
     assert max(jax.tree.leaves(moved)) > 1e-4
+
+
+@pytest.mark.parametrize("cls", [AdamW, Muon])
+def test_after_skipped_steps_all_is_as_if_they_had_not_been_but_the_schedule(cls, tiny, stepper, batches):
+    optimizer = cls(schedule=Linear(warmup=1), weight_decay=0.1)
+    wanted = dict(objective=Explodes(), optimizer=optimizer, ema=0.9, log_every=9)
+    skipping, jumping = (stepper(tiny.override(wanted)) for _ in range(2))
+    jumping.program = skipping.program  # one compilation
+    for batch in (batches[0], exploding(batches[1]), exploding(batches[2]), batches[3]):
+        told = skipping(batch)
+    jumping(batches[0])
+    jumping.state = dataclasses.replace(jumping.state, step=jumping.state.step + 2, skipped=jumping.state.skipped + 2)
+    assert jumping(batches[3])["learning_rate"] == told["learning_rate"] == pytest.approx(
+        optimizer.learning_rate * (1 - (3 - 1) / (6 - 1))
+    )  # fmt: skip
+    for part in ("params", "optimizer", "average", "sums"):
+        same(getattr(skipping.kept(), part), getattr(jumping.kept(), part))
+
+
+def test_the_first_step_that_is_taken_is_a_whole_one(tiny, stepper, batches):
+    """Adam's first is the rate times the gradient's sign, however many were skipped before it."""
+    optimizer = AdamW(learning_rate=3e-3, schedule=Constant(), weight_decay=0.0, epsilon=1e-20)
+    run = stepper(tiny.override({"objective": Explodes(), "optimizer": optimizer}))
+    begun = run.kept().params
+    for _ in range(5):
+        run(exploding(batches[1]))
+    same(run.kept().params, begun)
+    run(batches[0])
+    moved = jax.tree.map(lambda a, b: np.abs(a - b), run.kept().params, begun)
+    kernel = moved["stack"]["layers"]["block_0"]["ffn"]["up"]["kernel"]
+    np.testing.assert_allclose(kernel, 3e-3, rtol=1e-3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Divides(AdamW):
+    """Its update is no number wherever a gradient is 0, as at words that a batch does not hold."""
+
+    def rule(self, rate, decays, boxed):
+        rule = super().rule(rate, decays, boxed)
+        return optax.chain(rule, optax.stateless(lambda updates, params: jax.tree.map(lambda u: u * u / u, updates)))
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(epsilon=0.0), Divides(weight_decay=0.0)])
+def test_an_update_that_is_not_finite_is_not_taken_though_the_gradient_is(optimizer, tiny, stepper, batches):
+    run = stepper(tiny.override({"optimizer": optimizer, "model.head": Untied(), "ema": 0.5, "log_every": 5}))
+    begun = run.kept()
+    norms = [float(run(batch)["gradient_norm"]) for batch in batches[:2]]
+    after = run.kept()
+    assert np.isfinite(norms).all() and int(after.skipped) == int(after.longest_streak) == 2
+    for name in ("params", "optimizer", "average", "sums"):
+        same(getattr(after, name), getattr(begun, name))
 
 
 def test_a_state_is_shown_in_a_line(trained):
