@@ -101,7 +101,7 @@ $(VENV)/test: $(VENV)/runtime
 	@test -n "$(PYTHON_COLAB)" || { echo "Colab has Python 3.13: none was found (say make PYTHON_COLAB=...)"; exit 2; }
 	@echo "installing Colab's packages into .venv-colab ..."
 	@$(PYTHON_COLAB) -m venv --clear .venv-colab
-	@$(call install,.venv-colab,-r constraints-colab.txt)
+	@$(call install,.venv-colab,--no-deps -r constraints-colab.txt)
 	@.venv-colab/bin/pip freeze --exclude-editable > .venv-colab/before
 	@$(call install,.venv-colab,-e .)
 	@.venv-colab/bin/pip freeze --exclude-editable | diff .venv-colab/before - \

