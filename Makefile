@@ -40,6 +40,7 @@ test-slow: $(VENV)/test
 
 # The tests that need none of the packages that results are compared with (torch and its kin are gigabytes).
 REFERENCES := torch,transformers,peft,trl,lm_eval
+LIGHT := ".[test,interop,gpt2,corpora,metrics]"
 test-light: $(VENV)/light
 	@TEST_WITHOUT=$(REFERENCES) $(bin)/python -m pytest -q -rfE -n $(WORKERS) -m "not slow" $(TESTS)
 
@@ -88,7 +89,7 @@ $(VENV)/runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/light: $(VENV)/runtime
 	@echo "installing what the tests need ..."
-	@$(call install,$(VENV),-c constraints.txt -e ".[test,interop,gpt2,corpora,metrics]")
+	@$(call install,$(VENV),-c constraints.txt -e $(LIGHT))
 	@touch $@
 
 # pip, since torch may come from an index of its own.
