@@ -27,8 +27,8 @@ def set_up() -> None:
 def fix_order() -> None:
     """On a GPU, sums are made in one order, so that a seed gives the same bits again, unless $XLA_FLAGS says otherwise.
 
-    Without it cuDNN's attention gives other gradients at every call (BUILD_NOTES.md). XLA reads the variable once, when
-    a process first uses it: one that has computed on its GPU before is left as it was.
+    Without it cuDNN's attention gives other gradients at every call (docs/decisions.md). XLA reads the variable once,
+    when a process first uses it: one that has computed on its GPU before is left as it was.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if ORDERED not in flags:
@@ -40,7 +40,7 @@ def keep_memory() -> None:
 
     XLA's CPU programs allocate their temporaries anew at each step. By default glibc maps large ones and gives them
     back, so each step pays for fresh pages; so does each large one in an arena of a thread's own, whatever M_MMAP_MAX
-    says. It was 20% to 30% of a step (BUILD_NOTES.md). Without glibc nothing is done.
+    says. It was 20% to 30% of a step (docs/research_log.md). Without glibc nothing is done.
     """
     if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
         return
