@@ -12,6 +12,7 @@ from pathlib import Path
 from llm_jax.core.files import cache_folder, reading
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Document, Example, Labelled, Preference
+from llm_jax.data.fields import Record
 from llm_jax.data.files import JsonLines, Source, bytes_of, decode, texts
 from llm_jax.data.records import asked
 
@@ -154,7 +155,7 @@ class InstructionPreferences(Source):
         path = Download(f"{PREFERENCES}/{name}", sha256, name).fetch()
         for number, record in enumerate(json.loads(decode(bytes_of(path), path))):
             if record["chosen"] != record["rejected"]:
-                said = asked(record, f"{path}, record {number}")
+                said = asked(Record.of(record, f"{path}, record {number}", None))
                 yield Preference((said,), record["chosen"], record["rejected"])
 
 

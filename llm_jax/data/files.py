@@ -13,6 +13,7 @@ from llm_jax.core.files import reading
 from llm_jax.core.parts import Part
 from llm_jax.core.tables import InputError, nearest
 from llm_jax.data.documents import Document, Text
+from llm_jax.data.fields import Unread
 from llm_jax.data.records import document_of
 
 
@@ -98,14 +99,22 @@ class JsonLines(Source):
     Replies to compare are `{"prompt" or "messages", "chosen", "rejected"}`, with a `"margin"` if it is known; they are
     texts or messages, and may be whole conversations that begin alike. Beside a text in `field` there may be its class,
     `"label"`: a whole number from 0 on.
+
+    A message of the assistant may have its reasoning (`"reasoning_content"`, `"thinking"` or `"reasoning"`), and the
+    `"weight"` 0, which keeps it out of the loss. Beside messages, prompts and instructions there may be what the
+    `"system"` says first, and the `"answer"` (`"solution"`, `"ground_truth"`) that is known to be right, for rewards
+    and reports. A field that is null is absent. Fields that are not read are named once, with how often they stand
+    there; those that would change what is trained are refused.
     """
 
     path: str
     field: str = "text"
 
     def documents(self) -> Iterator[Document]:
+        unread = Unread(self.path)
         for record, where in json_records(self.path):
-            yield document_of(record, self.field, where)
+            yield document_of(record, self.field, where, unread)
+        unread.tell()
 
 
 def json_records(path: str) -> Iterator[tuple[Any, str]]:
@@ -153,6 +162,7 @@ class ArrayRecord(Source):
             records = reader.read_all()
         except (RuntimeError, ValueError, IndexError) as error:
             raise InputError(f"{self.path} is no ArrayRecord file: {str(error).splitlines()[0]}") from None
+        unread = Unread(self.path)
         for number, record in enumerate(records):
             where = f"{self.path}, record {number}"
             text = decode(record, where)
@@ -161,9 +171,10 @@ class ArrayRecord(Source):
             except (ValueError, RecursionError):
                 value = None
             if value is not None:
-                yield document_of(value, self.field, where)
+                yield document_of(value, self.field, where, unread)
             elif text.strip():
                 yield Text(text)
+        unread.tell()
 
 
 FILES = dict(TextFiles=TextFiles, JsonLines=JsonLines, ArrayRecord=ArrayRecord)

@@ -10,8 +10,9 @@ from llm_jax.core.files import digest
 from llm_jax.core.parts import Rate
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Preference
+from llm_jax.data.fields import OF_RECORDS, Record, Unread
 from llm_jax.data.files import Source, json_records
-from llm_jax.data.records import compared, number_in, replied
+from llm_jax.data.records import BEFORE, compared, replied
 from llm_jax.text.chat import Message
 
 
@@ -40,11 +41,15 @@ class RatedReplies(Source):
 
     def _pairs(self, held_out: bool) -> list[Preference]:
         asked: dict[tuple[Message, ...], list[tuple[float, Message, str]]] = {}
-        for record, where in json_records(self.path):
-            if not isinstance(record, dict) or "tools" in record:
+        unread = Unread(self.path)
+        for value, where in json_records(self.path):
+            if not isinstance(value, dict) or "tools" in value:
                 raise InputError(f"{where} must be an object with a prompt, a completion and a rating, and no tools")
-            *before, reply = replied(record, where).messages
-            asked.setdefault(tuple(before), []).append((number_in(record, "rating", where), reply, where))
+            record = Record.of(value, where, unread)
+            record.only((*BEFORE, "completion", "rating"), OF_RECORDS)
+            *before, reply = replied(record).messages
+            asked.setdefault(tuple(before), []).append((record.number("rating"), reply, where))
+        unread.tell()
         pairs = {before: _compared(before, rated) for before, rated in asked.items()}
         if not any(pairs.values()):
             raise InputError(f"{self.path} has no prompt with two replies that are rated differently")

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Document, Text
+from llm_jax.data.documents import Conversation, Document, Text
 from llm_jax.data.downloads import (
     DOWNLOADS,
     Download,
@@ -56,19 +56,29 @@ class Mixture(Source):
 
 @dataclasses.dataclass(frozen=True)
 class PlainTexts(Source):
-    """The documents of another source as plain texts: what conversations say, without who says it."""
+    """The documents of another source as plain texts: what conversations say, without who says it.
+
+    Raises:
+      InputError: a message has the weight 0, and all of a plain text is learnt.
+    """
 
     source: Source
 
     def documents(self) -> Iterator[Document]:
-        return (Text(document.text()) for document in self.source.documents())
+        return map(_plain, self.source.documents())
 
     def validation(self) -> Iterator[Document] | None:
         held_out = self.source.validation()
-        return None if held_out is None else (Text(document.text()) for document in held_out)
+        return None if held_out is None else map(_plain, held_out)
 
     def components(self) -> tuple[tuple[Source, float], ...]:
         return tuple((PlainTexts(inner), weight) for inner, weight in self.source.components())
+
+
+def _plain(document: Document) -> Text:
+    if isinstance(document, Conversation) and not all(message.weight for message in document.messages):
+        raise InputError("PlainTexts would train on a message with the weight 0: leave the message out, or PlainTexts")
+    return Text(document.text())
 
 
 MIXTURES = dict(Mixture=Mixture, PlainTexts=PlainTexts)

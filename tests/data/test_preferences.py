@@ -233,7 +233,7 @@ def test_ratings_of_replies_to_one_prompt_are_pairs(tmp_path):
     for change, message in (
         ({"rating": "good"}, "record 0: 'rating' must be a number, not 'good'"),
         ({"rating": math.nan}, "record 0: 'rating' must be a number, not 'nan'"),
-        ({"completion": None}, "record 0: the field 'completion' must be text"),
+        ({"completion": None}, "record 0 must end with a reply of the assistant: a 'completion', or the last message"),
         ({"tools": []}, "record 0 must be an object with a prompt, a completion and a rating, and no tools"),
     ):
         path.write_text(json.dumps([records[0] | change]))

@@ -238,7 +238,7 @@ ASKS = {"role": "assistant", "tool_calls": [CALL, CALL | {"id": "c2"}]}
             {"messages": [ASKS, {"role": "tool", "tool_call_id": "c2", "content": ""}]},
             "message 1: answers must be in the order of the calls, and 'c1' is the first without one",
         ),
-        ({"messages": None}, "'messages' must be a list, not 'None'"),
+        ({"messages": 3}, "'messages' must be a list, not '3'"),
         ({"messages": [], "tools": [3]}, "tool 0 is not an object that describes a tool but '3'"),
         ({"instruction": "i", "outptu": "o"}, "has no field 'text'"),
     ],

@@ -1,0 +1,216 @@
+"""Documents in JSON objects: what is read of each shape, and that nothing else is dropped without a word."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from llm_jax.core.tables import InputError
+from llm_jax.data.documents import Conversation, Example, Labelled, Preference, Text
+from llm_jax.data.files import ArrayRecord, JsonLines
+from llm_jax.data.ratings import RatedReplies
+from llm_jax.data.sources import PlainTexts
+from llm_jax.text.calls import Call
+from llm_jax.text.chat import Message
+
+USER, REPLY = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+CALLS = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+TOOL = {"role": "tool", "tool_call_id": "c1", "name": "f", "content": "r"}
+asked, said = Message("user", "q"), Message("assistant", "a")
+ALPACA = {"instruction": "i", "input": "x", "output": "o", "text": "Below is an instruction ... ### Response:\no"}
+
+
+@pytest.fixture
+def documents(tmp_path):
+    """The documents of records in a file, by `JsonLines`."""
+    path = tmp_path / "a.jsonl"
+
+    def read(*records, **settings):
+        path.write_text("\n".join(map(json.dumps, records)))
+        return list(JsonLines(str(path), **settings).documents())
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("record", "document"),
+    [
+        ({"text": "t", "url": "u", "label": 1}, Labelled("t", 1)),
+        ({"messages": [USER, REPLY], "id": 3}, Conversation((asked, said))),
+        ({"messages": [USER, REPLY], "system": "s"}, Conversation((Message("system", "s"), asked, said))),
+        ({"prompt": "q", "system": "s"}, Conversation((Message("system", "s"), asked))),
+        ({"prompt": "q", "tools": [{"name": "f"}]}, Conversation((asked,), ('{"name": "f"}',))),
+        ({"messages": [USER], "answer": "4"}, Conversation((asked,), answer="4")),
+        ({"messages": [USER, REPLY], "solution": "4"}, Conversation((asked, said), answer="4")),
+        ({"prompt": [USER], "answer": "4"}, Conversation((asked,), answer="4")),
+        ({"prompt": "q", "ground_truth": "4"}, Conversation((asked,), answer="4")),
+        ({"prompt": "q", "completion": "a", "answer": "4"}, Conversation((asked, said), answer="4")),
+        ({"prompt": "q", "answer": "a"}, Example("q", "a")),
+        (ALPACA, Conversation((Message.asked("i", "x"), Message("assistant", "o")))),
+        (
+            {"instruction": "i", "output": "o", "system": "s", "answer": "4"},
+            Conversation((Message("system", "s"), Message("user", "i"), Message("assistant", "o")), answer="4"),
+        ),
+        ({"text": "repeats", "messages": [USER, REPLY]}, Conversation((asked, said))),
+        ({"text": "t", "messages": [], "prompt": "", "completion": ""}, Text("t")),
+        ({"text": "a story", "prompt": "Write a story."}, Text("a story")),
+        (
+            {"prompt": "q", "chosen": "a", "rejected": "b", "system": "s"},
+            Preference((Message("system", "s"), asked), "a", "b"),
+        ),
+        ({"chosen": [USER, REPLY], "rejected": [USER, REPLY | {"content": "b"}]}, Preference((asked,), "a", "b")),
+    ],
+)
+def test_what_is_read_of_each_shape(documents, record, document):
+    assert documents(record) == [document]
+    assert documents(dict.fromkeys(("margin", "rating", "weight", "images", "tools", "text", "label")) | record) == [
+        document
+    ], "what is null is absent"
+
+
+def test_a_field_that_is_named_is_read_whatever_stands_beside_it(documents):
+    assert documents(ALPACA, field="output") == [Text("o")]
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_messages_have_reasoning_and_weights(documents, name):
+    turns = [REPLY | {name: "because", "weight": 0}, REPLY | {"weight": 1.0}, REPLY | {name: "", "weight": None}]
+    read = Message("assistant", "a", reasoning="because", weight=0)
+    assert documents({"messages": [USER, *turns]}) == [Conversation((asked, read, said, said))]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": [CALLS, TOOL, REPLY | {"reasoning": "r", "weight": 0}], "answer": "4"},
+        {"prompt": "q", "completion": "a", "system": "s"},
+        {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 1.5},
+        {"instruction": "i", "input": "x", "output": "o"},
+        {"text": "t", "label": 0},
+    ],
+)
+def test_null_and_absent_are_the_same_at_every_place(documents, record):
+    """Tables that were written as JSON have every column in every record."""
+
+    def variants(value: Any) -> Iterator[tuple[Any, Any]]:
+        """The value with a null, and without what is null there."""
+        if isinstance(value, list):
+            for i, each in enumerate(value):
+                yield from (
+                    (value[:i] + [a] + value[i + 1 :], value[:i] + [b] + value[i + 1 :]) for a, b in variants(each)
+                )
+        if isinstance(value, dict):
+            for name, each in value.items():
+                rest = {other: v for other, v in value.items() if other != name}
+                yield rest | {name: None}, rest
+                yield from ((value | {name: a}, value | {name: b}) for a, b in variants(each))
+
+    def outcome(given):
+        try:
+            return documents(given)
+        except InputError as error:
+            return str(error)
+
+    for with_null, without in variants(record):
+        assert outcome(with_null) == outcome(without)
+
+
+def test_fields_that_nobody_reads_are_named_once_with_their_count(documents, tmp_path, caplog):
+    records = [{"messages": [USER | {"name": "x"}, REPLY], "score": n, "title": "", "id": n} for n in range(3)]
+    records[0]["messages"][1] = CALLS | {"tool_calls": [CALL | {"colour": 1}]}
+    for _ in range(2):
+        assert len(documents({"text": "t", "score": 9}, *records)) == 4
+    found = [record.getMessage() for record in caplog.records]
+    fields = "'colour' of calls (1 times), 'name' of messages (3 times), 'score' (4 times)"
+    assert found == [f"{tmp_path / 'a.jsonl'} has fields that are not read: {fields}"]
+    caplog.clear()
+    documents(ALPACA, {"text": "t", "id": 3, "url": "u", "extra": None})
+    assert not caplog.records
+    documents({"text": "repeats", "messages": [USER, REPLY]})
+    assert [r.getMessage().rpartition(": ")[2] for r in caplog.records] == ["'text' (1 times)"]
+
+
+def test_other_sources_name_them_too(tmp_path, caplog):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    rated = tmp_path / "rated.jsonl"
+    rated.write_text("\n".join(json.dumps(dict(prompt="q", completion=f"{n}", rating=n, votes=n)) for n in range(3)))
+    RatedReplies(str(rated), 0.0).documents()
+    writer = ArrayRecordWriter(str(tmp_path / "a.array_record"), "group_size:1")
+    writer.write(b'{"text": "t", "votes": 3}')
+    writer.close()
+    assert list(ArrayRecord(str(tmp_path / "a.array_record")).documents()) == [Text("t")]
+    assert [r.getMessage().rpartition("/")[2] for r in caplog.records] == [
+        "rated.jsonl has fields that are not read: 'votes' (3 times)",
+        "a.array_record has fields that are not read: 'votes' (1 times)",
+    ]
+    for field, advice in (("weight", "'weight', 0 or 1"), ("label", "RatedReplies reads ratings"), ("image", "text")):
+        rated.write_text(json.dumps(dict(prompt="q", completion="a", rating=1) | {field: 2}))
+        with pytest.raises(InputError, match=f"rated.jsonl:1: '{field}' would not be read: .*{advice}"):
+            RatedReplies(str(rated)).documents()
+
+
+WEIGHT, REASONED = "message 1: the weight of a message is 0 or 1, not ", "'{}' would not be read: .*'reasoning_content'"
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"messages": [USER, REPLY | {"weight": 0.5}]}, f"{WEIGHT}0.5"),
+        ({"messages": [USER, REPLY | {"weight": -1}]}, f"{WEIGHT}-1"),
+        ({"messages": [USER, REPLY | {"weight": True}]}, "'weight' must be a number, not 'True'"),
+        ({"messages": [USER | {"weight": 1}, REPLY]}, "only what the assistant says has a weight, not .* user"),
+        ({"messages": [USER, REPLY], "weight": 0.5}, "'weight' would not be read: a message of the assistant has"),
+        ({"text": "t", "weight": 0}, "'weight' would not be read"),
+        ({"messages": [USER, REPLY | {"train": False}]}, "'train' of messages would not be read: .* 'weight', 0 or 1"),
+        ({"messages": [USER | {"thinking": "r"}, REPLY]}, "message 0: only the assistant reasons, not the user"),
+        ({"messages": [USER, REPLY | {"thinking": "r", "reasoning": "s"}]}, "thinking and reasoning: leave one"),
+        ({"prompt": "q", "completion": "a", "reasoning": "r"}, REASONED.format("reasoning")),
+        ({"instruction": "i", "output": "o", "rationale": "r"}, REASONED.format("rationale")),
+        ({"prompt": "q", "chosen": [REPLY | {"thinking": "r"}], "rejected": "b"}, "have no place for reasoning"),
+        ({"prompt": "q", "chosen": [REPLY | {"weight": 0}], "rejected": "b"}, "cannot have the weight 0: leave"),
+        ({"messages": [USER, REPLY], "images": ["a.png"]}, "'images' would not be read: text alone is read here"),
+        ({"messages": [USER | {"images": [3]}, REPLY]}, "message 0: 'images' of messages would not be read"),
+        ({"text": "t", "image": "a.png"}, "'image' would not be read"),
+        ({"messages": [USER, REPLY], "functions": [{}]}, "'functions' would not be read: 'tools' stand beside"),
+        ({"messages": [USER, REPLY | {"function_call": {"name": "f"}}]}, "'function_call' of messages would"),
+        ({"messages": [CALLS | {"tool_calls": [{"name": "f", "parameters": {"a": 1}}]}]}, "'arguments' in a call"),
+        ({"prompt": "q", "answer": "a", "tools": [{}]}, "'tools' would not be read"),
+        ({"prompt": "q", "answer": "a", "system": "s"}, "'system' would not be read: write it as"),
+        ({"messages": [{"role": "system", "content": "s"}, USER], "system": "s"}, "begin with the system: leave one"),
+        ({"instruction": "i", "output": "o", "history": [["a", "b"]]}, "'history' would not be read"),
+        ({"prompt": [USER], "input": "x"}, "'input' would not be read"),
+        ({"messages": [USER], "response": "a"}, "a reply to a prompt is its 'completion'"),
+        ({"messages": [USER, REPLY], "label": 1}, "'label' would not be read"),
+        ({"messages": [USER], "answer": "4", "solution": "5"}, "has 'answer' and 'solution': leave one of them"),
+        ({"messages": [USER], "answer": 4}, "the field 'answer' must be text, not '4'"),
+        ({"messages": [CALLS, TOOL | {"name": "g"}]}, "message 1: it answers a call of 'f', and is named 'g'"),
+        ({"messages": None}, "a.jsonl:1 has no field 'text'"),
+    ],
+)  # fmt: skip
+def test_what_would_change_what_is_trained_is_refused(documents, record, message):
+    with pytest.raises(InputError, match=message) as raised:
+        documents(record)
+    assert "a.jsonl:1" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_the_advice_of_refusals_works(documents):
+    within = REPLY | {"content": "<think>r</think>a"}
+    advised = [
+        {"messages": [USER, REPLY | {"reasoning_content": "r"}]},
+        {"messages": [USER, REPLY | {"weight": 0}]},
+        {"messages": [{"role": "system", "content": "s"}, USER, REPLY]},
+        {"prompt": "q", "completion": "a"},
+        {"prompt": "q", "chosen": [within], "rejected": "b"},
+        {"messages": [USER, CALLS, TOOL], "tools": [{"name": "f"}]},
+    ]
+    assert [type(document) for document in documents(*advised)] == [Conversation] * 4 + [Preference, Conversation]
+    assert documents(advised[-1])[0].messages[1].calls == (Call("f"),)
+
+
+def test_plain_texts_do_not_train_on_what_has_the_weight_0(documents, tmp_path):
+    documents({"messages": [USER, REPLY | {"weight": 0}]})
+    with pytest.raises(InputError, match="PlainTexts would train on a message with the weight 0"):
+        list(PlainTexts(JsonLines(str(tmp_path / "a.jsonl"))).documents())
