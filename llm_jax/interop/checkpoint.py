@@ -135,7 +135,8 @@ class Folder:
             rust = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
         rust.no_padding()  # what was set when the file was saved is no part of what the tokenizer does to a text
         rust.no_truncation()
-        for text in ("a", *rust.get_vocab()):
+        special = {token.content for token in rust.get_added_tokens_decoder().values()}
+        for text in ("a", *sorted(rust.get_vocab().keys() - special)):
             if without := rust.encode(text, add_special_tokens=False).ids:
                 return [rust.encode(text).ids, without]
         raise InputError(f"{path} is damaged: no text has a token")

@@ -1,13 +1,15 @@
 """Published tokenizers and their chat templates, from the files that `transformers` keeps.
 
-Text is encoded as it is there, but for one thing: no text yields a special token. What a published tokenizer would
-recognise within a text is taken out of its Rust half and kept beside it, with the same id.
+Text is encoded as it is there, but for one thing: no text yields a special token. Those that a published tokenizer
+would recognise within a text are taken out of its Rust half and kept beside it, with the same ids. So are tokens that a
+conversation is built of and a model writes (`<think>`). Added words, and tags of HTML as Gemma has them, are text.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -27,22 +29,35 @@ from llm_jax.text.tokenizer import SPACE, Tokenizer
 # for the unknown follows from the algorithm.)
 ROLES = dict(bos=("bos_token", "cls_token"), eos=("eos_token", "sep_token"), pad=("pad_token",), mask=("mask_token",))
 BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
+# Tokens that conversations are built of, also where they are not called special and no chat template is there to tell.
+STRUCTURAL = re.compile(
+    r"<[|\uff5c].*[|\uff5c]>|</?(think|tools?|tool_calls?|tool_responses?|(start|end)_of_(turn|image|audio))>",
+    re.DOTALL,
+)
+FLAGS = ("special", "single_word", "lstrip", "rstrip", "normalized")
 
 
 @dataclasses.dataclass(frozen=True)
 class Added:
-    """A token that a published tokenizer recognises within a text. Not `special`: `decode` shows it."""
+    """A token that a published tokenizer recognises within a text, with the flags of tokenizer.json.
+
+    Not `special`: `decode` shows it.
+    """
 
     id: int
     content: str
     special: bool = True
+    single_word: bool = False
     lstrip: bool = False
     rstrip: bool = False
+    normalized: bool = False
 
-    @property
-    def forges(self) -> bool:
-        """Runs of white space are text, however they are encoded."""
-        return not self.content.replace(SPACE, " ").isspace()
+    def forges(self, template: str) -> bool:
+        """Whether a text must not yield it. What is not special is text, but for what conversations are built of."""
+        if self.content.replace(SPACE, " ").isspace():
+            return False
+        written = not self.content.isalnum() and self.content in template
+        return self.special or written or STRUCTURAL.fullmatch(self.content) is not None
 
 
 def import_tokenizer(folder: str | Path, rows: int | None = None) -> tuple[Tokenizer, ChatTemplate]:
@@ -94,9 +109,11 @@ def assemble(
     named = {key: token for key in keys if (token := _content(settings.get(key)))}
     vocabulary = _vocabulary(rust["model"])
     ended = {ends} if isinstance(ends, int) else set(ends or ())
-    added = {t.content: t for t in _added(rust, settings, vocabulary, named) if t.forges}
+    source = settings.get("chat_template") or ""
+    every = _added(rust, settings, vocabulary, named)
+    added = {t.content: t for t in every if t.forges(source) or t.id in ended or t.content in named.values()}
     unknown = _unknown(rust["model"], spelling)
-    beside = added if rows is None else _with_rows(rust, added, unknown, rows)
+    beside = added if rows is None else _with_rows(rust, every, added, unknown, rows)
     ended = {i for i in ended if rows is None or i < rows}
     special = {t.content: t.id for t in beside.values() if t.special or t.id in ended or t.content in named.values()}
     if clash := special.keys() & ROLE_NAMES:
@@ -104,9 +121,10 @@ def assemble(
     marks = {t.content: t.id for t in beside.values() if t.content not in special}
     special |= _roles(named, special) | ({} if unknown is None else {"unk": vocabulary[unknown]})
     ended |= {special["eos"]} if "eos" in special else set()
-    encoder = _encoder(rust, added.keys(), unknown, rows)
+    kept = [token for token in every if token.content not in added]
+    encoder = _encoder(rust, added.keys(), kept, unknown, rows)
     tokenizer = Tokenizer(encoder, special, spelling, marks=marks, ends=ended)
-    if not (source := settings.get("chat_template")):
+    if not source:
         return tokenizer, ChatTemplate()
     lstrip, rstrip = (tuple(n for n, t in added.items() if getattr(t, side)) for side in ("lstrip", "rstrip"))
     template = Jinja(source, tuple(name for name in added if name in source), lstrip, rstrip)
@@ -122,14 +140,16 @@ def _roles(named: Mapping[str, str], special: Mapping[str, int]) -> dict[str, in
     return {role: special[token] for role, found in tokens.items() for token in found if token in special}
 
 
-def _with_rows(rust: Mapping[str, Any], added: Mapping[str, Added], unknown: str | None, rows: int) -> dict[str, Added]:
+def _with_rows(
+    rust: Mapping[str, Any], every: Sequence[Added], added: Mapping[str, Added], unknown: str | None, rows: int
+) -> dict[str, Added]:
     """Those of `added` that the embedding has a row for; warns of the others.
 
     Raises:
       InputError: there is another token without a row, which a text can have.
     """
     beside = added.keys() - {unknown}
-    listed = [*_vocabulary(rust["model"]).items(), *((t["content"], t["id"]) for t in rust.get("added_tokens", ()))]
+    listed = [*_vocabulary(rust["model"]).items(), *((t.content, t.id) for t in every)]
     if plain := sorted({(i, piece) for piece, i in listed if i >= rows and piece not in beside}):
         raise InputError(
             f"the tokenizer has {len(plain)} tokens of text, {plain[0][1]!r} (id {plain[0][0]}) first, for which the "
@@ -145,15 +165,38 @@ def _with_rows(rust: Mapping[str, Any], added: Mapping[str, Added], unknown: str
     return {name: token for name, token in added.items() if token.id < rows}
 
 
-def _encoder(rust: Mapping[str, Any], beside: Set[str], unknown: str | None, rows: int | None) -> tokenizers.Tokenizer:
-    """What encodes text, without the tokens that are kept `beside` it."""
-    kept = [t for t in rust.get("added_tokens", ()) if t["content"].isspace()]
-    model = _without(rust["model"], beside, unknown, {t["content"]: t["id"] for t in kept})
+def _encoder(
+    rust: Mapping[str, Any], beside: Set[str], kept: Sequence[Added], unknown: str | None, rows: int | None
+) -> tokenizers.Tokenizer:
+    """What encodes text: without the tokens that are kept `beside` it, with the added ones that are text.
+
+    Raises:
+      InputError: it is damaged, or would find an added token where the published one does not.
+    """
+    model = _without(rust["model"], beside, unknown, {t.content: t.id for t in kept})
     if isinstance(model["vocab"], list):  # beyond its rows are places of special tokens alone
         model["vocab"] = model["vocab"][:rows]
-    bare = dict(rust, model=model, added_tokens=kept, post_processor=None, truncation=None, padding=None)
+    bare = dict(rust, model=model, added_tokens=[], post_processor=None, truncation=None, padding=None)
+    known = _vocabulary(rust["model"])
+    new = [t for t in kept if t.content not in known and not t.content.isspace()]
+    if partly := [t for t in new if t.single_word or (rust.get("normalizer") and not t.normalized)]:
+        alone = _parsed(bare)  # they are in the model to be numbered, which must not find them where they are no match
+        for token in partly:
+            word = token.content
+            elsewhere = {word} if token.single_word else {word.upper(), word.title()} - {word}
+            if any(token.id in alone.encode(text, add_special_tokens=False).ids for text in elsewhere):
+                raise InputError(
+                    f"the added token {word!r} has single_word={token.single_word} and "
+                    f"normalized={token.normalized}, which is not covered for it: add it with single_word=False and "
+                    "normalized=True"
+                )
+    listed = [dataclasses.asdict(token) | dict(special=False) for token in sorted(kept, key=lambda token: token.id)]
+    return _parsed(bare | dict(added_tokens=listed))
+
+
+def _parsed(rust: Mapping[str, Any]) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_str(json.dumps(bare))
+        return tokenizers.Tokenizer.from_str(json.dumps(rust))
     except Exception as error:  # what the Rust package raises has no narrower type
         raise InputError(f"tokenizer.json is damaged: {error}") from None
 
@@ -189,8 +232,7 @@ def _added(
     """The added tokens of both files, and those that have a role."""
     listed = {int(i): token for i, token in (settings.get("added_tokens_decoder") or {}).items()}
     listed |= {token["id"]: token for token in rust.get("added_tokens", ())}
-    flags = ("special", "lstrip", "rstrip")
-    found = [Added(i, t["content"], **{f: bool(t.get(f)) for f in flags}) for i, t in sorted(listed.items())]
+    found = [Added(i, t["content"], **{f: bool(t.get(f)) for f in FLAGS}) for i, t in sorted(listed.items())]
     known = {token.content for token in found}
     unlisted = [token for token in dict.fromkeys(named.values()) if token not in known and token in vocabulary]
     return found + [Added(vocabulary[token], token) for token in unlisted]
@@ -218,7 +260,8 @@ def _without(
     reads it numbers these by their place in the model."""
     if _kind(model) == "Unigram":  # its ids are places in a list, and an empty piece is never found
         vocab = [["" if p in beside or p == unknown else p, score] for p, score in model["vocab"]]
-        vocab += [["", 0.0]] * (1 + max(kept.values(), default=-1) - len(vocab))
+        least = min(score for _, score in vocab)
+        vocab += [["", least]] * (1 + max(kept.values(), default=-1) - len(vocab))
         for piece, i in kept.items():
             vocab[i] = [piece, vocab[i][1]]
         return dict(model, vocab=vocab)

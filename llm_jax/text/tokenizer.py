@@ -51,12 +51,12 @@ class Tokenizer:
         """`spelling` names how tokens are spelt as bytes: an entry of `SPELLINGS`. `ends` None: those of `ENDS`.
 
         Raises:
-          InputError: there is no such spelling, or `rust` has added tokens, which a text could forge (runs of white
-            space forge nothing).
+          InputError: there is no such spelling, or `rust` has special tokens, which a text could forge. (Other tokens
+            that were added are text: words, runs of white space.)
         """
         rust = _plain(rust)
-        added = [token.content for token in rust.get_added_tokens_decoder().values()]
-        if forgeable := [token for token in added if not token.isspace()]:
+        added = rust.get_added_tokens_decoder()
+        if forgeable := [token.content for token in added.values() if token.special]:
             raise InputError(
                 f"{forgeable[0]!r} in a text would be read as that token: keep special tokens beside `rust`"
             )
@@ -71,7 +71,8 @@ class Tokenizer:
         self.unsaid = self.beside - self.ends - {*self.marks.values()}
         self.vocabulary = 1 + max(*tokens, *own)
         text_ids = tokens.keys() - own
-        self._bytes = [spells.bytes(tokens[i]) if i in text_ids else b"" for i in range(self.vocabulary)]
+        spelt = {i: spells.added(tokens[i]) if i in added else spells.bytes(tokens[i]) for i in text_ids}
+        self._bytes = [spelt.get(i, b"") for i in range(self.vocabulary)]
         self.bytes_V = np.array([len(b) for b in self._bytes], np.int32)
         if "unk" in self.special:
             self._bytes[self.special["unk"]] = UNKNOWN
@@ -80,6 +81,7 @@ class Tokenizer:
         self.lossless = (
             spells.lossless and "unk" not in self.special and rust.normalizer is None
             and set(tokens.values()).issuperset(spells.alphabet)
+            and not any(token.lstrip or token.rstrip for token in added.values())
         )  # fmt: skip
 
     def having(self, special: Mapping[str, int] | None = None, ends: Iterable[int] = ()) -> Tokenizer:
@@ -275,11 +277,6 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
-def _letters_to_bytes(token: str) -> bytes:
-    """A run of white space that was added to the vocabulary is written as it is, and not in the byte-level alphabet."""
-    return token.encode() if token.isspace() else letters_to_bytes(token)
-
-
 def _piece_to_bytes(token: str) -> bytes:
     byte = _BYTE.fullmatch(token)
     return bytes.fromhex(byte[1]) if byte else token.encode()
@@ -299,6 +296,7 @@ class Spelling:
 
     Attributes:
       bytes: of one token.
+      plain: whether a token that was added to the vocabulary is written as it is, and not as others are.
       spaces: the first word of a text is spelt with a space before it, which the text did not have.
       lossless: whether all of a text can be spelt, given tokens for the whole `alphabet`.
     """
@@ -307,11 +305,16 @@ class Spelling:
     spaces: bool = False
     lossless: bool = True
     alphabet: Sequence[str] = ()
+    plain: bool = False
+
+    def added(self, token: str) -> bytes:
+        """Of a token that was added to the vocabulary."""
+        return token.encode() if self.plain else self.bytes(token)
 
 
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 SPELLINGS = dict(
-    letters=Spelling(_letters_to_bytes, alphabet=LETTERS),  # in the byte-level alphabet
+    letters=Spelling(letters_to_bytes, alphabet=LETTERS, plain=True),  # in the byte-level alphabet
     pieces=Spelling(_piece_to_bytes, alphabet=_BYTES),  # as they are, with <0x0A> for a byte
     metaspace=Spelling(_metaspace_to_bytes, lossless=False),  # as pieces, with SPACE for a space
     prefixed=Spelling(_metaspace_to_bytes, spaces=True, lossless=False),  # the same, with one before the text

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from llm_jax.core.tables import InputError
 from llm_jax.interop.export_tokenizer import export_tokenizer
-from llm_jax.interop.tokenizer import import_tokenizer
-from llm_jax.text import Bpe, Bytes, Characters, ChatTemplate, Unigram, WordPiece, load_tokenizer
+from llm_jax.interop.tokenizer import assemble, import_tokenizer
+from llm_jax.text import Bpe, Bytes, Characters, ChatTemplate, Message, Unigram, WordPiece, load_tokenizer
+from llm_jax.text.chat import Jinja
 
 KINDS = ("smollm", "qwen", "llama3", "llama2", "phi3", "mistral", "gemma", "bert", "t5")
 SPOKEN = "The values of the attributes, e.g. def f(x):\n\n    return x  +  12345 \n\n\n café 🙂 日本"
@@ -53,8 +54,9 @@ def test_ids_are_unchanged_and_roles_are_known(both, kind):
     assert ours.vocabulary == len(theirs)
     names = ours.special | ours.marks
     for i, token in theirs.added_tokens_decoder.items():
-        assert token.content.isspace() or names[token.content] == i
-        assert token.content.isspace() or (token.content in ours.special) == token.special
+        text = token.content.isspace() or token.content == "<table>"
+        assert ours.encode(token.content) == [i] if text else names[token.content] == i
+        assert text or (token.content in ours.special) == token.special
     bos = theirs.cls_token_id if kind == "bert" else theirs.bos_token_id
     eos = theirs.sep_token_id if kind == "bert" else theirs.eos_token_id
     assert ours.special.get("bos") == bos and ours.special["eos"] == eos
@@ -68,7 +70,101 @@ def test_no_text_forges_a_special_token(both, kind):
     ours, theirs = both[kind]
     for name in theirs.get_added_vocab():
         for said in (name, f" {name} ", f"a{name}b", name * 2, name.strip("<>|[]")):
-            assert name.isspace() or not ours.beside & set(ours.encode(said))
+            assert not ours.beside & set(ours.encode(said))
+
+
+ADDED = ["covid", "New York", "<e1>", "|||EMAIL|||", "WHO", "naïve", "#tag"]
+words = st.lists(
+    st.one_of(
+        st.sampled_from(
+            [*ADDED, "Covid", "covids", "new york", "<table>", "<h1>", "</h1>", " ", "  ", "\n", "the", "x"]
+        ),
+        st.text(max_size=4),
+    )
+).map("".join)
+
+
+@pytest.fixture(scope="module")
+def with_words(published, tmp_path_factory):
+    """Tokenizers to which words were added, as `tokenizer.add_tokens` does, ours and theirs."""
+    found = {}
+    for kind, folder in published.items():
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        theirs.add_tokens([*ADDED, transformers.AddedToken("<h1>", normalized=False, rstrip=True)])
+        theirs.add_tokens([transformers.AddedToken("</h1>", lstrip=True, normalized=False)])
+        theirs.save_pretrained(kept := tmp_path_factory.mktemp(kind))
+        found[kind] = import_tokenizer(kept)[0], transformers.AutoTokenizer.from_pretrained(kept)
+    return found
+
+
+@every
+@given(text=words)
+def test_added_words_are_text_as_in_transformers(with_words, kind, text):
+    ours, theirs = with_words[kind]
+    ids = ours.encode(text)
+    assert ids == theirs.encode(text, add_special_tokens=False) and not ours.beside & set(ids)
+    counts = ours.count_bytes(text)
+    assert min(counts, default=0) >= 0 and sum(counts) == (len(text.encode()) if ids else 0)
+    if ours.lossless:
+        assert ours.decode(ids) == text
+
+
+@every
+def test_added_words_are_saved_and_exported(with_words, kind, tmp_path):
+    ours, theirs = with_words[kind]
+    said = "the covid New York<e1>a|||EMAIL|||<h1>  x  </h1>WHO #tag"
+    assert len({*theirs.convert_tokens_to_ids(ADDED)} & {*ours.encode(said)}) >= 4
+    assert ours.encode(said) == theirs.encode(said, add_special_tokens=False)
+    ours.save(tmp_path / "saved")
+    export_tokenizer(ours, ChatTemplate(), tmp_path / "out")
+    for again in (load_tokenizer(tmp_path / "saved"), import_tokenizer(tmp_path / "out")[0]):
+        assert again.encode(said) == ours.encode(said) and again.vocabulary == ours.vocabulary
+        assert again.lossless == ours.lossless and np.array_equal(again.bytes_V, ours.bytes_V)
+    exported = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert exported.encode(said, add_special_tokens=False) == ours.encode(said)
+
+
+def test_what_conversations_are_built_of_is_no_text(published):
+    """By its name, or since the chat template writes it; a word that the template's program has too stays one."""
+    folder = published["qwen"]
+    rust = json.loads((folder / "tokenizer.json").read_text())
+    size = 1 + max(t["id"] for t in rust["added_tokens"])
+    flags = dict(special=False, single_word=False, lstrip=False, rstrip=False, normalized=False)
+    for name in ("<|fim_prefix|>", "<\uff5cUser\uff5c>", "<start_of_turn>", "[USER]", "message"):
+        rust["added_tokens"].append(dict(flags, id=size, content=name))
+        size += 1
+    bare, _ = assemble(rust, {}, None)
+    assert bare.marks.keys() >= {
+        "<think>",
+        "</think>",
+        "<tool_call>",
+        "<|fim_prefix|>",
+        "<\uff5cUser\uff5c>",
+        "<start_of_turn>",
+    }
+    assert not {"[USER]", "message"} & bare.marks.keys()
+    source = "{% for message in messages %}{{ '[USER]' + message['content'] }}{% endfor %}"
+    told, template = assemble(rust, dict(chat_template=source), None)
+    assert template == Jinja(source, ("[USER]",)) and "[USER]" in told.marks and "message" not in told.marks
+    ids, _ = template.render(told, [Message("user", "a message [USER]")])
+    assert ids[0] == told.marks["[USER]"] == size - 2 and ids.count(size - 2) == 1 and size - 1 in ids
+
+
+@pytest.mark.parametrize("flags", [dict(single_word=True), dict(normalized=False)])
+def test_a_word_that_is_recognised_in_part_is_refused_where_that_cannot_be_kept(published, tmp_path, flags):
+    """To number it, WordPiece must have it in its vocabulary, and would find it in other places too."""
+    theirs = transformers.AutoTokenizer.from_pretrained(published["bert"])
+    theirs.add_tokens([transformers.AddedToken("covid", **flags), transformers.AddedToken("<e1>", **flags)])
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(
+        InputError, match=r"the added token 'covid' has single_word=.*: add it with single_word=False and"
+    ):
+        import_tokenizer(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(published["bert"])
+    theirs.add_tokens([transformers.AddedToken("<e1>", **flags)])
+    theirs.save_pretrained(tmp_path)
+    for text in ("a <e1> b", "<E1>", "x<e1>y"):
+        assert import_tokenizer(tmp_path)[0].encode(text) == theirs.encode(text, add_special_tokens=False)
 
 
 def test_what_a_model_may_write_is_shown_and_other_special_tokens_are_not(both):
