@@ -48,11 +48,11 @@ class Rendering(Part):
         unsaid = {name: getattr(before.settled, name) for name in settings(self) if getattr(self, name) is None}
         return dataclasses.replace(self, **unsaid)
 
-    def enclose(self, tokenizer: Tokenizer, ids: list[int], learnt: list[bool]) -> Ids:
+    def enclose(self, tokenizer: Tokenizer, ids: list[int], learnt: list[bool], end: bool) -> Ids:
+        """The same between `bos` and `eos`; `end` says whether `eos` is learnt, which no token of an empty text can."""
         before = frame(tokenizer.special, "bos", self.settled.bos)
         after = frame(tokenizer.special, "eos", self.settled.eos)
-        learns_end = learnt[-1] if learnt else False
-        return before + ids + after, [False] * len(before) + learnt + [learns_end] * len(after)
+        return before + ids + after, [False] * len(before) + learnt + [end] * len(after)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,8 @@ class Text(_Document):
 
     def tokens(self, tokenizer: Tokenizer, rendering: Rendering) -> Ids:
         ids = tokenizer.encode(self.content)
-        return rendering.enclose(tokenizer, ids, [rendering.learn == "everything"] * len(ids))
+        learns = rendering.learn == "everything"
+        return rendering.enclose(tokenizer, ids, [learns] * len(ids), learns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +176,7 @@ class Example(_Document):
         prompt, answer = tokenizer.encode(self.prompt), tokenizer.encode(self.answer)
         prompt = [*prompt, *frame(tokenizer.special, "eos", rendering.settled.prompt_eos)]
         learnt = [rendering.learn == "everything"] * len(prompt) + [True] * len(answer)
-        return rendering.enclose(tokenizer, prompt + answer, learnt)
+        return rendering.enclose(tokenizer, prompt + answer, learnt, True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,7 +265,7 @@ class Picture(_Document):
 
     def tokens(self, tokenizer: Tokenizer, rendering: Rendering) -> Ids:
         ids = tokenizer.encode(self.caption)
-        return rendering.enclose(tokenizer, ids, [True] * len(ids))
+        return rendering.enclose(tokenizer, ids, [True] * len(ids), True)
 
 
 Document = Text | Conversation | Example | Preference | Comparison | Picture

@@ -62,11 +62,10 @@ class SourceAndTarget(Presentation):
     def plan(self, packing, corpus, length, rng):
         """Documents are packed by the side that fills more of its room, so that both sides of a row fit."""
         begin, end, cut = _cuts(corpus)
-        has_target = cut < end
-        source, target = np.where(has_target, cut - begin, 0), end - cut
+        source, target = cut - begin, end - cut
         if getattr(packing, "too_long", None) == "refuse":
             self._refuse_long(source, target, length)
-        fill = np.maximum(-(-source * length // self.sources), target) * has_target
+        fill = np.maximum(-(-source * length // self.sources), target)
         plan = packing.plan(np.append(0, np.cumsum(fill + 1)), length, rng)
         assert isinstance(plan, Plan), "a packing with too_long lists its pieces"
         document = np.searchsorted(np.cumsum(fill + 1), plan.start, side="right")
@@ -159,10 +158,16 @@ class TwoTexts(Presentation):
 
 
 def _cuts(corpus: Corpus) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where each document begins and ends, and where what is learnt of it begins (its end, where nothing is)."""
+    """Where each document begins and ends, and where what is learnt of it begins: its answer, or `eos` alone.
+
+    Raises:
+      InputError: nothing is learnt of one (a user's own kind of example).
+    """
     begin, end, learnt = corpus.offsets[:-1], corpus.offsets[1:], np.flatnonzero(corpus.learnt)
     first = np.searchsorted(learnt, begin)
-    return begin, end, np.where(first < np.searchsorted(learnt, end), np.append(learnt, 0)[first], end)
+    if (without := first == np.searchsorted(learnt, end)).any():
+        raise InputError(f"of {without.sum()} of {len(without)} examples nothing is learnt: they have no second side")
+    return begin, end, learnt[first]
 
 
 def _check_examples(documents: Sequence[Document], name: str) -> None:

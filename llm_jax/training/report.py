@@ -155,12 +155,12 @@ class SampledConversations(Report):
                 said.append(question)
                 lines.append(f"  person  {question.content}")
                 try:
-                    reply = self._reply(finished.lm, said, self.seed + number).strip()
+                    reply = self._reply(finished.lm, said, self.seed + number)
                 except InputError as error:  # the question fills the context: the other conversations are still told
                     lines.append(f"  (no reply: {error})")
                     break
                 said.append(Message("assistant", reply))
-                lines.append(f"  model   {reply}")
+                lines.append(f"  model   {reply.strip()}")
         return Finding(["sampled conversations with people of the held-out data:", *lines])
 
     def _reply(self, lm: LanguageModel, said: Sequence[Message], seed: int) -> str:

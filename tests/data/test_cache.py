@@ -223,7 +223,7 @@ class Saying(Text):
 
 @dataclasses.dataclass(frozen=True)
 class Enclosing(Rendering):
-    def enclose(self, tokenizer, ids, learnt):
+    def enclose(self, tokenizer, ids, learnt, end):
         return ids * rendering, learnt * rendering
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,21 @@
+import itertools
+
+import numpy as np
 import pytest
 
 from llm_jax.core.tables import InputError
 from llm_jax.data.cache import corpus
-from llm_jax.data.documents import Comparison, Conversation, Encoded, Example, Labelled, Preference, Rendering, Text
+from llm_jax.data.documents import (
+    Comparison,
+    Conversation,
+    Encoded,
+    Example,
+    Labelled,
+    Picture,
+    Preference,
+    Rendering,
+    Text,
+)
 from llm_jax.text.byte_level import byte_level, bytes_first
 from llm_jax.text.chat import Alpaca, ChatTemplate, Jinja, Message
 from llm_jax.text.recipes import WordPiece
@@ -36,6 +49,25 @@ def test_texts_and_examples_lie_between_bos_and_eos(tokenizer):
     assert Text("ab").tokens(tokenizer, Rendering(learn="answers")) == ([bos, 97, 98, eos], [False] * 4)
     ids, learnt = Example("ab", "c").tokens(tokenizer, Rendering(learn="answers"))
     assert (ids, learnt) == ([bos, 97, 98, 99, eos], [False, False, False, True, True])
+
+
+@pytest.mark.parametrize("learn", ["everything", "answers"])
+def test_the_end_of_an_empty_answer_is_learnt(learn, tokenizer):
+    """Or a model that should say nothing never learns to stop."""
+    bos, eos, end = (tokenizer.special[name] for name in ("bos", "eos", "end_of_turn"))
+    all_learnt = learn == "everything"
+    for answer, prompt_eos in itertools.product(("", "c"), (False, True)):
+        rendering = Rendering(learn=learn, prompt_eos=prompt_eos)
+        ids, learnt = Example("ab", answer).tokens(tokenizer, rendering)
+        assert ids == [bos, 97, 98, *[eos] * prompt_eos, *answer.encode(), eos]
+        assert learnt == [False, *[all_learnt] * (2 + prompt_eos), *[True] * (len(answer) + 1)]
+    assert Text("").tokens(tokenizer, Rendering(learn=learn)) == ([bos, eos], [False, all_learnt])
+    picture = Picture(np.zeros((1, 1, 1), np.float32), "", 0)
+    assert picture.tokens(tokenizer, Rendering(learn=learn)) == ([bos, eos], [False, True])
+    ids, learnt = Conversation((Message("user", "q"), Message("assistant", ""))).tokens(
+        tokenizer, Rendering(learn=learn)
+    )
+    assert (ids[-1], learnt[-1]) == (end, True)
 
 
 @pytest.mark.parametrize("learn", ["everything", "answers"])

@@ -10,26 +10,29 @@ import pytest
 
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Document, Example, Labelled, Preference, Rendering, Text
-from llm_jax.data.examples import SourceAndTarget
+from llm_jax.data.examples import SourceAndTarget, TwoTexts
+from llm_jax.data.files import JsonLines
 from llm_jax.data.packing import BestFit, ConcatThenSplit, One, Packing, Windows
 from llm_jax.data.pipeline import Data
 from llm_jax.data.presentation import AsIs, WithLabel
 from llm_jax.data.sources import Mixture, Source
-from llm_jax.data.split import ByHash
+from llm_jax.data.split import ByHash, LastDocuments
 
 
 @dataclasses.dataclass(frozen=True)
 class Pairs(Source):
-    """Sources of 1 to 9 letters, targets of 1 to 12."""
+    """Sources of 1 to 9 letters, targets of 1 to 12; every `empty`th has none (0: all have)."""
 
     count: int = 90
     seed: int = 0
+    empty: int = 0
 
     def documents(self) -> Iterator[Document]:
         rng = np.random.default_rng(self.seed)
-        for _ in range(self.count):
+        for number in range(self.count):
             source, target = (rng.integers(97, 123, rng.integers(1, most)).astype(np.uint8) for most in (10, 13))
-            yield Example(source.tobytes().decode(), target.tobytes().decode())
+            blank = self.empty and number % self.empty == 0
+            yield Example(source.tobytes().decode(), "" if blank else target.tobytes().decode())
 
 
 def data(packing: Packing = BestFit("refuse"), **settings) -> Data:
@@ -65,9 +68,12 @@ def pairs(batch, tokenizer):
             yield tokenizer.decode(source[here]), tokenizer.decode(targets[there])
 
 
+@pytest.mark.parametrize("empty", [0, 4])
 @pytest.mark.parametrize("packing", [BestFit("refuse"), One(), BestFit("truncate")], ids=str)
-def test_every_pair_is_shown_once_and_whole(packing, tokenizer):
-    made = data(packing)
+def test_every_pair_is_shown_once_and_whole(packing, empty, tokenizer):
+    """One with an empty target too: its end is to be written."""
+    made = data(packing, source=Pairs(empty=empty))
+    assert any(not answer for _, answer in examples(made, "validation")) == (empty > 0)
     want = sorted(examples(made, "validation"))
     evaluation = made.evaluation(tokenizer)
     assert sorted(p for batch in evaluation for p in pairs(batch, tokenizer)) == want
@@ -192,3 +198,14 @@ def test_each_document_has_its_class(tokenizer):
 def test_what_has_no_class_is_refused(changes, message, tokenizer):
     with pytest.raises(InputError, match=message):
         labelled(**changes).train(tokenizer, seed=0)
+
+
+def test_a_blank_side_of_two_texts_is_the_empty_text(tokenizer, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "ab", "answer": ""}\n{"prompt": "", "answer": "c"}\n{"prompt": "d", "answer": "e"}\n')
+    made = data(One(), source=JsonLines(str(path)), presentation=TwoTexts(), split=LastDocuments(0), length=8, batch=3)
+    (batch,) = made.evaluation(tokenizer, split="train")
+    bos, eos = tokenizer.special["bos"], tokenizer.special["eos"]
+    sides = [(batch["source_BS"], batch["source_segment_BS"]), (batch["tokens_BT"], batch["segment_BT"])]
+    shown = [[row[real >= 0].tolist() for row, real in zip(*side, strict=True)] for side in sides]
+    assert shown == [[[bos, *text, eos] for text in side] for side in ((b"ab", b"", b"d"), (b"", b"c", b"e"))]
