@@ -25,6 +25,7 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 FLOATS = ("F64", "F32", "F16", "BF16")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+ADAPTER = "adapter_config.json"  # peft's
 
 
 class Source(Protocol):
@@ -78,13 +79,20 @@ class Folder:
     """A Hugging Face folder: config.json, model.safetensors (or shards and their index), tokenizer files."""
 
     def __init__(self, folder: Path):
+        """Raises InputError: it lacks a file, or one is damaged; or it is no whole model that is read as it stands."""
         self.folder = folder
+        with reading(folder):
+            if (folder / ADAPTER).exists():
+                raise InputError(
+                    f"{folder} holds an adapter ({ADAPTER}), which belongs on a base model: merge the two first "
+                    "(merge_and_unload of peft, then save_pretrained into another folder)"
+                )
         with reading(path := folder / GENERATION):
             generation = read_json(path) if path.exists() else {}
         config = read_json(folder / CONFIG)
         if config.get("quantization_config"):
             raise InputError(f"{folder / CONFIG} has a quantization_config: use the checkpoint that is not quantised")
-        self.left = not_kept(config, generation)
+        self.left = [*_unread(folder), *not_kept(config, generation)]
         self.tensors: Tensors = SafeTensors(folder)
         if is_multimodal(config):
             config = text_config(config)
@@ -151,15 +159,19 @@ class SafeTensors:
     """The tensors of a folder, each read when it is asked for."""
 
     def __init__(self, folder: Path):
-        """Raises InputError: there are none, or a file of them is missing or damaged."""
+        """Raises InputError: there are none, a file is missing or damaged, or they are not where the index says."""
         self._where: dict[str, Any] = {}
-        for path in _files(folder):
+        files, placed = _files(folder)
+        for path in files:
             with reading(path):
                 try:
                     file = safetensors.safe_open(path, "numpy")
                 except safetensors.SafetensorError as error:
                     raise InputError(f"{path} is damaged: {error}") from None
-            self._where |= dict.fromkeys(file.keys(), file)
+            inside = file.keys()
+            if lost := [name for name, where in placed.items() if where == path.name and name not in set(inside)]:
+                raise InputError(f"{path} lacks {listed(lost)}, which {INDEX} says is there: download both again")
+            self._where |= {name: file for name in inside if placed.get(name, path.name) == path.name}
 
     def names(self) -> Sequence[str]:
         return list(self._where)
@@ -175,19 +187,30 @@ class SafeTensors:
         return self._where[name].get_tensor(name)
 
 
-def _files(folder: Path) -> list[Path]:
-    """The files with tensors: never one that would be unpickled, which can run any code."""
+def _unread(folder: Path) -> list[str]:
+    """A line about an index beside a file with all tensors; none if there is no such index."""
     with reading(folder):
+        both = (folder / SINGLE).exists() and (folder / INDEX).exists()
+    return [f"{SINGLE} is read, and {INDEX} beside it is not, as in transformers"] if both else []
+
+
+def _files(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The files with tensors, and the file that an index names for each tensor: none where one file is the whole.
+
+    Never one that would be unpickled, which can run any code.
+    """
+    with reading(folder):
+        if (folder / SINGLE).exists():  # before an index, which may be of other files, as in transformers
+            return [folder / SINGLE], {}
         if (folder / INDEX).exists():
-            listed = read_json(folder / INDEX).get("weight_map")
-            if not isinstance(listed, dict):
+            placed = read_json(folder / INDEX).get("weight_map")
+            if not isinstance(placed, dict):
                 raise InputError(f"{folder / INDEX} is damaged: it has no weight_map")
-            files = [folder / str(name) for name in sorted(set(listed.values()))]
+            placed = {name: str(file) for name, file in placed.items()}
+            files = [folder / file for file in sorted(set(placed.values()))]
             if missing := [path.name for path in files if path.parent != folder or not path.is_file()]:
                 raise InputError(f"{folder} lacks {missing[0]}, which {INDEX} names: download it again")
-            return files
-        if (folder / SINGLE).exists():
-            return [folder / SINGLE]
+            return files, placed
         if pickles := [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]:
             raise InputError(
                 f"{folder} has only {pickles[0]}, a pickle, which can run any code: convert it to safetensors first "

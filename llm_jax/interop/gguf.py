@@ -35,10 +35,16 @@ class Gguf:
     left: Sequence[str] = ()
 
     def __init__(self, path: str | Path):
-        """Raises InputError: there is no such file, it is damaged, or of an architecture that is not covered."""
+        """Raises InputError: there is no such file, it is damaged, a part, or of an architecture not covered."""
         self.path = Path(path)
         reader = _reader(self.path)
         self._fields = dict(reader.fields)
+        if (parts := self._field("split.count") or 1) > 1:
+            number = 1 + (self._field("split.no") or 0)
+            raise InputError(
+                f"{self.path} is file {number} of {parts} of a split model, which is not covered: join them "
+                "(llama-gguf-split --merge FIRST_FILE WHOLE_FILE of llama.cpp)"
+            )
         arch = self._field("general.architecture")
         architecture = lookup(ARCHITECTURES, str(arch), "GGUF architecture")
         metadata = Metadata(str(arch), self._field, {t.name: t for t in reader.tensors})

@@ -25,7 +25,7 @@ from llm_jax.data.sources import Conversations, PythonHelp, Verses
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.interop import names
-from llm_jax.interop.checkpoint import CONFIG, Folder, Source, open_source
+from llm_jax.interop.checkpoint import ADAPTER, CONFIG, Folder, Source, open_source
 from llm_jax.interop.families import FAMILIES
 from llm_jax.interop.family import Family
 from llm_jax.interop.generation import BEGINS
@@ -109,7 +109,8 @@ def load(
     """
     path = Path(source)
     with reading(path):
-        is_run = not path.is_file() and ((path / "manifest.json").exists() or not (path / CONFIG).exists())
+        published = path.is_file() or any((path / name).exists() for name in (CONFIG, ADAPTER))
+        is_run = (path / "manifest.json").exists() or not published
     if is_run:
         return restore.load(path, modules, checkpoint=checkpoint, assignments=assignments)
     if assignments or checkpoint != "newest":

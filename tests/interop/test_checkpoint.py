@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import safetensors.numpy
 import tokenizers
@@ -18,12 +19,12 @@ from tokenizers import models, pre_tokenizers, processors
 import llm_jax
 from llm_jax.core.tables import InputError
 from llm_jax.inference.language_model import LanguageModel
-from llm_jax.interop.checkpoint import GENERATION, Folder
+from llm_jax.interop.checkpoint import GENERATION, INDEX, SINGLE, Folder, SafeTensors
 from llm_jax.interop.exports import export_model
 from llm_jax.interop.imports import import_model, load
 from llm_jax.interop.tokenizer import assemble
 from llm_jax.layers.embedding import Embed
-from llm_jax.text import Bytes
+from llm_jax.text import Bytes, ChatTemplate
 from llm_jax.text.tokenizer import Tokenizer
 
 from .conftest import KINDS
@@ -240,3 +241,66 @@ def test_a_language_model_has_a_row_for_each_id():
     tokenizer = Bytes().train([])
     with pytest.raises(InputError, match=r"the tokenizer has \d+ ids, and the model's embedding 200 rows"):
         LanguageModel(model.clone(embed=Embed(8, 200)), {}, tokenizer)
+
+
+# ------------------------------------------------------------------------------------------------- a part and the whole
+
+
+def drawn(folder: Path, seed: int, **how: Any) -> dict[str, np.ndarray]:
+    """The tensors of a small model that is written to `folder`."""
+    torch.manual_seed(seed)
+    shape: Any = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, vocab_size=300)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, max_position_embeddings=32))
+    model.save_pretrained(folder, **how)
+    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+
+
+def test_a_whole_file_goes_before_a_stale_index(tmp_path, monkeypatch, caplog):
+    """As in transformers: what is left of an older, sharded model says nothing of the whole one beside it."""
+    monkeypatch.setattr(Folder, "tokenizer", lambda self: (Bytes().train(["a"]), ChatTemplate()))
+    monkeypatch.setattr(Folder, "_framed", [[256, 97], [97]])
+    drawn(tmp_path / "model", seed=1, max_shard_size="10KB")
+    assert len([*(tmp_path / "model").glob("model-*.safetensors")]) > 1
+    shards = sorted((tmp_path / "model").glob("model-*.safetensors"))
+    tensors = drawn(tmp_path / "whole", seed=2)
+    shutil.copy(tmp_path / "whole" / SINGLE, tmp_path / "model" / SINGLE)
+    ids = np.arange(12).reshape(2, 6)
+    for left in (len(shards), 1, 0):  # all of the older files, some, none
+        for path in shards[left:]:
+            path.unlink(missing_ok=True)
+        theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+        assert torch.equal(theirs.lm_head.weight, torch.tensor(tensors["lm_head.weight"]))
+        with torch.no_grad():
+            wanted = theirs(torch.tensor(ids)).logits.numpy()
+        caplog.clear()
+        np.testing.assert_allclose(load(tmp_path / "model").logits(ids), wanted, atol=1e-5)
+        assert caplog.text.count(f"{SINGLE} is read, and {INDEX} beside it is not") == 1
+
+
+def test_each_tensor_is_read_from_the_file_that_the_index_names(tmp_path):
+    """A file that was taken from another download is no part of this one."""
+    folder = tmp_path / "model"
+    tensors = drawn(folder, seed=1, max_shard_size="10KB")
+    placed = json.loads((folder / INDEX).read_text())["weight_map"]
+    first, *_, last = sorted(set(placed.values()))
+    moved = next(name for name, file in placed.items() if file == last)
+    other = safetensors.numpy.load_file(folder / first)
+    safetensors.numpy.save_file(other | {moved: tensors[moved] * 0}, folder / first)
+    np.testing.assert_array_equal(SafeTensors(folder).read(moved), tensors[moved])
+    assert sorted(SafeTensors(folder).names()) == sorted(tensors)
+    safetensors.numpy.save_file(other, folder / last)
+    with pytest.raises(InputError, match=rf"{last} lacks .*, which {INDEX} says is there: download both again"):
+        SafeTensors(folder)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own
+def test_an_adapter_is_no_whole_model(tmp_path):
+    """transformers would load its base model, which may be another than what lies beside the adapter."""
+    folder = tmp_path / "model"
+    drawn(folder, seed=1)
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(folder)
+    for missing in ((), ("config.json", SINGLE)):
+        for name in missing:
+            (folder / name).unlink()
+        refused(folder, tmp_path, r"holds an adapter \(adapter_config.json\), which belongs on a base model: merge")

@@ -15,6 +15,7 @@ from gguf import GGMLQuantizationType as Type
 from llm_jax.core.tables import InputError
 from llm_jax.interop.gguf import Gguf
 from llm_jax.interop.gguf_architectures import ARCHITECTURES
+from llm_jax.interop.imports import import_model, load
 from llm_jax.interop.rotary import read
 from llm_jax.interop.tokenizer import import_tokenizer
 from llm_jax.layers.positions import YarnScaling
@@ -287,6 +288,30 @@ def test_what_is_no_gguf_file_is_refused(tmp_path):
         Gguf(tmp_path / "b.gguf")
 
 
+@pytest.mark.parametrize("untied", [False, True])
+def test_a_file_of_a_split_model_is_refused(tmp_path, untied):
+    """Without the output matrix, which lies in the last file, the first one is a whole model with a tied head."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SIZES, tie_word_embeddings=not untied)
+    state = {n: t.numpy() for n, t in transformers.LlamaForCausalLM(config).state_dict().items()}
+    if not untied:
+        del state["lm_head.weight"]
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama", split_max_tensors=len(state) - 1)
+    settings(writer, config)
+    names = gguf.get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in state.items():
+        their = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        writer.add_tensor(their, np.ascontiguousarray(converted("llama", config, name, tensor)))
+    finish(writer)
+    files = sorted(tmp_path.glob("*.gguf"))
+    assert [file.name for file in files] == ["model-00001-of-00002.gguf", "model-00002-of-00002.gguf"]
+    for number, file in enumerate(files, 1):
+        for attempt in (Gguf, load, lambda file: import_model(file, tmp_path / "run")):
+            with pytest.raises(InputError, match=f"is file {number} of 2 of a split model, .*: join them") as said:
+                attempt(file)
+            assert "\n" not in str(said.value)
+
+
 # ---------------------------------------------------------------------------------------------------------- tokenizers
 
 TEMPLATE = "{% for m in messages %}{{ bos_token + m.role + '\n' + m.content + eos_token + '\n' }}{% endfor %}"
@@ -341,6 +366,7 @@ def test_the_vocabulary_in_a_file_encodes_as_the_folder_does(published, kind, tm
         "",
         "<0x41>",
         "assistants",
+        "a <table>b",
     ):
         assert ours.encode(text) == theirs.encode(text)
         assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text))

@@ -193,17 +193,19 @@ def test_brain_floats_are_read(folder, theirs):
 
 def test_what_is_no_whole_checkpoint_is_refused(folder, tmp_path):
     weights = folder / "model.safetensors"
+    os.replace(weights, apart := folder / "apart")  # beside it an index would not be read
     index = folder / checkpoint.INDEX
     index.write_text(json.dumps(dict(weight_map={FIRST: "model-00001-of-00001.safetensors"})))
     with pytest.raises(InputError, match=r"lacks model-00001-of-00001\.safetensors, which .* names"):
         open_source(folder)
-    index.write_text(json.dumps(dict(weight_map={FIRST: "../published/model.safetensors"})))
-    with pytest.raises(InputError, match=r"lacks model\.safetensors"):
+    index.write_text(json.dumps(dict(weight_map={FIRST: "../published/apart"})))
+    with pytest.raises(InputError, match=r"lacks apart"):
         open_source(folder)
     index.write_text("{}")
     with pytest.raises(InputError, match="is damaged: it has no weight_map"):
         open_source(folder)
     index.unlink()
+    os.replace(apart, weights)
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
         open_source(folder)
