@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from math import prod
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import flax.linen as nn
 import flax.struct
@@ -192,6 +192,10 @@ class Fill(Init):
 # ----------------------------------------------------------------------------------------------------------- parameters
 
 
+Role = Literal["kernel", "table", "scale", "bias"]
+"""What a model does with a parameter: contracts it, looks its rows up, multiplies each number by it, or adds it."""
+
+
 @flax.struct.dataclass
 class Lettered(nn.meta.AxisMetadata):
     """A parameter together with the letters of its dimensions, as a model's `init` returns it."""
@@ -200,6 +204,7 @@ class Lettered(nn.meta.AxisMetadata):
     letters: str = flax.struct.field(pytree_node=False)
     active: float = flax.struct.field(pytree_node=False, default=1.0)  # the share of it that one token is worked with
     summed: str | None = flax.struct.field(pytree_node=False, default=None)  # an Einsum's kernel: the fan-in's letters
+    role: Role = flax.struct.field(pytree_node=False, default="kernel")
 
     def unbox(self) -> Any:
         return self.value
@@ -277,15 +282,21 @@ class Einsum(nn.Module):
 
 def weigh(
     module: nn.Module, name: str, letters: str, sizes: Mapping[str, int], init: Init, fan_in: int, active: float = 1.0,
-    summed: str | None = None,
+    summed: str | None = None, role: Role | None = None,
 ) -> jax.Array:  # fmt: skip
-    """A parameter of `module` whose shape and partitioning come from its letters. If it is quantised, it is read."""
+    """A parameter of `module` whose shape and partitioning come from its letters. If it is quantised, it is read.
+
+    Args:
+      fan_in: how many products are summed with it: 1 for what is looked up, multiplied by or added.
+      role: what the model does with it, by which optimisers go. None: its name says so, or else its fan-in does.
+    """
     shape = tuple(sizes[a] for a in letters)
-    if module.has_variable("params", name) and isinstance(known := module.get_variable("params", name), Quantized):
-        return known.read()
+    known = role or cast(Role, name if name in get_args(Role) else "kernel" if fan_in > 1 else "scale")
+    if module.has_variable("params", name) and isinstance(kept := module.get_variable("params", name), Quantized):
+        return kept.read()
 
     def begin(key: jax.Array) -> Any:  # `param` takes the box off
-        return Lettered(init.draw(key, shape, fan_in), letters, active, summed)
+        return Lettered(init.draw(key, shape, fan_in), letters, active, summed, known)
 
     return module.param(name, begin)
 

@@ -278,7 +278,7 @@ class RelativeBias(Positions):
                 f"buckets or more, and farthest above {alone}"
             )
         sizes = dict(P=self.buckets, K=key_heads, G=group)
-        return Buckets(weigh(self, "table", "PKG", sizes, self.init, 1), self.both_ways, self.farthest)
+        return Buckets(weigh(self, "table", "PKG", sizes, self.init, 1, role="bias"), self.both_ways, self.farthest)
 
 
 SCALINGS = dict(

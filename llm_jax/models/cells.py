@@ -122,7 +122,7 @@ class GRU(Cell):
         return 3  # reset, update, candidate
 
     def candidate_bias(self, width):
-        return weigh(self, "candidate_bias", "F", dict(F=width), Fill(0.0), 1)
+        return weigh(self, "candidate_bias", "F", dict(F=width), Fill(0.0), 1, role="bias")
 
     def next(self, before, input_BJF, state_BJF, bias_F):
         reset_BF, update_BF = (jax.nn.sigmoid((input_BJF + state_BJF)[:, gate]) for gate in range(2))

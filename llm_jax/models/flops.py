@@ -28,8 +28,7 @@ def active(boxed: Any) -> int:
 
 def matrix_weights(boxed: Any) -> int:
     """The weights that a token is multiplied with: kernels (a lookup in a table is no product)."""
-    leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_lettered)
-    return sum(_used(leaf) for path, leaf in leaves if path[-1].key == "kernel")
+    return sum(_used(leaf) for leaf in jax.tree.leaves(boxed, is_leaf=is_lettered) if leaf.role == "kernel")
 
 
 def _used(leaf: Lettered) -> int:

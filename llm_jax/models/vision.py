@@ -91,7 +91,9 @@ class ImageEncoder(Model):
         x_BTD = self.patches(image_BYXA)
         if self.leading:
             sizes = dict(P=self.leading, D=self.patches.width)
-            first_PD = weigh(self, "leading_vectors", "PD", sizes, self.leading_init, 1).astype(x_BTD.dtype)
+            first_PD = weigh(self, "leading_vectors", "PD", sizes, self.leading_init, 1, role="table").astype(
+                x_BTD.dtype
+            )
             first_BTD = jnp.broadcast_to(first_PD[None], (x_BTD.shape[0], *first_PD.shape))
             x_BTD = jnp.concatenate([first_BTD, x_BTD], axis=1)
         at = Tokens.of(x_BTD.shape[:2])

@@ -18,7 +18,7 @@ class Word2Vec(Model):
 
     def setup(self):
         sizes = dict(V=self.embed.vocabulary, D=self.embed.width)
-        self.decisions_VD = weigh(self, "decisions", "VD", sizes, Fill(0.0), 1)
+        self.decisions_VD = weigh(self, "decisions", "VD", sizes, Fill(0.0), 1, role="table")
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
         return self.embed(tokens_BT)

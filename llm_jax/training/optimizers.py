@@ -12,6 +12,9 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from llm_jax.core.alphabet import Lettered, is_lettered
 from llm_jax.core.parts import Part, Positive
+from llm_jax.training.factored import clip_by_matrix_rms, scale_by_factored_rms
+
+OUTSIDE = frozenset("VOA")  # words, classes, pixels: of the layers at a model's two ends, which Muon is not for
 
 
 class Schedule(Part):
@@ -116,15 +119,11 @@ class Optimizer(Part):
 
 
 def is_matrix(boxed: Any) -> Any:
-    """True for kernels and tables of vectors; False for scales, biases, tables of biases (T5's, of letters PKG), and
-    the magnitudes of adapters.
+    """True for what a model contracts or looks up, whatever its rank; False for what it multiplies by or adds.
+
+    A bias may have several axes, and so may the scale of a norm over heads: that is no matrix.
     """
-
-    def one(path: Any, leaf: Lettered) -> bool:
-        letters = leaf.letters.replace("L", "")
-        return len(letters) > 1 and path[-1].key not in ("bias", "magnitude") and ("P" not in letters or "D" in letters)
-
-    return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=is_lettered)
+    return jax.tree.map(lambda leaf: leaf.role in ("kernel", "table"), boxed, is_leaf=is_lettered)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +146,8 @@ class AdamW(Optimizer):
 class Adafactor(Optimizer):
     """Second moments as a row and a column for each matrix (Shazeer & Stern 2018), with the rate given, not relative.
 
-    Of a kernel with more axes, the two largest are its rows and columns, for each place along the others.
+    A matrix is a layer's or an expert's own. Of a kernel with more axes, the two largest are its rows and columns, for
+    each place along the others. Scales and biases are not factored.
     """
 
     learning_rate: float = 1e-2
@@ -160,8 +160,8 @@ class Adafactor(Optimizer):
     def rule(self, rate, decays, boxed):
         # optax.adafactor decays by the bare factor, not by rate x factor: so the pieces are put together here
         return optax.chain(
-            optax.scale_by_factored_rms(min_dim_size_to_factor=self.smallest),
-            optax.clip_by_block_rms(1.0),
+            scale_by_factored_rms(boxed, self.smallest),
+            clip_by_matrix_rms(boxed, 1.0),
             optax.ema(self.momentum, debias=False) if self.momentum else optax.identity(),
             optax.add_decayed_weights(self.weight_decay, decays),
             optax.scale_by_learning_rate(rate),
@@ -185,10 +185,11 @@ class Lion(Optimizer):
 
 @dataclasses.dataclass(frozen=True)
 class Muon(Optimizer):
-    """Orthogonalised momentum for the matrices inside the stack (Jordan 2024), AdamW for all else.
+    """Orthogonalised momentum for the matrices inside a model (Jordan 2024), AdamW for all else.
 
     Which axes of a kernel are its rows and columns follows from its letters. `learning_rate` is the matrices', with
-    updates scaled to AdamW's usual size (Liu et al. 2025); `adam_rate` is the embedding's and the vectors'.
+    updates scaled to AdamW's usual size (Liu et al. 2025); `adam_rate` is that of embeddings, output layers, what reads
+    pixels, scales and biases.
     """
 
     learning_rate: Positive = 2e-3
@@ -222,7 +223,7 @@ def _rows_and_columns(leaf: Lettered) -> MuonDimensionNumbers | optax.MaskedNode
     """The reduced and the produced axes of a kernel that maps to or from the width D; `MaskedNode`: not for Muon."""
     letters = leaf.letters
     inside = letters.replace("L", "").replace("E", "")
-    if "D" not in inside or len(inside) < 2 or "V" in inside or "P" in inside:
+    if leaf.role != "kernel" or "D" not in inside or len(inside) < 2 or set(inside) & OUTSIDE:
         return optax.MaskedNode()
     width = (letters.index("D"),)
     others = tuple(i for i, a in enumerate(letters) if a not in "LED")

@@ -191,7 +191,9 @@ class Dora(Lora):
         beside, _ = super()._beside(key, box, kept)
         before, over, produced = _letters(box)
         values = jax.tree.map(plain, nn.meta.unbox(kept), is_leaf=is_quantized)
-        norm = Lettered(lengths(values, range(len(before), len(before + over))), before + produced, box.active)
+        norm = Lettered(
+            lengths(values, range(len(before), len(before + over))), before + produced, box.active, role="scale"
+        )
         return beside | dict(magnitude=norm), dict(norm=norm)
 
     def _whole(self, weights):

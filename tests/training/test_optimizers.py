@@ -1,13 +1,24 @@
 """Each optimiser against an independent implementation, and each schedule at its corners."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from optax.contrib import muon
 
-from llm_jax.core.alphabet import Lettered
+from llm_jax.core.alphabet import Fill, Lettered, weigh
+from llm_jax.layers.attention import Attention
+from llm_jax.layers.block import Block
+from llm_jax.layers.embedding import Embed
+from llm_jax.layers.feedforward import SwiGLU
+from llm_jax.layers.moe import MoE
+from llm_jax.layers.norms import LayerNorm
+from llm_jax.layers.positions import RelativeBias
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.stack import Stack
 from llm_jax.training.optimizers import (
     OPTIMIZERS,
     Adafactor,
@@ -18,7 +29,9 @@ from llm_jax.training.optimizers import (
     Lion,
     Muon,
     WarmupStableDecay,
+    is_matrix,
 )
+from llm_jax.training.tuning import leaves
 
 STEPS = 20
 SHAPES = {
@@ -31,13 +44,19 @@ SHAPES = {
 def boxed():
     rng = np.random.default_rng(0)
 
-    def draw(letters, shape):
-        return Lettered(jnp.asarray(rng.normal(size=shape), jnp.float32), letters)
+    def draw(letters, shape, role="kernel"):
+        return Lettered(jnp.asarray(rng.normal(size=shape), jnp.float32), letters, role=role)
 
     kernels = {name: {"kernel": draw(*about)} for name, about in SHAPES.items()}
-    vectors = {"norm": {"scale": draw("D", (8,))}, "bias": {"bias": draw("F", (10,))}}
-    tables = {"embed": {"table": draw("VD", (11, 8))}, "learned": {"table": draw("PD", (5, 8))}}
-    biases = {"t5": {"table": draw("PKG", (6, 2, 2))}, "heads": {"bias": draw("LKGH", (2, 2, 2, 3))}}
+    vectors = {"norm": {"scale": draw("D", (8,), "scale")}, "bias": {"bias": draw("F", (10,), "bias")}}
+    tables = {"embed": {"table": draw("VD", (11, 8), "table")}, "learned": {"table": draw("PD", (5, 8), "table")}}
+    biases = {"t5": {"table": draw("PKG", (6, 2, 2), "bias")}, "heads": {"bias": draw("LKGH", (2, 2, 2, 3), "bias")}}
+    # OLMo 2's norms of all heads together, and what has an axis of the width as kernels have
+    biases |= {
+        "query_norm": {"scale": draw("LKGH", (2, 2, 2, 3), "scale")},
+        "gates": {"bias": draw("LJD", (2, 3, 8), "bias")},
+    }
+    kernels |= {"vector": {"kernel": draw("LF", (2, 10))}, "classes": {"kernel": draw("DO", (8, 3))}}
     return kernels | vectors | tables | biases
 
 
@@ -149,11 +168,11 @@ def test_muon_on_a_kernel_is_muon_on_its_matrices(boxed, params):
             np.testing.assert_allclose(after[name]["kernel"][layer].reshape(rows, columns), matrix, atol=1e-4)
 
 
-def test_muon_leaves_embedding_head_and_vectors_to_adamw(boxed, params):
+def test_muon_leaves_tables_output_layers_scales_and_biases_to_adamw(boxed, params):
     optimizer = Muon(learning_rate=1e-2, schedule=Constant(), weight_decay=0.1, clip=0.0, adam_rate=3e-3)
     muons = run(optimizer, boxed, params)
     adams = run(AdamW(learning_rate=3e-3, schedule=Constant(), weight_decay=0.1, clip=0.0), boxed, params)
-    for name in ("embed", "learned", "head", "norm", "bias", "t5", "heads"):
+    for name in params.keys() - ROWS.keys():
         assert_close(muons[name], adams[name], 2e-6)
 
 
@@ -169,6 +188,65 @@ def test_adafactor_lowers_a_quadratic_and_factors(smallest, boxed, params):
         change, state = update(now, state, now)  # the gradient of x^2 / 2
         now = jax.tree.map(jnp.add, now, change)
     assert sum((x**2).sum() for x in jax.tree.leaves(now)) < 0.2 * sum((x**2).sum() for x in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("smallest", [2, 3, 128])
+def test_adafactor_on_stacked_layers_is_optaxs_on_each_layer(smallest):
+    """Though the stack is longer than a matrix is wide; and neither scales nor biases are factored."""
+    rng = np.random.default_rng(1)
+    shapes = dict(up=("LDF", (9, 4, 6), "kernel"), experts=("LEFD", (9, 7, 6, 4), "kernel"),
+                  norm=("LKH", (9, 3, 4), "scale"), bias=("LF", (9, 6), "bias"))  # fmt: skip
+    boxed = {
+        name: Lettered(jnp.asarray(rng.normal(size=shape), jnp.float32), letters, role=role)
+        for name, (letters, shape, role) in shapes.items()
+    }
+    params = jax.tree.map(lambda x: x.value, boxed, is_leaf=lambda x: isinstance(x, Lettered))
+    after = run(Adafactor(1e-2, Constant(), clip=0.0, smallest=smallest, weight_decay=0.1), boxed, params, steps=3)
+    for name, (letters, shape, role) in shapes.items():
+        matrix = role == "kernel"
+        plain = optax.chain(
+            optax.scale_by_factored_rms(factored=matrix, min_dim_size_to_factor=smallest),
+            optax.clip_by_block_rms(1.0), optax.add_decayed_weights(0.1 * matrix), optax.scale(-1e-2),
+        )  # fmt: skip
+        update = jax.jit(plain.update)
+        for place in np.ndindex(shape[: sum(letter in "LE" for letter in letters)]):
+            one = params[name][place]
+            state = plain.init(one)
+            for step in range(3):
+                with jax.numpy_dtype_promotion("standard"):
+                    change, state = update(gradients(params, step)[name][place], state, one)
+                one = one + change
+            np.testing.assert_allclose(after[name][place], one, atol=1e-6, err_msg=f"{name} {place}")
+
+
+def test_in_a_model_what_is_decayed_is_what_torch_has_as_matrices():
+    """OLMo 2's norms of all heads (KGH and KH), T5's biases, a bias for each head, a router."""
+    attention = Attention(2, 2, 4, bias=True, norm=LayerNorm(), norm_over="heads")
+    model = Decoder(
+        Embed(8, 11), Stack((Block(attention, MoE(6, experts=3)), Block(attention, SwiGLU(6))), 3), RelativeBias(),
+        context=4,
+    )  # fmt: skip
+    found = leaves(is_matrix(jax.eval_shape(model.begin, jax.random.key(0))))
+    kept = {path for path, decayed in found.items() if not decayed}
+    assert kept == {path for path in found if path.endswith((".scale", ".bias")) or path == "positions.table"}
+    assert sum("query_norm" in path for path in kept) == 4 and "embed.table" in found and len(kept) < len(found)
+
+
+def test_a_parameter_of_ones_own_has_a_role_by_its_name_or_its_fan_in():
+    class Own(nn.Module):
+        def setup(self):
+            sizes = dict(K=2, H=3, D=1)
+            self.given = [
+                weigh(self, "gain", "KH", sizes, Fill(1.0), 1), weigh(self, "mix", "KH", sizes, Fill(1.0), 3),
+                weigh(self, "kernel", "DH", sizes, Fill(1.0), 1),
+                weigh(self, "offsets", "KH", sizes, Fill(0.0), 3, role="bias"),
+            ]  # fmt: skip
+
+        def __call__(self):
+            return self.given
+
+    boxed = Own().init(jax.random.key(0))["params"]
+    assert is_matrix(boxed) == dict(gain=False, mix=True, kernel=True, offsets=False)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
