@@ -78,6 +78,10 @@ class _Document:
         """All that it says."""
         raise NotImplementedError
 
+    def group(self) -> str:
+        """What it shares with documents that a split must not part from it: its prompt, where it has one."""
+        return self.text()
+
     def strings(self) -> tuple[str, ...]:
         """The strings that `parts` encodes: known beforehand, they are encoded in one parallel batch."""
         raise NotImplementedError
@@ -93,10 +97,16 @@ class _Document:
 
 @dataclasses.dataclass(frozen=True)
 class Text(_Document):
+    """A plain text; `part_of` is the group of the document that it was taken from, if it is not one by itself."""
+
     content: str
+    part_of: str | None = dataclasses.field(default=None, kw_only=True, repr=False, compare=False)
 
     def text(self) -> str:
         return self.content
+
+    def group(self) -> str:
+        return self.content if self.part_of is None else self.part_of
 
     def strings(self) -> tuple[str, ...]:
         return (self.content,)
@@ -122,6 +132,18 @@ def _said(messages: Sequence[Message]) -> tuple[str, ...]:
     return tuple(text for m in messages for text in (*([m.reasoning] if m.reasoning else []), m.text()))
 
 
+def _opening(messages: Sequence[Message]) -> str:
+    """What is said before the first reply that is learnt; everything, where there is none.
+
+    It is the same for all replies to a prompt, and for each conversation and its beginning. An assistant that speaks
+    first does not reply.
+    """
+    asked = [number for number, message in enumerate(messages) if message.role != "assistant"]
+    first = asked[0] if asked else len(messages)
+    replies = (i for i, m in enumerate(messages) if i > first and m.role == "assistant" and m.weight)
+    return "\n".join(message.text() for message in messages[: next(replies, len(messages))])
+
+
 @dataclasses.dataclass(frozen=True)
 class Conversation(_Document):
     """Messages, and the JSON objects that describe the tools that the assistant may call (as in OpenAI's interface).
@@ -142,6 +164,9 @@ class Conversation(_Document):
 
     def text(self) -> str:
         return "\n".join(self.strings())
+
+    def group(self) -> str:
+        return _opening(self.messages)
 
     def strings(self) -> tuple[str, ...]:
         described = ("\n".join(self.tools),) if self.tools else ()
@@ -168,6 +193,9 @@ class Example(_Document):
 
     def text(self) -> str:
         return self.prompt + self.answer
+
+    def group(self) -> str:
+        return self.prompt
 
     def strings(self) -> tuple[str, ...]:
         return self.prompt, self.answer
@@ -206,6 +234,9 @@ class Preference(_Document):
     def text(self) -> str:
         return "\n".join(self.strings())
 
+    def group(self) -> str:
+        return _opening(self.messages) if self.messages else self.text()
+
     def strings(self) -> tuple[str, ...]:
         return (*_said(self.messages), self.chosen, self.rejected)
 
@@ -221,7 +252,11 @@ class Preference(_Document):
 
 @dataclasses.dataclass(frozen=True)
 class Comparison(_Document):
-    """Two conversations, of which one is preferred as a whole: by `margin`, if that is known. All of both is learnt."""
+    """Two conversations, of which one is preferred as a whole: by `margin`, if that is known. All of both is learnt.
+
+    Those that begin alike are a group. A source that compares a conversation with several others holds out
+    conversations, not pairs, by a `validation` of its own.
+    """
 
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
@@ -233,6 +268,10 @@ class Comparison(_Document):
 
     def text(self) -> str:
         return "\n".join(self.strings())
+
+    def group(self) -> str:
+        opening = _opening(self.chosen)
+        return opening if opening == _opening(self.rejected) else self.text()
 
     def strings(self) -> tuple[str, ...]:
         return _said((*self.chosen, *self.rejected))
@@ -259,6 +298,9 @@ class Picture(_Document):
 
     def text(self) -> str:
         return self.caption
+
+    def group(self) -> str:
+        return self.identity()
 
     def strings(self) -> tuple[str, ...]:
         return (self.caption,)

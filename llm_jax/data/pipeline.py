@@ -8,6 +8,7 @@ import json
 from typing import Any, Literal
 
 import numpy as np
+from absl import logging
 
 from llm_jax.core.files import digest
 from llm_jax.core.parts import Part, Size
@@ -65,7 +66,19 @@ class Data(Part):
                 raise InputError(f"{source} has no documents: the corpus is empty")
             train, validation = self.split(documents) if own is None else (documents, list(own))
             parts.append({"train": train, "validation": validation})
+        self._compare_groups(parts)
         return parts
+
+    def _compare_groups(self, parts: list[dict[str, list[Document]]]) -> None:
+        """Says so where what is held out is trained on too: across a mixture, or by a source's own split."""
+        trained = {hash(document.group()) for part in parts for document in part["train"]}
+        held_out = [document.group() for part in parts for document in part["validation"]]
+        if shared := sum(hash(group) in trained for group in held_out):
+            logging.warning(
+                "%d of %d held-out documents of %s have a prompt, or a text, that is trained on too: what is measured "
+                "of them is not what the model makes of new ones. ByHash holds out the same prompts of every source",
+                shared, len(held_out), self.source,
+            )  # fmt: skip
 
     def documents(self, split: SplitName) -> list[Document]:
         """The documents of a split, of all components.
@@ -75,8 +88,20 @@ class Data(Part):
         """
         found = [d for part in self._split_documents for d in lookup(part, split, "split")]
         if not found:
-            raise InputError(f"{self.split} leaves no {split} documents of {self.source}: change data.split")
+            raise InputError(f"{self.split} leaves no {split} documents of {self.source}: {self._cure()}")
         return found
+
+    def _cure(self) -> str:
+        """What to do where a split has no documents."""
+        every = [document for part in self._split_documents for each in part.values() for document in each]
+        if len(every) == 1:
+            return "there is one, of which WithinText holds out the end, if it is a text"
+        if len({document.group() for document in every}) == 1:
+            return (
+                f"all {len(every)} have the same prompt, and so stay together. Give replies that every prompt repeats "
+                "the weight 0, or bring a source with a validation of its own"
+            )
+        return "change data.split"
 
     def prepare(self, recipe: TokenizerRecipe) -> Tokenizer:
         """A tokenizer trained on the training documents alone, with the special tokens that the chat template needs."""

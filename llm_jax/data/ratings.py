@@ -6,13 +6,13 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
-from llm_jax.core.files import digest
 from llm_jax.core.parts import Rate
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Preference
 from llm_jax.data.fields import OF_RECORDS, Record, Unread
 from llm_jax.data.files import Source, json_records
 from llm_jax.data.records import BEFORE, compared, replied
+from llm_jax.data.split import is_held_out
 from llm_jax.text.chat import Message
 
 
@@ -22,8 +22,8 @@ class RatedReplies(Source):
 
     A JSON object a line, or a list of them: `{"prompt" or "messages", "completion", "rating"}`, where without a
     completion the last of the messages is the reply. Every two replies to a prompt are a pair, unless they are rated
-    or read the same. By the hash of what it says a prompt is held out with all its replies (`held_out`, a share of the
-    prompts) or trained on.
+    or read the same. By the hash of how it begins a prompt is held out with all its replies (`held_out`, a share of the
+    prompts) or trained on: the same ones as `ByHash` of that share holds out.
 
     Raises:
       InputError: a record is of another kind, or no prompt has two replies that are rated differently, or none of
@@ -53,13 +53,7 @@ class RatedReplies(Source):
         pairs = {before: _compared(before, rated) for before, rated in asked.items()}
         if not any(pairs.values()):
             raise InputError(f"{self.path} has no prompt with two replies that are rated differently")
-        cut = int(self.held_out * 16**12)
-        found = [
-            pair
-            for before, made in pairs.items()
-            if (int(digest(*map(repr, before))[:12], 16) < cut) == held_out
-            for pair in made
-        ]
+        found = [pair for made in pairs.values() for pair in made if is_held_out(pair, self.held_out) == held_out]
         if not found:
             part = "validation" if held_out else "training"
             raise InputError(

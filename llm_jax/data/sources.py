@@ -78,7 +78,7 @@ class PlainTexts(Source):
 def _plain(document: Document) -> Text:
     if isinstance(document, Conversation) and not all(message.weight for message in document.messages):
         raise InputError("PlainTexts would train on a message with the weight 0: leave the message out, or PlainTexts")
-    return Text(document.text())
+    return Text(document.text(), part_of=document.group())
 
 
 MIXTURES = dict(Mixture=Mixture, PlainTexts=PlainTexts)

@@ -1,4 +1,4 @@
-"""Which documents are trained on and which are held out."""
+"""Which documents are trained on and which are held out: all that share a prompt (`group`) together."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from llm_jax.core.files import digest
 from llm_jax.core.parts import Part, Size
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Document, Picture, Text
+from llm_jax.data.documents import Document, Text
 
 
 class Split(Part):
-    """Parts documents into those trained on and those held out for validation."""
+    """Parts documents into those trained on and those held out for validation.
+
+    Documents of one `group` (several replies to a prompt, captions of an image, the same text twice) stay together.
+    """
 
     def __call__(self, documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:
         raise NotImplementedError
@@ -23,11 +26,17 @@ def _check(split: Split, validation: float) -> None:
         raise InputError(f"{type(split).__name__}.validation is a fraction from 0 to below 1, not {validation}")
 
 
+def is_held_out(document: Document, share: float) -> bool:
+    """Whether a document's group is among the `share` of all groups that their hashes hold out."""
+    return int(digest(document.group())[:12], 16) < share * 16**12
+
+
 @dataclasses.dataclass(frozen=True)
 class ByHash(Split):
-    """A document goes where the hash of its text says, so adding or reordering documents moves none of the others.
+    """A document goes where the hash of its group says, so adding or reordering documents moves none of the others.
 
-    Of a picture the pixels are hashed.
+    What is hashed is the text; the prompt, where a document has one (all that is said before the first reply that is
+    learnt); of a picture, the pixels.
     """
 
     validation: float = 0.05
@@ -38,14 +47,16 @@ class ByHash(Split):
     def __call__(self, documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:
         parts: tuple[list[Document], list[Document]] = [], []
         for document in documents:
-            told = document.identity() if isinstance(document, Picture) else document.text()
-            parts[int(digest(told)[:12], 16) < self.validation * 16**12].append(document)
+            parts[is_held_out(document, self.validation)].append(document)
         return parts
 
 
 @dataclasses.dataclass(frozen=True)
 class LastDocuments(Split):
-    """The last documents, in the order of the source, are held out."""
+    """The last documents, in the order of the source, are held out.
+
+    A document stays with the first one of its group. Of several groups at least one is trained on.
+    """
 
     validation: float = 0.1
 
@@ -53,8 +64,20 @@ class LastDocuments(Split):
         _check(self, self.validation)
 
     def __call__(self, documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:
-        cut = int(len(documents) * (1 - self.validation))
-        return list(documents[:cut]), list(documents[cut:])
+        groups: dict[str, list[Document]] = {}
+        for document in documents:
+            groups.setdefault(document.group(), []).append(document)
+        room = len(documents) * (1 - self.validation) + 1e-9  # 5 * (1 - 0.8) is a little less than 1
+        trained: set[str] = set()
+        for group, members in groups.items():
+            room -= len(members)
+            if room < 0 and (trained or len(groups) == 1):
+                break
+            trained.add(group)
+        parts: tuple[list[Document], list[Document]] = [], []
+        for document in documents:
+            parts[document.group() not in trained].append(document)
+        return parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +101,7 @@ class WithinText(Split):
             cut = int(len(document.content) * (1 - self.validation))
             for part, content in zip(parts, (document.content[:cut], document.content[cut:]), strict=True):
                 if content:
-                    part.append(dataclasses.replace(document, content=content))
+                    part.append(dataclasses.replace(document, content=content, part_of=None))
         return parts
 
 

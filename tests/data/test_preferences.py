@@ -15,6 +15,7 @@ from llm_jax.data.packing import BestFit, ConcatThenSplit, One
 from llm_jax.data.pipeline import Data
 from llm_jax.data.preferences import Pairs
 from llm_jax.data.sources import InstructionPreferences, JsonLines, Mixture, RatedConversations, RatedReplies, Source
+from llm_jax.data.split import ByHash
 from llm_jax.text.chat import Alpaca, ChatTemplate, Message
 
 
@@ -36,7 +37,7 @@ class Numbered(Source):
 
 
 def data(source: Source = Numbered(), length: int = 48, **settings) -> Data:
-    return dataclasses.replace(Data(source, length, 8, One(), presentation=Pairs()), **settings)
+    return dataclasses.replace(Data(source, length, 8, One(), ByHash(0.2), presentation=Pairs()), **settings)
 
 
 def told(batch, length, tokenizer):
