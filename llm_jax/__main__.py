@@ -88,15 +88,14 @@ def train(name: str) -> None:
     if name.endswith(".py"):
         FLAGS["modules"].value = [*FLAGS.modules, name]  # so that the commands shown at the end name it
     workdir = _workdir()
-    state = run(experiment, workdir)
-    if int(state.step) == experiment.steps:
-        first = experiment.data.documents("train")[:1]
-        talks = any(isinstance(document, Conversation | Preference) for document in first)
-        model = inherit(experiment, workdir).model
-        writes = isinstance(model, Generator) and not model.beside()
-        again = [_command("chat")] * (talks and writes) + [f"{_command('sample')} --prompt='...'"] * writes
-        again += [f"{_python()} -m llm_jax list"]
-        print("\n  ".join(["\nwhat next:", *again]))
+    run(experiment, workdir)
+    first = experiment.data.documents("train")[:1]
+    talks = any(isinstance(document, Conversation | Preference) for document in first)
+    model = inherit(experiment, workdir).model
+    writes = isinstance(model, Generator) and not model.beside()
+    again = [_command("chat")] * (talks and writes) + [f"{_command('sample')} --prompt='...'"] * writes
+    again += [f"{_python()} -m llm_jax list"]
+    print("\n  ".join(["\nwhat next:", *again]))
 
 
 def evaluate() -> None:
@@ -259,7 +258,10 @@ def usage(verb: str | None = None) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """The exit status: 0, or 2 after one line about bad input; for Ctrl-C and a closed pipe as a shell has it."""
+    """The exit status: 0, or 2 after one line about bad input; for Ctrl-C and a closed pipe as a shell has it.
+
+    A training that SIGTERM or SIGHUP stopped raises SystemExit, with the status of that.
+    """
     try:
         status = _dispatch(argv)
         sys.stdout.flush()

@@ -161,14 +161,15 @@ def _path(name: str) -> Path:
     return FOLDER / f"{name}.py"
 
 
-def load_module(path: str | Path) -> ModuleType:
+def load_module(path: str | Path, source: bytes | None = None) -> ModuleType:
     """Runs a file, which the user thereby trusts: of the project's experiments, or one of the user's own.
 
-    A file of the user's own is known by its stem, also in manifests.
+    A file of the user's own is known by its stem, also in manifests. `source` is what to run in place of what is in it
+    by now: what another process ran.
     """
     with reading(path):
         path = Path(path).resolve()
-        if not path.is_file():
+        if source is None and not path.is_file():
             raise InputError(f"there is no file {path}")
     if path.is_relative_to(FOLDER):
         parts.own_package("experiments")  # not another package of that name in the current folder
@@ -180,15 +181,27 @@ def load_module(path: str | Path) -> ModuleType:
             return known
         raise InputError(f"{path}: the name {name!r} is taken by another module, rename the file")
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
     module = importlib.util.module_from_spec(spec)
+    if source is None:
+        with reading(path):
+            source = path.read_bytes()
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
     except BaseException:
         del sys.modules[name]
         raise
+    _sources[str(path)] = source
     return module
+
+
+_sources: dict[str, bytes] = {}
+
+
+def user_sources() -> dict[str, bytes]:
+    """By path, the user's own files that were run so far, as they were when they were run."""
+    return dict(_sources)
 
 
 def user_modules() -> tuple[str, ...]:

@@ -6,24 +6,24 @@ packing, the mixture, the shuffling, the number of prefetching workers or of pro
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
-import multiprocessing
-import os
 import sys
-import threading
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import grain
 import numpy as np
-from absl import flags
 
 from llm_jax.core.tables import InputError
+from llm_jax.core.workers import not_in_worker, starting
 from llm_jax.data.cache import Corpus
 from llm_jax.data.packing import Packing, Plan, WindowPlan, ramps
 from llm_jax.data.presentation import AsIs, Batch, Presentation, Vocabulary, blank
+from llm_jax.data.workers import Sent, ahead, death
 
 PERIOD = 10_000  # rows after which the pattern of a mixture repeats: weights are exact to a part in so many
 
@@ -189,26 +189,39 @@ class DataIterator(Iterator[Batch]):
         self._batches, self._workers, self._stream, self._content = batches, workers, stream, content
         self._seen = 0
         self._running: Any = None
+        self._sent: Sent | None = None
 
-    def next(self, state: Any) -> Batch:
-        """The next batch. Texts that are there already do not depend on the state of the training."""
-        return next(self)
+    def next(self, state: Any, waiting: AbstractContextManager[None] = contextlib.nullcontext()) -> Batch:
+        """The next batch. Texts that are there already do not depend on the state of the training.
 
-    def __next__(self) -> Batch:
-        if self._running is None:
-            self._running = self._start()
-        batch = next(self._running)
+        Raises:
+          InputError: a worker died.
+        """
+        try:
+            with waiting:  # whatever ends the wait: what was not returned was not seen
+                batch = self._start() if self._running is None else next(self._running)
+        except RuntimeError as error:
+            if (told := death(error)) is None:
+                raise
+            self.close()
+            raise told from None
         self._seen += 1
         return batch
 
-    def _start(self) -> Any:
-        dataset = self._batches.starting(self._seen).to_iter_dataset(grain.ReadOptions(num_threads=0))
-        if self._workers:
-            if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # grain's workers read absl's flags, also where there is no absl app
-            options = grain.MultiprocessingOptions(num_workers=self._workers)
-            dataset = dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
-        return iter(dataset)
+    def __next__(self) -> Batch:
+        return self.next(None)
+
+    def _start(self) -> Batch:
+        """The first batch of a running iterator: grain starts the workers when it is asked for one."""
+        not_in_worker()
+        batches = self._batches.starting(self._seen)
+        if not self._workers:
+            self._running = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=0)))
+            return next(self._running)
+        with starting():
+            self._sent = Sent(batches)
+            self._running = ahead(self._sent, self._workers)
+            return next(self._running)
 
     def save(self) -> dict[str, Any]:
         """The state, as JSON; it holds for any number of workers and of processes."""
@@ -240,18 +253,9 @@ class DataIterator(Iterator[Batch]):
         if self._running is not None:
             self._running.close()
             self._running = None
-
-
-def _end_with_parent(*_: int) -> None:
-    """In a worker: when the training is killed, end too. Alone it would wait for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "a worker has a parent"
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+        if self._sent is not None:
+            self._sent.close()
+            self._sent = None
 
 
 def interleaved(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ from llm_jax.core.alphabet import FanIn, Init
 from llm_jax.core.files import reading
 from llm_jax.core.spelling import to_json
 from llm_jax.core.tables import InputError
+from llm_jax.core.workers import not_in_worker
 from llm_jax.interop import names
 from llm_jax.interop.checkpoint import CONFIG, INDEX, SINGLE
 from llm_jax.interop.export_tokenizer import export_tokenizer
@@ -61,6 +62,7 @@ def export_model(
     Raises:
       InputError: there is no such run, no published family has its parts, or `folder` is not empty.
     """
+    not_in_worker()
     folder = Path(folder)
     with reading(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -15,6 +15,7 @@ from llm_jax.core import parts
 from llm_jax.core.files import reading
 from llm_jax.core.process import set_up
 from llm_jax.core.tables import InputError, lookup
+from llm_jax.core.workers import not_in_worker
 from llm_jax.data.documents import Rendering
 from llm_jax.data.examples import SourceAndTarget, TwoTexts
 from llm_jax.data.noising import Masked
@@ -67,6 +68,7 @@ def import_model(source: str | Path, workdir: str | Path) -> Experiment:
       InputError: the checkpoint is of a kind that we do not read, has settings that we cannot honour, or does not hold
         the tensors that these ask for; or there is a model in `workdir` already.
     """
+    not_in_worker()
     found = open_source(source)
     refuse_images(found)
     tell(found)

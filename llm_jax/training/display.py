@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import collections
+import errno
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
+
+from llm_jax.training.interrupt import forget_closed_streams
 
 HEADLINES: dict[str, Callable[[float], str]] = {  # what is shown, in this order; metrics.jsonl has the rest
     "loss": lambda v: f"loss {v:.4f}",
@@ -35,6 +38,7 @@ class Display:
         self._begun = clock()
         self._seen: collections.deque[tuple[int, float]] = collections.deque(maxlen=RECENT)
         self._progress: Any = None
+        self.unread = False  # whether it was found that nobody reads the stream any more
 
     def __enter__(self) -> Display:
         self._begun = self._clock()
@@ -61,11 +65,17 @@ class Display:
         self.note(f"step {step:>{len(str(self.steps))}}/{self.steps}  {words}")
 
     def note(self, text: str) -> None:
-        """Shows a line of text, above the bar if there is one."""
-        if self._progress is not None:
-            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(text, file=self._stream, flush=True)
+        """Shows a line of text, above the bar if there is one. A training is worth more than what is said of it."""
+        try:
+            if self._progress is not None:
+                self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            else:
+                print(text, file=self._stream, flush=True)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            forget_closed_streams()
+            self.unread |= error.errno == errno.EPIPE  # not where a terminal was closed on a run that is to outlive it
 
     def seconds_left(self) -> float | None:
         """By the pace of the latest logs; None until there are two."""

@@ -13,6 +13,8 @@ import jax
 
 from llm_jax.core.process import set_up
 from llm_jax.core.tables import InputError
+from llm_jax.core.workers import not_in_worker
+from llm_jax.data.presentation import Batch
 from llm_jax.experiment import Experiment
 from llm_jax.parallel.layout import place
 from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
@@ -25,7 +27,7 @@ from llm_jax.training.evaluation import evaluate, means
 from llm_jax.training.finished import Finished
 from llm_jax.training.frozen import keep, kept
 from llm_jax.training.inherit import begin, equip, first_tokenizer, inherit
-from llm_jax.training.interrupt import Interrupt
+from llm_jax.training.interrupt import GivenUp, Interrupt
 from llm_jax.training.metrics import MetricsLog, append, cut, read
 from llm_jax.training.program import Program, TrainState, fill
 from llm_jax.training.report import findings
@@ -34,22 +36,27 @@ from llm_jax.training.speed import Speed
 
 
 def train(experiment: Experiment, workdir: str | Path) -> TrainState:
-    """Runs to the last step, from the newest sound checkpoint if there is one. Returns the state it ends with.
+    """Runs to the last step, from the newest sound checkpoint if there is one. Returns the state of the last step.
 
     Without one it begins with parameters drawn from the seed, or with those of the run that `init_from` names.
 
     At the end comes what the experiment's `report` asks for.
 
-    On SIGTERM or Ctrl-C the step is finished and saved, and the state so far is returned.
+    On Ctrl-C, SIGTERM or SIGHUP (unless it was ignored, as under nohup) the step is finished and saved. Then nothing is
+    returned, so that what was to come after the training does not: the same call goes on.
 
     Raises:
       InputError: the experiment, its data or the workdir cannot be used; a step had nothing to learn; or `patience`
         steps in a row were not finite.
+      KeyboardInterrupt: it was stopped by Ctrl-C, and saved.
+      SystemExit: it was stopped by SIGTERM (status 143) or SIGHUP (129), and saved.
+      BrokenPipeError: the reader of its output is gone; it was saved.
     """
+    not_in_worker()
     set_up()
     check_families(experiment)
     experiment = inherit(experiment, workdir)
-    with Run.open(workdir, experiment.manifest()) as run, Interrupt() as interrupt:
+    with Run.open(workdir, experiment.manifest()) as run:
         print("reading the data ...", flush=True)
         tokenizer = prepare_tokenizer(experiment, run)
         experiment = fill(experiment, tokenizer)
@@ -59,7 +66,7 @@ def train(experiment: Experiment, workdir: str | Path) -> TrainState:
             run.checkpoints, experiment.manifest(), keep_last=experiment.keep_last, keep_best=experiment.keep_best
         )
         with checkpoints, Display(experiment.steps) as display:
-            return Training(program, tokenizer, run, checkpoints, display).run_to_end(interrupt)
+            return Training(program, tokenizer, run, checkpoints, display).run_to_end()
 
 
 class Training:
@@ -81,7 +88,7 @@ class Training:
         self.evaluated: dict[str, float] = {}
         self.weighed: tuple[int, Any] = (0, 1.0)  # the newest step, and what its targets weigh
 
-    def run_to_end(self, interrupt: Interrupt) -> TrainState:
+    def run_to_end(self) -> TrainState:
         with jax.set_mesh(self.program.mesh), contextlib.closing(self.batches):
             state = self._resume()
             begun = int(state.step)
@@ -89,15 +96,29 @@ class Training:
             self.display.note(self.speed.introduction())
             cut(self.run.completions, begun)
             with MetricsLog(self.run.metrics, self.run.events, begun or None) as self.metrics:
-                for step in range(begun + 1, self.experiment.steps + 1):
-                    state = self._step(step, state)
-                    if interrupt.requested:
-                        break
-                self._save(int(state.step), state)
-                if int(state.step) == self.experiment.steps:
-                    self._report(state)
-        if int(state.step) < self.experiment.steps:
-            self.display.note(f"stopped and saved at step {int(state.step)}: the same command goes on from there")
+                with Interrupt() as interrupt:
+                    state = self._steps(begun, state, interrupt)
+                    self._save(int(state.step), state)
+                    if interrupt.requested or self.display.unread:
+                        self.checkpoints.wait()
+                        said = f"stopped and saved at step {int(state.step)}"
+                        self.display.note(f"{said}: the same command goes on from there")
+                        if not interrupt.requested:
+                            raise BrokenPipeError
+                        interrupt.leave(said)
+                self._report(state)
+        return state
+
+    def _steps(self, begun: int, state: TrainState, interrupt: Interrupt) -> TrainState:
+        """Those that are left, or as many as there are until somebody wants it to stop."""
+        for step in range(begun + 1, self.experiment.steps + 1):
+            try:
+                batch = self.batches.next(state, interrupt.waiting())
+            except GivenUp:
+                break
+            state = self._step(step, state, batch)
+            if interrupt.requested or self.display.unread:
+                break
         return state
 
     def _report(self, state: TrainState) -> None:
@@ -129,9 +150,9 @@ class Training:
         self.display.note(f"going on from step {found.step}")
         return dataclasses.replace(found.state, frozen=kept(self.run, template.frozen))
 
-    def _step(self, step: int, state: TrainState) -> TrainState:
+    def _step(self, step: int, state: TrainState, batch: Batch) -> TrainState:
         experiment, last = self.experiment, step == self.experiment.steps
-        state, metrics = self.program.update(state, place(self.batches.next(state), self.program.mesh))
+        state, metrics = self.program.update(state, place(batch, self.program.mesh))
         self._demand_targets()  # of the step before: it is computed, so the device need not wait for the answer
         self.weighed = step, metrics["weight"]
         self.speed.step(state)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import io
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from types import FunctionType
 from typing import Any, cast
 
@@ -181,11 +183,13 @@ class RolloutIterator(Iterator[Batch]):
         """Batches that are made of one rollout."""
         return self._data.batches * self._data.updates
 
-    def next(self, state: Any) -> Batch:
+    def next(self, state: Any, waiting: AbstractContextManager[None] = contextlib.nullcontext()) -> Batch:
         """The next batch; where a rollout is used up, the model of `state` makes another."""
         number, place = divmod(self._seen, self._each)
         if self._rollout is None:
-            self._rollout = self._make(number, state)
+            with waiting:  # until all of it is there, nothing changes here
+                made = self._make(number, state)
+            self._rollout, self._coefficient = made
         update, part = divmod(place, self._data.batches)
         order = np.random.default_rng((self._seed, number, update)).permutation(len(self._rollout["reward_B"]))
         chosen = order[part * self._data.batch : (part + 1) * self._data.batch]
@@ -198,7 +202,8 @@ class RolloutIterator(Iterator[Batch]):
     def __next__(self) -> Batch:
         raise TypeError("rollouts depend on the state of the training: call next(state)")
 
-    def _make(self, number: int, state: Any) -> Batch:
+    def _make(self, number: int, state: Any) -> tuple[Batch, float]:
+        """A rollout, and the coefficient of the KL after it."""
         data = self._data
         rows = data.batch * data.batches
         count = rows // data.group
@@ -219,16 +224,16 @@ class RolloutIterator(Iterator[Batch]):
             (index,) = permuted(np.array([index]), len(prompts), (self._seed, int(epoch), int(component)))
         return prompts[index]
 
-    def _credited(self, known: Batch) -> Batch:
-        """With advantages, all in float32."""
+    def _credited(self, known: Batch) -> tuple[Batch, float]:
+        """With advantages, all in float32; and the coefficient of the KL that follows from it."""
         exact = {name: known[name].astype(np.float64) for name in ("reward_B", "weight_BT", *RECALLED)}
         rollout = Rollout(**exact, group=self._data.group)
         credit = self._author.policy.credit(rollout, self._coefficient)
         spread_B = np.repeat(rollout.grouped(rollout.reward_B).std(1), self._data.group)
         known |= dict(advantage_BT=credit.advantage_BT, return_BT=credit.return_BT, reward_spread_B=spread_B)
         known["kl_coefficient_B"] = np.full(len(spread_B), self._coefficient)
-        self._coefficient = credit.coefficient
-        return {name: a.astype(np.float32) if a.dtype == np.float64 else a for name, a in known.items()}
+        batch = {name: a.astype(np.float32) if a.dtype == np.float64 else a for name, a in known.items()}
+        return batch, credit.coefficient
 
     def save(self) -> dict[str, Any]:
         """The state, as JSON."""

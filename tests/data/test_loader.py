@@ -3,8 +3,11 @@
 import dataclasses
 import itertools
 import json
+import re
 import subprocess
 import sys
+import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from llm_jax.core.tables import InputError
 from llm_jax.data.loader import Mixed, permuted
 from llm_jax.data.packing import PACKINGS, BestFit, ConcatThenSplit, One, Packing, Windows
 from llm_jax.data.pipeline import Data
+from llm_jax.data.presentation import AsIs
 from llm_jax.data.sources import Mixture
 from llm_jax.data.split import ByHash
 
@@ -179,25 +183,98 @@ def test_the_state_of_another_stream_is_refused(words, tokenizer, change):
 
 
 TRAINING = """
-import time
+import os, pathlib, signal, sys, threading, time
+from llm_jax import experiment
 from llm_jax.data.pipeline import Data
 from llm_jax.data.sources import TextFiles
 from llm_jax.text.recipes import Bytes
 
 if __name__ == "__main__":
-    data = Data(TextFiles(path={path!r}, separator="."), length=8, batch=2, workers=2)
+    own = pathlib.Path({own!r})
+    module = experiment.load_module(own)
+    own.write_text("raise RuntimeError('edited since it was run')")
+    data = Data(TextFiles(path={path!r}, separator="."), length=8, batch=2, workers=2, presentation=module.Reversed(3))
     batches = data.train(data.prepare(Bytes()), seed=0)
-    next(batches)
-    print("running", flush=True)
+    signals = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    for number in signals:
+        signal.signal(number, lambda *_: None)  # what is ignored would be ignored by the workers anyway
+    started = threading.Event()
+
+    def send():
+        while not started.wait(0.02):
+            for number in signals:
+                os.killpg(0, number)
+
+    threading.Thread(target=send).start()
+    first = next(batches)
+    started.set()
+    for number in signals:
+        os.killpg(0, number)
+    more = [next(batches) for _ in range(6)]
+    print([int(batch["reversed"]) for batch in [first, *more]], flush=True)
     time.sleep(300)
+"""
+OWN = """
+import dataclasses, os
+from llm_jax.data.presentation import AsIs
+
+@dataclasses.dataclass(frozen=True)
+class Reversed(AsIs):
+    times: int
+
+    def __call__(self, batch, length, special, seed_B):
+        return super().__call__(batch, length, special, seed_B) | dict(reversed=self.times)
 """
 
 
-def test_workers_end_with_a_training_that_is_killed(tmp_path):
-    text, script = tmp_path / "text.txt", tmp_path / "training.py"
+def test_workers_know_the_users_files_outlive_signals_and_end_with_a_training_that_is_killed(tmp_path):
+    text, script, own = tmp_path / "text.txt", tmp_path / "training.py", tmp_path / "own.py"
     text.write_text("some words of text. " * 200)
-    script.write_text(TRAINING.format(path=str(text)))
-    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "running\n"
+    own.write_text(OWN)
+    script.write_text(TRAINING.format(path=str(text), own=str(own)))
+    pipes: Any = dict(stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, str(script)], start_new_session=True, **pipes)
+    assert process.stdout is not None and process.stdout.readline() == "[3, 3, 3, 3, 3, 3, 3]\n"
     process.kill()
     process.communicate(timeout=60)  # the workers hold its output: it ends when they have ended
+
+
+UNGUARDED = """
+import sys
+from llm_jax.data.pipeline import Data
+from llm_jax.data.sources import TextFiles
+from llm_jax.text.recipes import WordPiece
+
+data = Data(TextFiles(path={path!r}), length=8, batch=2, workers=1)
+{first}
+batches = data.train(data.prepare(WordPiece(30_000)), seed=0)
+next(batches)
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [
+        ("", "each data worker runs .*/script.py again: put what it does under `if __name__ == .__main__.:`, or set "),
+        ("if __name__ != '__main__': sys.exit(3)", "a data worker ended with status 3, for the reason above"),
+    ],
+)
+def test_a_worker_that_dies_is_reported(tmp_path, first, message):
+    """Though what the worker is to be sent is more than a pipe holds, and nobody reads it."""
+    text, script = tmp_path / "text.txt", tmp_path / "script.py"
+    text.write_text(" ".join(f"{i:x}" for i in range(20_000)))
+    script.write_text(UNGUARDED.format(path=str(text), first=first))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert re.search(f"InputError: {message}", done.stderr.splitlines()[-1]), done.stderr
+
+
+def test_what_cannot_be_sent_to_a_worker_is_refused(words, tokenizer):
+    @dataclasses.dataclass(frozen=True)
+    class Locked(AsIs):
+        def __post_init__(self):
+            object.__setattr__(self, "lock", threading.Lock())
+
+    batches = dataclasses.replace(data(words, workers=1), presentation=Locked()).train(tokenizer, seed=0)
+    with pytest.raises(InputError, match=r"cannot be sent to data\.workers .*lock.*: set data\.workers=0"):
+        next(batches)

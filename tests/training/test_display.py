@@ -1,3 +1,4 @@
+import errno
 import io
 
 import jax.numpy as jnp
@@ -83,3 +84,22 @@ def test_a_dumb_terminal_gets_lines(monkeypatch):
     with Display(100, stream=stream) as display:
         display.log(10, "train", TRAIN)
     assert stream.getvalue().startswith("step  10/100  loss 3.2500") and "\x1b" not in stream.getvalue()
+
+
+def test_nobody_reads_any_more():
+    class Closed(io.StringIO):
+        number = errno.EPIPE
+
+        def write(self, text):
+            raise OSError(self.number, "closed")
+
+    for number, unread in ((errno.EPIPE, True), (errno.EIO, False)):
+        stream = Closed()
+        stream.number = number
+        display = Display(10, stream=stream)
+        display.log(1, "train", TRAIN)
+        display.note("saved")
+        assert display.unread == unread
+    stream.number = errno.ENOSPC
+    with pytest.raises(OSError, match="closed"):
+        display.note("a full disk is another thing")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
+from llm_jax.core.workers import SIGNALS
 from llm_jax.training import metrics
 
 ROOT = Path(__file__).parents[2]
@@ -239,9 +240,9 @@ class Runs:
     def command(self, name: str) -> list[str]:
         return [sys.executable, "-m", "llm_jax", "train", str(self.file), f"--workdir={self.folder / name}"]
 
-    def start(self, name: str) -> subprocess.Popen:
-        pipes: Any = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        return subprocess.Popen(self.command(name), cwd=ROOT, env=self.environment, text=True, **pipes)
+    def start(self, name: str, *flags: str) -> subprocess.Popen:
+        pipes: Any = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+        return subprocess.Popen([*self.command(name), *flags], cwd=ROOT, env=self.environment, text=True, **pipes)
 
     def finish(self, name: str) -> str:
         done = subprocess.run(self.command(name), cwd=ROOT, env=self.environment, capture_output=True, text=True)
@@ -323,14 +324,15 @@ def test_sigkill_changes_no_stage(runs, tmp_path, stage):
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in SIGNALS[::2])])
 def test_a_signal_saves_and_the_same_command_goes_on(runs, number):
+    """As a terminal and schedulers send it: to the whole group, data workers too."""
     name = number.name
-    process = runs.start(name)
+    process = runs.start(name, "--set=data.workers=1")
     runs.wait_for_step(name, 6, process)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    assert process.returncode == 128 + number, err
     assert "finishing this step and saving" in err and "Traceback" not in err
     assert "stopped and saved at step" in out and "what next" not in out
     stopped = max(int(p.name) for p in (runs.folder / name / "checkpoints").iterdir())
