@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +77,25 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def delete(path: Path) -> None:
+    """Deletes a folder with all that is in it, or a file. Of a symbolic link the link alone: the rest is not ours.
+
+    Raises:
+      OSError: something in it cannot be deleted.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def unused(path: Path) -> Path:
+    """`path`, or with a number behind it where an entry already begins with that name."""
+    taken = [there.name for there in path.parent.glob("*")]
+    names = itertools.chain([path.name], (f"{path.name}-{number}" for number in itertools.count(2)))
+    return next(path.with_name(name) for name in names if not any(there.startswith(name) for there in taken))
 
 
 def digest(*parts: str | bytes) -> str:

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import pickle
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +19,7 @@ import numpy as np
 from absl import logging
 
 from llm_jax.core.code import code_hash
-from llm_jax.core.files import cache_folder, digest, reading, write_atomically
+from llm_jax.core.files import cache_folder, delete, digest, reading, write_atomically
 from llm_jax.core.parts import trusted, walk
 from llm_jax.core.spelling import to_json
 from llm_jax.core.tables import InputError
@@ -160,7 +159,8 @@ def _whole(folder: Path) -> Tokenizer | None:
     except (InputError, FileNotFoundError) as error:
         fault = str(error)
     logging.warning("the cached tokenizer %s is damaged (%s): training it again", folder, fault)
-    shutil.rmtree(folder)
+    with contextlib.suppress(OSError):  # where it stays, the next run says this again
+        delete(folder)
     return None
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from llm_jax.core import parts
 from llm_jax.core.alphabet import FanIn, Init
-from llm_jax.core.files import reading
+from llm_jax.core.files import delete, reading, unused
 from llm_jax.core.spelling import to_json
 from llm_jax.core.tables import InputError
 from llm_jax.core.workers import not_in_worker
@@ -73,7 +73,9 @@ def export_model(
     if isinstance(model, ActorCritic):  # no published family has a critic
         model, params = model.actor, params["actor"]
     saving = folder.with_name(f"{folder.name}.saving")
-    shutil.rmtree(saving, ignore_errors=True)
+    with contextlib.suppress(OSError):  # of an export that was killed; where it stays, another name is taken
+        delete(saving)
+    saving = unused(saving)
     with space_for(f"the model is not in {folder}"), Progress("writing") as progress:
         note = progress.of(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
         write(model, params, saving, special_ids(tokenizer), likely=program.experiment.name, note=note)

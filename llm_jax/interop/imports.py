@@ -46,6 +46,7 @@ from llm_jax.text.chat import ChatTemplate
 from llm_jax.text.kept import Kept
 from llm_jax.text.tokenizer import Tokenizer
 from llm_jax.training import restore
+from llm_jax.training.checkpoint_files import saved_steps
 from llm_jax.training.checkpoints import Checkpoints
 from llm_jax.training.loop import keep_tokenizer
 from llm_jax.training.optimizers import AdamW
@@ -90,9 +91,9 @@ def make_run(workdir: str | Path, experiment: Experiment, tokenizer: Tokenizer, 
       InputError: there is a model in `workdir` already, or it cannot be written.
     """
     with Run.open(workdir, experiment.manifest()) as run:
-        if any(run.checkpoints.glob("*")):
+        if saved_steps(run.checkpoints):
             raise InputError(f"there is a model in {workdir} already: use another --workdir")
-        if not any(run.tokenizer.iterdir()):
+        if not run.has_tokenizer:
             keep_tokenizer(tokenizer, run)
         with Checkpoints(run.checkpoints, run.manifest) as checkpoints:
             checkpoints.save(0, {"params": params()}, data={}, metrics={})

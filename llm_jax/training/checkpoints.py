@@ -9,30 +9,44 @@ A checkpoint is a folder named by its step:
     00000300/checksums.sha256   the hash of every file above
 
 It is written under another name (`.saving`), sealed, and then renamed: that is the commit. So whatever has a
-checkpoint's name was whole once, and any later damage shows. It is removed by renaming first too (`.deleting`).
+checkpoint's name was whole once, and any later damage shows. It is removed by renaming first too (`.deleting`): what
+still has its name after it was read was whole while it was read, so a run can be opened while it trains.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
-import functools
 import json
-import logging
 import math
 import os
-import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import jax
-
+from llm_jax.core.files import delete, unused
 from llm_jax.core.tables import InputError, nearest
+from llm_jax.training.checkpoint_files import (
+    checkpoint_path,
+    half_saved,
+    in_use,
+    put_aside,
+    saved_steps,
+    unfinished,
+)
 from llm_jax.training.checksums import damage, seal, sync
 from llm_jax.training.disk import space_for
 from llm_jax.training.metrics import plain
+from llm_jax.training.pytrees import held_logs, load, save_async
+
+Found = TypeVar("Found")
+ATTEMPTS = 20  # at reading a checkpoint that a trainer has not removed meanwhile
+
+
+class Removed(Exception):
+    """A trainer removed the checkpoint while it was being read: what was read of it means nothing."""
 
 
 def _say(text: str) -> None:
@@ -56,7 +70,8 @@ class Checkpoints:
     Attributes:
       keep_last: how many of the newest are kept.
       keep_best: how many of those with the lowest metric `best_by` are kept besides.
-      note: where the one line goes that tells of a damaged checkpoint; standard error by default.
+      note: where the lines go that tell of a damaged checkpoint, or of one that cannot be removed; standard error by
+        default.
     """
 
     def __init__(
@@ -78,12 +93,13 @@ class Checkpoints:
         self._note = note
         self._sound: set[int] = set()  # checked, or saved by ourselves
         self._damaged: set[int] = set()
+        self._stuck: set[str] = set()  # what could not be removed, and was told
         self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints that were finished, sound or not, oldest first."""
-        return sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
+        return saved_steps(self.folder)
 
     # ----------------------------------------------------------------------------------------------------------- saving
 
@@ -96,22 +112,22 @@ class Checkpoints:
           metrics: the latest evaluation.
 
         Raises:
-          InputError: the disk is full, now or while the save before was going on; older checkpoints stay.
+          InputError: it cannot be written, now or while the save before was going on (the disk is full, say); older
+            checkpoints stay.
         """
         self.wait()
         if step in self._sound and self._path(step).exists():
             return
-        partial = self.folder / f"{step:08d}.saving"
         measured = {name: plain(value) for name, value in metrics.items()}
         contents = {"manifest.json": self.manifest, "data.json": dict(data), "metrics.json": measured}
         files = {name: json.dumps(value, indent=2).encode() + b"\n" for name, value in contents.items()}
+        partial = self.folder / f"{step:08d}.saving"
         try:
-            with space_for(self._lost(step)):
+            with self._writing(step):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._discard(partial)  # of a session that was killed
-                ocp = _orbax()
-                with _context(ocp):
-                    response = ocp.save_async(partial, state)
+                partial = unused(partial)
+                response = save_async(partial, state)
         except BaseException:
             self._discard(partial)
             raise
@@ -121,7 +137,7 @@ class Checkpoints:
         """Returns when nothing is being saved any more.
 
         Raises:
-          InputError: the disk was full.
+          InputError: it could not be written.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -139,13 +155,13 @@ class Checkpoints:
     def _finish(self, step: int, partial: Path, response: Any, files: Mapping[str, bytes]) -> None:
         """In the background: waits for Orbax, seals, commits, and removes what need not be kept."""
         try:
-            with space_for(self._lost(step)):
+            with self._writing(step):
                 response.result()
                 for name, content in files.items():
                     (partial / name).write_bytes(content)
                 seal(partial)
-                if self._path(step).exists():
-                    self._remove(step)
+                if os.path.lexists(self._path(step)):  # a damaged one, or something else of that name
+                    put_aside(self._path(step))
                 os.replace(partial, self._path(step))
                 sync(self.folder)
         except BaseException:
@@ -156,15 +172,31 @@ class Checkpoints:
         self._prune()
 
     def _prune(self) -> None:
+        """Removes what need not be kept. What cannot be removed is told once: the checkpoint that was saved stands."""
         steps = [step for step in self.steps() if step not in self._damaged]
         ranked = sorted((self._rank(step), step) for step in steps)
         best = {step for rank, step in ranked[: self.keep_best] if rank < math.inf}
         for step in self.steps():
             if step not in best.union(steps[-self.keep_last :]):
-                self._remove(step)
-        for pattern in ("*.saving*", "*.deleting"):  # left by a session that was killed
-            for leftover in self.folder.glob(pattern):
-                shutil.rmtree(leftover)
+                with self._clearing(self._path(step)), in_use(self._path(step), removing=True):
+                    put_aside(self._path(step))
+        for leftover in unfinished(self.folder):  # of this clearing, and of a session that was killed
+            with self._clearing(leftover):
+                delete(leftover)
+
+    @contextlib.contextmanager
+    def _clearing(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except BlockingIOError:
+            pass  # somebody reads it: it goes after a later save
+        except OSError as error:
+            if (name := path.name.partition(".")[0]) not in self._stuck:
+                self._stuck.add(name)
+                reason = error.strerror or error
+                self._note(
+                    f"{self._shown / path.name} cannot be removed ({reason}) and takes up space: training goes on"
+                )
 
     def _rank(self, step: int) -> float:
         """Lower is better; without a finite metric, or with a damaged file, infinity."""
@@ -174,22 +206,25 @@ class Checkpoints:
             return math.inf
         return value if math.isfinite(value) else math.inf
 
-    def _remove(self, step: int) -> None:
-        doomed = self.folder / f"{step:08d}.deleting"
-        shutil.rmtree(doomed, ignore_errors=True)
-        os.replace(self._path(step), doomed)
-        shutil.rmtree(doomed)
-
     def _discard(self, partial: Path) -> None:
         for leftover in self.folder.glob(f"{partial.name}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it is in nobody's way, and the next clearing tells of it
+                delete(leftover)
+
+    @contextlib.contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        try:
+            with space_for(self._lost(step)):
+                yield
+        except OSError as error:
+            raise InputError(f"{self._lost(step)}: {error.strerror or error}") from error
 
     def _lost(self, step: int) -> str:
         kept = self.steps()
         return f"step {step} was not saved in {self._shown}" + (f" (step {kept[-1]} is)" if kept else "")
 
     def _path(self, step: int) -> Path:
-        return self.folder / f"{step:08d}"
+        return checkpoint_path(self.folder, step)
 
     # -------------------------------------------------------------------------------------------------------- restoring
 
@@ -202,7 +237,10 @@ class Checkpoints:
         Raises:
           InputError: there are checkpoints but none is sound, or the newest holds other arrays than `template`.
         """
-        step = self._newest_sound()
+        return self._undisturbed(lambda: self._newest(template))
+
+    def _newest(self, template: Any) -> Checkpoint | None:
+        step = self._newest_sound(tell_half_saved=True)
         return None if step is None else self._load(step, template, partial=False)
 
     def restore_params(self, template: Any, name: str = "params", which: str = "newest") -> Checkpoint:
@@ -214,39 +252,81 @@ class Checkpoints:
         Raises:
           InputError: there is no such checkpoint, it is not sound, or it holds other arrays than `template`.
         """
+        return self._undisturbed(lambda: self._params(template, name, which))
+
+    def _params(self, template: Any, name: str, which: str) -> Checkpoint:
         step = self._newest_sound() if which == "newest" else self._chosen(which)
         if step is None:
             raise InputError(f"no checkpoint in {self._shown}: train first")
         found = self._load(step, {name: template}, partial=True)
         return dataclasses.replace(found, state=found.state[name])
 
+    def _undisturbed(self, read: Callable[[], Found]) -> Found:
+        """What `read` finds, from the beginning again whenever a trainer removed what it was reading."""
+        for _ in range(ATTEMPTS):
+            with contextlib.suppress(Removed):
+                return read()
+        raise InputError(
+            f"{self._shown}: a training removes checkpoints faster than they can be read: try again when it has ended, "
+            "or train with a higher save_every or keep_last"
+        )
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Around whatever reads a checkpoint.
+
+        Raises:
+          Removed: it is not there any more, so that errors in between, and results too, are those of its removal.
+        """
+        before = _identity(self._path(step))
+        if before is None:
+            raise Removed
+        with held_logs() as held, in_use(self._path(step)):
+            try:
+                yield
+            except Exception as error:
+                if _identity(self._path(step)) == before:
+                    raise
+                held.clear()
+                raise Removed from error
+            if _identity(self._path(step)) != before:
+                held.clear()
+                raise Removed
+
     def _chosen(self, which: str) -> int:
         kept = {str(step): step for step in self.steps()}
-        measured = {step: rank for step in kept.values() if (rank := self._rank(step)) < math.inf}
+        measured = {}
+        for step in kept.values() if which == "best" else ():
+            with self._reading(step):
+                rank = self._rank(step)
+            if rank < math.inf:
+                measured[step] = rank
         # of equal ones the first: a checkpoint between two evaluations repeats what was measured before it
         best = min(measured, key=lambda step: (measured[step], step), default=max(kept.values(), default=None))
         step = best if which == "best" and best is not None else kept.get(which)
         if step is None:
             raise InputError(f"no checkpoint {which!r} in {self._shown}: {nearest(which, ['newest', 'best', *kept])}")
-        if problem := damage(self._path(step)):
+        with self._reading(step):
+            problem = damage(self._path(step))
+        if problem:
             raise InputError(f"checkpoint {step} in {self._shown} is damaged ({problem}): choose another")
         return step
 
     def _load(self, step: int, template: Any, partial: bool) -> Checkpoint:
-        path, ocp = self._path(step), _orbax()
-        saved = _arrays(ocp.metadata(path).metadata)
-        _compare(f"checkpoint {step} in {self._shown}", saved, _arrays(template), partial)
-        with _context(ocp, partial):
-            state = ocp.load(path, jax.tree.map(_placed, template))
-        about = {name: json.loads((path / f"{name}.json").read_bytes()) for name in ("data", "metrics", "manifest")}
+        path = self._path(step)
+        with self._reading(step):
+            state = load(path, template, f"checkpoint {step} in {self._shown}", partial)
+            about = {name: json.loads((path / f"{name}.json").read_bytes()) for name in ("data", "metrics", "manifest")}
         return Checkpoint(step, state, **about)
 
-    def _newest_sound(self) -> int | None:
+    def _newest_sound(self, tell_half_saved: bool = False) -> int | None:
         """Looks from the newest on, and tells in one line of those that had to be passed over."""
         self.wait()
         found, problems = None, []
-        for step in reversed(self.steps()):
-            problem = None if step in self._sound else damage(self._path(step))
+        steps = self.steps() or self.steps()  # a listing may miss the only one, renamed while it was made
+        for step in reversed(steps):
+            with self._reading(step):
+                problem = None if step in self._sound else damage(self._path(step))
             if problem is None:
                 found = step
                 break
@@ -255,7 +335,7 @@ class Checkpoints:
         if found is None and problems:
             found_wrong = f"no checkpoint in {self._shown} is sound: {'; '.join(problems)}"
             raise InputError(f"{found_wrong}; delete that folder to start from the beginning")
-        saving = sorted({int(path.name.partition(".")[0]) for path in self.folder.glob("*.saving*")}, reverse=True)
+        saving = sorted(half_saved(self.folder), reverse=True) if tell_half_saved else []
         problems += [f"checkpoint {step} is only half saved" for step in saving if found is None or step > found]
         if problems:
             then = "there is no other, so from the beginning" if found is None else f"using checkpoint {found}"
@@ -265,47 +345,9 @@ class Checkpoints:
         return found
 
 
-@functools.cache
-def _orbax() -> Any:
-    """Imported late: it takes a second or two."""
-    from orbax.checkpoint import v1 as ocp
-
-    # Its threads log every error, with a traceback, that `result()` raises anyway.
-    logging.getLogger("absl").addFilter(lambda record: "_SignalingThread.run() raised" not in record.getMessage())
-    return ocp
-
-
-def _context(ocp: Any, partial: bool = False) -> Any:
-    context = ocp.Context()
-    context.array.saving.use_compression = False  # trained weights shrink by 8%, for several times the processor's time
-    context.pytree.loading.partial_load = partial
-    return context
-
-
-def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    """A template without a sharding is for one device; Orbax would take that of the saving machine, and warn."""
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _arrays(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
-    """The shape and type of each array by its path, which is the same for a field, a key and an index."""
-
-    def word(key: Any) -> str:
-        return str(next(getattr(key, a) for a in ("name", "key", "idx") if hasattr(key, a)))
-
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {".".join(map(word, path)): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves}
-
-
-def _compare(what: str, saved: Mapping[str, Any], wanted: Mapping[str, Any], partial: bool) -> None:
-    for name, (shape, dtype) in wanted.items():
-        if name not in saved:
-            field, fields = name.partition(".")[0], {path.partition(".")[0] for path in saved}
-            raise InputError(f"{what} has no {name!r}" + ("" if field in fields else f": {nearest(field, fields)}"))
-        if saved[name][0] != shape:
-            raise InputError(f"{what} has {name} of shape {saved[name][0]}, not {shape}")
-        if saved[name][1] != dtype and not partial:
-            raise InputError(f"{what} has {name} of type {saved[name][1]}, not {dtype}")
-    if not partial and (surplus := [name for name in saved if name not in wanted]):
-        raise InputError(f"{what} has {surplus[0]!r}, which is not in this experiment's state")
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which folder it is that has this name now; None if none has."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        found = path.stat()
+        return found.st_dev, found.st_ino
+    return None

@@ -24,6 +24,7 @@ from llm_jax.models.model import Model
 from llm_jax.models.pretrained import Pretrained
 from llm_jax.text.kept import Kept
 from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
+from llm_jax.training.checkpoint_files import saved_steps
 from llm_jax.training.finished import Finished
 from llm_jax.training.program import Program, TrainState, fill
 from llm_jax.training.restore import open_checkpoint
@@ -209,7 +210,7 @@ def _begun(experiment: Experiment, workdir: str | Path | None) -> Run | None:
         return None
     run = Run.existing(workdir)
     same = run.manifest.get("init_from") == experiment.init_from
-    return run if same and any(run.checkpoints.glob("*")) else None
+    return run if same and saved_steps(run.checkpoints) else None
 
 
 def _experiment(run: Run) -> Experiment:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +230,7 @@ class Training:
 
 def prepare_tokenizer(experiment: Experiment, run: Run) -> Tokenizer:
     """The run's own tokenizer: the first time that of `init_from`, or one trained on the training documents."""
-    if any(run.tokenizer.iterdir()):
+    if run.has_tokenizer:
         return load_tokenizer(run.tokenizer)
     tokenizer = first_tokenizer(experiment)
     keep_tokenizer(tokenizer, run)
@@ -241,11 +239,8 @@ def prepare_tokenizer(experiment: Experiment, run: Run) -> Tokenizer:
 
 def keep_tokenizer(tokenizer: Tokenizer, run: Run) -> None:
     """Puts it in the run's folder, whole or not at all."""
-    saving = run.workdir / "tokenizer.saving"
-    shutil.rmtree(saving, ignore_errors=True)
     with space_for(f"the tokenizer is not in {run.tokenizer}"):
-        tokenizer.save(saving)
-    os.replace(saving, run.tokenizer)
+        tokenizer.save(run.tokenizer)
 
 
 def _mesh(experiment: Experiment) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from llm_jax.core.process import set_up
+from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
@@ -65,7 +66,9 @@ def open_checkpoint(run: Run, program: Program, checkpoint: str = "newest") -> t
     """
     name = "average" if program.experiment.ema else "params"
     with Checkpoints(run.checkpoints, run.manifest) as checkpoints, jax.set_mesh(program.mesh):
-        template = program.template if run.frozen.exists() else None
+        if not checkpoints.steps():
+            raise InputError(f"no checkpoint in {run.checkpoints}: train first")
+        template = program.template if run.frozen.exists() else None  # it is there before the first checkpoint is
         parameters = program.parameters if template is None else template.params
         params = checkpoints.restore_params(parameters, name, checkpoint).state
         if template is None:  # nothing was frozen: all of the model was trained, or it was imported

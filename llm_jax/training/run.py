@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_jax.core.files import reading, write_atomically
+from llm_jax.core.files import delete, reading, write_atomically
 from llm_jax.core.parts import show
 from llm_jax.core.tables import InputError
+from llm_jax.training.checkpoint_files import saved_steps
 from llm_jax.training.disk import only_writer, space_for
 
 MAY_DIFFER = frozenset(
@@ -66,6 +66,11 @@ class Run:
         return self.workdir / "tokenizer"
 
     @property
+    def has_tokenizer(self) -> bool:
+        """Whether it is there, whole: this file of it is written last."""
+        return (self.tokenizer / "tokenizer.json").exists()
+
+    @property
     def figures(self) -> Path:
         return self.workdir / "figures"
 
@@ -100,7 +105,7 @@ class Run:
                     if old is not None and run._trained():
                         _refuse_other(workdir, old, new, may_differ)
                     elif old != new:  # it failed before its first step, over a setting that has been mended since
-                        shutil.rmtree(run.tokenizer, ignore_errors=True)
+                        delete(run.tokenizer)
                     if old != new:
                         write_atomically(workdir / "manifest.json", json.dumps(new, indent=2) + "\n")
                     for folder in (run.events, run.tokenizer, run.checkpoints):
@@ -143,12 +148,12 @@ class Run:
 
     def _begun(self) -> bool:
         """Whether a run was here before; checkpoints without a manifest are one too, a damaged one."""
-        return (self.workdir / "manifest.json").exists() or any(self.checkpoints.glob("*"))
+        return (self.workdir / "manifest.json").exists() or bool(saved_steps(self.checkpoints))
 
     def _trained(self) -> bool:
         """Whether there is anything to lose."""
         measured = self.metrics.exists() and self.metrics.stat().st_size > 0
-        return measured or any(self.checkpoints.glob("*"))
+        return measured or bool(saved_steps(self.checkpoints))
 
 
 def _read_manifest(workdir: Path) -> dict[str, Any]:

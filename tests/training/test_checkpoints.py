@@ -1,5 +1,7 @@
 import dataclasses
+import gc
 import json
+import os
 import random
 import resource
 import shutil
@@ -248,7 +250,8 @@ KILLED = """
 import os, random, signal, sys, time, warnings
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
-from llm_jax.training.checkpoints import Checkpoints, _orbax
+from llm_jax.training.checkpoints import Checkpoints
+from llm_jax.training.pytrees import _orbax
 _orbax()  # imported before forking, since that is the slow part; no device is started before
 warnings.filterwarnings("ignore", message="os.fork")
 folder, rng, best = Path(sys.argv[1]), random.Random(int(sys.argv[2])), 0
@@ -333,7 +336,7 @@ def test_other_errors_are_not_taken_for_a_full_disk(make, monkeypatch):
     with make() as checkpoints:
         monkeypatch.setattr("llm_jax.training.checkpoints.seal", broken)
         checkpoints.save(1, {"w": jnp.ones(2)}, {}, {})
-        with pytest.raises(OSError, match="Input/output"):
+        with pytest.raises(InputError, match=r"^step 1 was not saved in \S+: Input/output error$"):
             checkpoints.wait()
 
 
@@ -348,3 +351,133 @@ def test_the_loop_is_not_held_up(make):
         checkpoints.wait()
         assert blocked < (time.monotonic() - begun) / 2
     assert json.loads((checkpoints.folder / "00000002" / "manifest.json").read_text()) == MANIFEST
+
+
+# ------------------------------------------------------------------------------------------------------------ clean-up
+
+
+STRANGERS = {
+    "a folder with a number for a name": lambda folder: (folder / "99").mkdir(),
+    "a folder named by a digit of another alphabet": lambda folder: (folder / "²").mkdir(),
+    "a folder of eight such digits": lambda folder: (folder / "١٢٣٤٥٦٧٨").mkdir(),
+    "a file with the name of a later checkpoint": lambda folder: (folder / "00000009").write_text("mine"),
+    "a link to nowhere": lambda folder: (folder / "00000009").symlink_to("nowhere"),
+    "a file that is no half-saved checkpoint": lambda folder: (folder / "notes.saving").write_text("mine"),
+    "what a file manager leaves": lambda folder: (folder / ".DS_Store").write_text("mine"),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_what_is_no_checkpoint_is_left_alone(folder, make, notes, kind):
+    before = {path.name for path in folder.iterdir()}
+    STRANGERS[kind](folder)
+    (strange,) = {path.name for path in folder.iterdir()} - before
+    with make(keep_last=1, keep_best=0) as checkpoints:
+        assert checkpoints.restore(template(state_at(0))).step == 3
+        checkpoints.save(4, state_at(4), {}, {})
+    assert notes == [] and {path.name for path in folder.iterdir()} == {"00000004", strange}
+    assert make().steps() == [4] and make()._newest_sound() == 4
+
+
+@pytest.mark.parametrize("of", ["file", "link"])
+def test_a_checkpoint_takes_its_place_from_what_is_none(folder, make, notes, of):
+    here = folder / "00000004"
+    here.write_text("not a checkpoint") if of == "file" else here.symlink_to("nowhere")
+    with make(keep_last=1, keep_best=0) as checkpoints:
+        checkpoints.save(4, state_at(4), {}, {})
+    assert [path.name for path in folder.iterdir()] == ["00000004"] and notes == []
+    same(make().restore(template(state_at(0))).state, state_at(4))
+
+
+def test_of_a_link_the_link_alone_is_removed(folder, make, notes, tmp_path):
+    elsewhere = (folder / "00000003").rename(tmp_path / "on another disk")
+    (folder / "00000003").symlink_to(elsewhere)
+    with make(keep_last=1, keep_best=0) as checkpoints:
+        same(checkpoints.restore(template(state_at(0))).state, state_at(3))
+        checkpoints.save(4, state_at(4), {}, {})
+    assert [path.name for path in folder.iterdir()] == ["00000004"] and notes == []
+    assert (elsewhere / SEAL).exists()
+
+
+def refusing(function, name):
+    """`function`, with what happens where files belong to another user, or are open on NFS."""
+
+    def refuse(path, *arguments, **options):
+        if name in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return function(path, *arguments, **options)
+
+    return refuse
+
+
+@pytest.mark.parametrize("call", ["os.replace", "os.unlink"])
+def test_what_cannot_be_removed_is_one_line_and_training_goes_on(folder, make, notes, monkeypatch, call):
+    name = {"os.replace": "00000001", "os.unlink": "data.json"}[call]
+    with monkeypatch.context() as patch:
+        patch.setattr(call, refusing({"os.replace": os.replace, "os.unlink": os.unlink}[call], name))
+        with make(keep_last=3, keep_best=0) as checkpoints:
+            for step in (4, 5):
+                checkpoints.save(step, state_at(step), {"at": step}, {})
+        assert make().steps()[-3:] == [3, 4, 5]
+    told = [line for line in notes if "00000001" in line]
+    assert len(told) == 1 and "cannot be removed (Permission denied)" in told[0] and "\n" not in told[0]
+    with make(keep_last=3, keep_best=0) as checkpoints:  # at a restart nothing is worse, and it goes when it can
+        assert checkpoints.restore(template(state_at(0))).data == {"at": 5}
+        checkpoints.save(6, state_at(6), {}, {})
+    assert sorted(path.name for path in folder.iterdir()) == [f"{step:08d}" for step in (4, 5, 6)]
+
+
+def test_what_a_killed_session_left_and_cannot_be_removed_is_in_nobodys_way(folder, make, notes, monkeypatch):
+    (folder / "00000003").rename(folder / "00000004.saving")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refusing(os.unlink, "data.json"))
+        with make(keep_last=3) as checkpoints:
+            checkpoints.save(4, state_at(4), {"at": 4}, {})
+    assert len(notes) == 1 and "00000004.saving cannot be removed" in notes[0]
+    assert make().restore(template(state_at(0))).data == {"at": 4}
+
+
+# ------------------------------------------------------------------------------------------------ beside a training
+
+TRAINER = """
+import sys
+from pathlib import Path
+import jax.numpy as jnp
+from llm_jax.training.checkpoints import Checkpoints
+with Checkpoints(Path(sys.argv[1]), {}, keep_last=1, keep_best=1, best_by="loss") as checkpoints:
+    for step in range(1, 100_000):
+        params = {str(i): jnp.full((64, 64), step, jnp.float32) for i in range(8)}
+        checkpoints.save(step, {"params": params}, {"at": step}, {"loss": -step})
+"""
+
+
+@pytest.fixture(scope="module")
+def in_training(tmp_path_factory):
+    """The checkpoints of a training in another process that saves, and removes what it saved before, all the time."""
+    folder = tmp_path_factory.mktemp("trained") / "checkpoints"
+    trainer = subprocess.Popen([sys.executable, "-c", TRAINER, str(folder)], cwd=Path(__file__).parents[2])
+    while not any(folder.glob("*3")):
+        time.sleep(0.1)
+        assert trainer.poll() is None
+    yield folder
+    trainer.kill()
+    trainer.wait()
+
+
+@pytest.mark.parametrize("which", ["newest", "best"])
+@pytest.mark.parametrize("locks", [True, False])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tasks of a load that Orbax gave up
+def test_a_run_can_be_read_while_it_trains(in_training, monkeypatch, which, locks):
+    """Also on a file system without locks, where checkpoints are removed while they are read."""
+    if not locks:
+        monkeypatch.setattr("fcntl.flock", refusing(lambda *_: None, ""))
+    notes, seen = [], []
+    wanted = {str(i): jax.ShapeDtypeStruct((64, 64), jnp.float32) for i in range(8)}
+    while len(seen) < 8 or len(set(seen)) < 4:
+        found = Checkpoints(in_training, {}, note=notes.append).restore_params(wanted, which=which)
+        for leaf in found.state.values():
+            np.testing.assert_array_equal(leaf, np.full((64, 64), found.step))
+        assert found.data == {"at": found.step}
+        seen.append(found.step)
+    assert notes == [] and seen == sorted(seen)
+    gc.collect()  # those tasks, before another test begins
