@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from llm_jax.core.parts import Part, conform
 from llm_jax.core.spelling import resolve
 from llm_jax.core.tables import InputError, nearest
+from llm_jax.data.answers import answer_of, as_answered, known_answer
 from llm_jax.data.documents import Conversation, Document, Example, Preference, Rendering
 from llm_jax.experiment import module_name, user_modules
 from llm_jax.layers.tokens import PADDING, Tokens
@@ -34,7 +35,8 @@ class Reward(Part):
         Args:
           prompts: what was to be gone on from.
           completions: what was written, without the token that ends it.
-          examples: the document that each prompt is of, with what else is known of it.
+          examples: the document that each prompt is of, with what else is known of it. Its texts are as the data has
+            them: templates trim replies, and some tokenizers put spaces between words (`ExactAnswer` allows for both).
         """
         raise NotImplementedError
 
@@ -122,17 +124,48 @@ def as_reward(given: Reward | FunctionType) -> Reward:
 
 @dataclasses.dataclass(frozen=True)
 class ExactAnswer(Reward):
-    """1 where the completion, without white space around it, is the answer of the example; else 0.
+    """1 where the completion, without white space around it, is the answer that is known; else 0.
+
+    That is an example's answer; of a conversation its `answer`, or else its final reply. In a training or a report it
+    reads as what a model says that says exactly what it was taught (`llm_jax.data.answers`).
 
     Raises:
-      InputError: a document is no example.
+      InputError: no answer is known to a document.
     """
 
     def __call__(self, prompts, completions, examples):
-        wanted = [e.answer for e in examples if isinstance(e, Example)]
-        if len(wanted) < len(examples):
-            raise InputError("ExactAnswer needs examples with a prompt and an answer: no other document has one answer")
-        return np.array([c.strip() == w.strip() for c, w in zip(completions, wanted, strict=True)], np.float64)
+        return _exact(completions, examples, {e: text for e in {*examples} if (text := known_answer(e)) is not None})
+
+    def ready(self, tokenizer, rendering, frozen):
+        return _Comparing(tokenizer, rendering)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Comparing(Reward):
+    """`ExactAnswer` where it is known how texts became tokens, and so what they read when they are texts again."""
+
+    tokenizer: Tokenizer
+    rendering: Rendering
+
+    def __call__(self, prompts, completions, examples):
+        known = {e: answer for e in {*examples} if (answer := answer_of(e, self.tokenizer, self.rendering))}
+        return _exact(completions, examples, {e: answer.taught for e, answer in known.items()})
+
+    def called(self):
+        return ExactAnswer.__name__
+
+
+def _exact(completions: Sequence[str], examples: Sequence[Document], wanted: Mapping[Document, str]) -> np.ndarray:
+    if any(example not in wanted for example in examples):
+        raise InputError(
+            "ExactAnswer needs documents to which one answer is known: examples, and conversations with an answer or a "
+            "reply at the end"
+        )
+    same = [
+        as_answered(example, text).strip() == wanted[example].strip()
+        for example, text in zip(examples, completions, strict=True)
+    ]
+    return np.array(same, np.float64)
 
 
 @dataclasses.dataclass(frozen=True)

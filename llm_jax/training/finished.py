@@ -7,6 +7,7 @@ import functools
 from typing import Any, cast
 
 from llm_jax.core.parts import conform
+from llm_jax.data.documents import Rendering
 from llm_jax.data.pipeline import SplitName
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
@@ -34,6 +35,12 @@ class Finished:
     @functools.cached_property
     def lm(self) -> LanguageModel:
         return language_model(self.experiment, self.tokenizer, self.params)
+
+    @property
+    def rendering(self) -> Rendering:
+        """How its documents became tokens."""
+        data: Any = self.experiment.data
+        return data.rendering
 
     def documents(self, split: SplitName) -> list[Any]:
         data: Any = self.experiment.data

@@ -10,9 +10,11 @@ from typing import Literal
 
 from llm_jax.core.parts import Part
 from llm_jax.core.tables import InputError
+from llm_jax.data.answers import Answer, answer_of, as_answered
 from llm_jax.data.documents import Conversation, Example
 from llm_jax.data.pipeline import SplitName
 from llm_jax.inference.language_model import LanguageModel
+from llm_jax.models.model import Translator
 from llm_jax.text.chat import Message
 from llm_jax.training.finished import Finished
 
@@ -37,7 +39,9 @@ class Report(Part):
 class ExactMatch(Report):
     """The share of answers that the model gives exactly, decoding greedily; of the first `limit` documents (0: all).
 
-    What is asked is an example's prompt, or a conversation that ends with the assistant's turn, up to it.
+    What is asked is an example's prompt, or a conversation up to the assistant's turn at its end; what is right is the
+    `answer` that is known, or that turn. An answer is right if it reads as what the model was taught does: where the
+    template trims a reply, or the tokenizer puts spaces between words, so it does with what is right.
     """
 
     split: SplitName = "validation"
@@ -47,9 +51,11 @@ class ExactMatch(Report):
     def __call__(self, finished):
         questions = _questions(finished, self.split, self.limit)
         answers = _answers(finished.lm, questions, self.batch)
-        right = sum(answer == q.answer for answer, q in zip(answers, questions, strict=True))
-        share = right / len(questions)
-        return Finding([f"{self.split}: {right}/{len(questions)} answers exact"], {f"{self.split}_exact_match": share})
+        right = sum(answer == q.answer.taught for answer, q in zip(answers, questions, strict=True))
+        lines = [f"{self.split}: {right}/{len(questions)} answers exact"]
+        if unsayable := sum(not q.answer.sayable for q in questions):
+            lines.append(f"  {unsayable} cannot be given: the tokenizer has no token for a part of them")
+        return Finding(lines, {f"{self.split}_exact_match": right / len(questions)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +63,9 @@ class Bleu(Report):
     """BLEU (Papineni et al. 2002) and chrF (Popovic 2015) of answers given greedily; the first `limit` (0: all).
 
     Both are sacrebleu's, whose signature is shown: it says what a figure may be compared with. `tokenize` is how BLEU
-    splits words ("none" where they are split already). The first `show` answers are shown.
+    splits words ("none" where they are split already). The first `show` answers are shown. They
+    are compared with the text of the documents. Where the tokenizer or the template changes that, a line says what it
+    would score itself, written as the model was taught it.
 
     Raises:
       InputError: nothing is asked, or sacrebleu is not installed.
@@ -77,46 +85,57 @@ class Bleu(Report):
         questions = _questions(finished, self.split, self.limit)
         given = _answers(finished.lm, questions, self.batch)
         bleu, chrf = sacrebleu.BLEU(tokenize=self.tokenize), sacrebleu.CHRF()
-        wanted = [[q.answer for q in questions]]
-        found = {name: metric.corpus_score(given, wanted).score for name, metric in (("bleu", bleu), ("chrf", chrf))}
+        wanted = [[q.answer.text for q in questions]]
+
+        def scores(said: Sequence[str]) -> dict[str, float]:
+            both = (("bleu", bleu), ("chrf", chrf))
+            return {name: metric.corpus_score(said, wanted).score for name, metric in both}
+
+        found, taught = scores(given), [q.answer.taught for q in questions]
         lines = [f"{self.split}: BLEU {found['bleu']:.2f}, chrF {found['chrf']:.2f} of {len(questions)} answers"]
+        if taught != wanted[0]:
+            most = scores(taught)
+            lines.append(f"  said exactly as taught they have BLEU {most['bleu']:.2f}, chrF {most['chrf']:.2f}")
         lines += [f"  BLEU {bleu.get_signature()}", f"  chrF {chrf.get_signature()}"]
         for q, answer in list(zip(questions, given, strict=True))[: self.show]:
             asked = q.prompt if isinstance(q.prompt, str) else q.prompt.messages[-1].content
-            lines += ["", f"  source  {asked}", f"  model   {answer}", f"  wanted  {q.answer}"]
+            lines += ["", f"  source  {asked}", f"  model   {answer}", f"  wanted  {q.answer.text}"]
         return Finding(lines, {f"{self.split}_{name}": score for name, score in found.items()})
 
 
 @dataclasses.dataclass(frozen=True)
 class _Question:
     prompt: str | Conversation
-    answer: str
+    answer: Answer
 
 
 def _questions(finished: Finished, split: SplitName, limit: int) -> list[_Question]:
-    found = []
+    anew = isinstance(finished.lm.model, Translator)
+    found: list[_Question] = []
     for document in finished.documents(split):
-        if isinstance(document, Example):
-            found.append(_Question(document.prompt, document.answer))
-        elif isinstance(document, Conversation) and document.messages and document.messages[-1].role == "assistant":
-            before = Conversation(document.messages[:-1], document.tools)
-            found.append(_Question(before, document.messages[-1].text()))
+        if not isinstance(document, (Example, Conversation)):
+            continue
+        if answer := answer_of(document, finished.tokenizer, finished.rendering, anew):
+            asked = document.prompt if isinstance(document, Example) else Conversation(document.asked, document.tools)
+            found.append(_Question(asked, answer))
+        if limit and len(found) == limit:
+            break
     if not found:
         raise InputError(
-            "answers can be judged of examples, and of conversations that end with the assistant's turn, and the "
-            f"{split} documents have none"
+            "answers can be judged of examples, and of conversations with an answer or a reply at the end, "
+            f"and the {split} documents have none"
         )
-    return found[: limit or None]
+    return found
 
 
 def _answers(lm: LanguageModel, questions: Sequence[_Question], batch: int) -> list[str]:
     """What the model answers greedily: no longer than the longest answer wanted, and a token to end it."""
-    longest = max(map(len, lm.tokenizer.encode_batch([q.answer for q in questions]))) + 1
+    longest = max(q.answer.tokens for q in questions) + 1
     answers = []
     for some in (questions[i : i + batch] for i in range(0, len(questions), batch)):
         said = lm.generate([q.prompt for q in some], max_tokens=longest, temperature=0.0)
-        for question, text in zip(some, said, strict=True):  # a call is the same call however its JSON is spaced
-            answers.append(text if isinstance(question.prompt, str) else Message.reply(text).text())
+        for question, text in zip(some, said, strict=True):
+            answers.append(text if isinstance(question.prompt, str) else as_answered(question.prompt, text))
     return answers
 
 

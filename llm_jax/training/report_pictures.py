@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import operator
 from typing import Any
 
 from llm_jax.core.parts import Count, Size
 from llm_jax.core.tables import InputError
+from llm_jax.data.answers import answer_of
 from llm_jax.data.documents import Picture
 from llm_jax.data.pipeline import SplitName
 from llm_jax.training.report import Finding, Report
@@ -31,23 +33,25 @@ class Captions(Report):
         if not pictures:
             raise InputError(f"Captions needs pictures, and the {self.split} documents have none: use data=Images(...)")
         lm = finished.lm
-        longest = max(map(len, lm.tokenizer.encode_batch([p.caption for p in pictures]))) + 1
+        wanted = [answer for p in pictures if (answer := answer_of(p, finished.tokenizer, finished.rendering))]
+        longest = max(answer.tokens for answer in wanted) + 1
         said: list[str] = []
         for i in range(0, len(pictures), self.batch):
             images = [p.image_YXA for p in pictures[i : i + self.batch]]
             said += lm.generate([""] * len(images), max_tokens=longest, temperature=0.0, images=images)
-        right = sum(caption == p.caption for caption, p in zip(said, pictures, strict=True))
-        line = f"{self.split}: {right}/{len(pictures)} captions exact"
-        finding = Finding([line], {f"{self.split}_exact_match": right / len(pictures)})
+        right_N = [caption == answer.taught for caption, answer in zip(said, wanted, strict=True)]
+        line = f"{self.split}: {sum(right_N)}/{len(pictures)} captions exact"
+        finding = Finding([line], {f"{self.split}_exact_match": sum(right_N) / len(pictures)})
         if self.drawn:
-            order = sorted(range(len(pictures)), key=lambda i: said[i] == pictures[i].caption)[: self.drawn]
+            order = sorted(range(len(pictures)), key=lambda i: right_N[i])[: self.drawn]
             finding.figures[f"{self.split}_captions.png"] = grid(
-                [pictures[i] for i in order], [said[i] for i in order], f"{line}, mistakes first"
-            )
+                [pictures[i] for i in order], [said[i] for i in order], [right_N[i] for i in order],
+                f"{line}, mistakes first",
+            )  # fmt: skip
         return finding
 
 
-def grid(pictures: list[Picture], said: list[str], title: str, columns: int = 8) -> bytes:
+def grid(pictures: list[Picture], said: list[str], right: list[bool], title: str, columns: int = 8) -> bytes:
     """A PNG of the pictures over what was said of them; a mistake is red, and the caption behind it."""
     from matplotlib.figure import Figure  # slow to import, and only reports draw
 
@@ -57,10 +61,9 @@ def grid(pictures: list[Picture], said: list[str], title: str, columns: int = 8)
     axes: Any = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    for axis, picture, caption in zip(axes.flat, pictures, said, strict=False):  # the last row may have room left
+    for axis, picture, caption, wrong in zip(axes.flat, pictures, said, map(operator.not_, right), strict=False):
         one_colour = picture.image_YXA.shape[-1] == 1
         axis.imshow(picture.image_YXA[..., 0] if one_colour else picture.image_YXA[..., :3], cmap="gray_r")
-        wrong = caption != picture.caption
         shown = f"{caption} ({picture.caption})" if wrong else caption
         axis.set_title(shown.replace("$", r"\$"), color="red" if wrong else "black", fontsize=9)
     png = io.BytesIO()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Picture, Text
+from llm_jax.data.documents import Picture, Rendering, Text
 from llm_jax.text.recipes import Bytes
 from llm_jax.training.report_pictures import Captions, grid
 
@@ -25,8 +25,10 @@ def finished(documents: list[Any]) -> Any:
         said = [("light", "dark $")[round(float(image.mean() * 9)) % 2] for image in images]
         return [said[0] + "!", *said[1:]]
 
-    lm = SimpleNamespace(tokenizer=Bytes().train([]), generate=generate)
-    return SimpleNamespace(lm=lm, documents=lambda split: documents, asked=asked)
+    lm, tokenizer = SimpleNamespace(generate=generate), Bytes().train([])
+    return SimpleNamespace(
+        lm=lm, tokenizer=tokenizer, rendering=Rendering(), documents=lambda split: documents, asked=asked
+    )
 
 
 def test_captions_are_counted_and_drawn():
@@ -46,7 +48,9 @@ def test_captions_are_counted_and_drawn():
 
 def test_a_mistake_is_red():
     def red(said: str) -> int:
-        pixels = matplotlib.image.imread(io.BytesIO(grid([PICTURES[0]], [said], "")), format="png")
+        pixels = matplotlib.image.imread(
+            io.BytesIO(grid([PICTURES[0]], [said], [said == PICTURES[0].caption], "")), format="png"
+        )
         return int(((pixels[..., 0] > 0.9) & (pixels[..., 1] < 0.3)).sum())
 
     assert red("light") == 0 and red("dark") > 20
