@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,9 +15,11 @@ from llm_jax.core.parts import Part
 from llm_jax.core.tables import InputError, nearest
 from llm_jax.text import calls, jinja
 from llm_jax.text.calls import Call
-from llm_jax.text.guard import ROLE_NAMES, Guard
+from llm_jax.text.guard import Found, Names
 from llm_jax.text.special import ROLES
 from llm_jax.text.tokenizer import Tokenizer
+from llm_jax.text.traced import OTHER, TEMPLATE, Traced, calls_of, content_of, trace
+from llm_jax.text.turns import Turns, shared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,8 +165,9 @@ class Jinja(ChatTemplate):
     tokenizer's `marks` in what the assistant says, which a model wrote). Tokens of the
     text between two special tokens may span a content and what the template writes beside it, as in `transformers`;
     one is the assistant's if its last character is. So is the special token after a content, where only white space
-    lies between. White space at the beginning of a content is not learnt, nor is a content of white space alone.
-    A turn with reasoning or calls of tools is learnt from where a reply would begin to the special token that ends it.
+    lies between. What a template rewrites (as Qwen 3's does what is between `<think>` and `</think>`), a turn with
+    reasoning, without content, or with calls of tools is learnt from where a reply would begin to the special token
+    that ends it.
 
     Attributes:
       source: the template.
@@ -188,55 +192,70 @@ class Jinja(ChatTemplate):
         Raises:
           InputError: the tokenizer lacks a special token, the template refuses the conversation, or has no place for
             its tools, their calls or the reasoning of the last turn, or (but for a `reply`) it rewrites what the
-            assistant says, so that what is to be learnt cannot be told, or writes calls in a form in which
-            `Message.reply` would not read them.
+            assistant says, and what comes before, so that what is to be learnt cannot be told, or writes calls in a
+            form in which `Message.reply` would not read them; or it makes special tokens in a way in which they cannot
+            be told from those that a text spells.
         """
-        special = {name: i for name, i in tokenizer.special.items() if name not in ROLE_NAMES}
+        names = Names(tokenizer.special, tokenizer.marks)
         for name in self.needs:
-            _token(self, special | tokenizer.marks, name)
-        guard = Guard(special, tokenizer.marks)
-        if any(message.reasoning for message in messages) and not jinja.reasoning_fields(self.source):
+            _token(self, tokenizer.special | tokenizer.marks, name)
+        fields = jinja.reasoning_fields(self.source)
+        if any(message.reasoning for message in messages) and not fields:
             raise InputError(f"the chat template {NO_REASONING}")
-        said = _guarded(guard, messages, jinja.reasoning_fields(self.source))
-        described = [guard.value(json.loads(tool)) for tool in tools]
+        said = _traced(messages, fields)
+        described = trace([json.loads(tool) for tool in tools], OTHER)
         variables = {
-            f"{name}_token": guard.token(tokenizer.special[name])
+            f"{name}_token": Traced(names.roles[name], TEMPLATE)
             for name in ("bos", "eos", "pad", "unk", "mask")
-            if name in tokenizer.special
+            if name in names.roles
         }
         today = datetime.datetime.now() if live else jinja.DATE
-        written = jinja.write(self.source, said, reply, variables, described, today)
+
+        def write(messages: Sequence[Mapping[str, Any]], reply: bool = True) -> Traced:
+            return jinja.write(self.source, messages, reply, variables, described, today)
+
+        written = write(said, reply)
         if messages and messages[-1].reasoning and not reply:  # of earlier turns many templates leave it out
-            fields = jinja.reasoning_fields(self.source)
             bare = [*said[:-1], {name: value for name, value in said[-1].items() if name not in fields}]
-            if jinja.write(self.source, bare, reply, variables, described, today) == written:
+            if write(bare, reply) == written:
                 raise InputError("the chat template leaves out the reasoning of the last turn")
-        for turn, message in reversed([*enumerate(messages)]):
-            if message.calls or message.reasoning:
-                wanted = not reply and message.weight
-                before = jinja.write(self.source, said[:turn], True, variables, described, today) if wanted else None
-                written = guard.turn(written, turn, message.calls, before)
+        assistant = [turn for turn, message in enumerate(messages) if message.role == "assistant"]
+        found = [*names.find(written, {of(turn) for turn in assistant for of in (content_of, calls_of)})]
+        opening = _opening(self.source, tuple(variables.items())) if assistant else Traced()
+        turns = Turns(written, found, opening, lambda turn: write(said[:turn]))
+        learnt = [False] * len(written)
+        for turn in assistant:
+            message = messages[turn]
+            wanted = message.weight == 1 and not reply
+            if message.calls:
+                begin, end = turns.calls(turn, message.calls, wanted)
+            else:
+                begin, end = turns.content(turn, message.content, wanted)
+            if message.weight:
+                learnt[begin:end] = [True] * (end - begin)
+        return self._encoded(tokenizer, str.__str__(written), found, learnt)
+
+    def _encoded(
+        self, tokenizer: Tokenizer, written: str, found: Sequence[Found], learnt: Sequence[bool]
+    ) -> tuple[list[int], list[bool]]:
+        """The tokens of what was written, and which of them are learnt: those whose last character is."""
         ids: list[int] = []
         learn: list[bool] = []
-        run = _Run()
-        saying = ended = False  # within what the assistant says; after it, with only white space since
-        for piece in guard.pieces(written):
-            match piece.kind:
-                case "text":
-                    ended = ended and piece.text.isspace()
-                    run.add(piece.text, saying or ended)
-                case "begin":
-                    saying = True
-                case "end":
-                    if not (saying or reply):
-                        raise InputError("the chat template rewrites what the assistant says: it cannot be learnt")
-                    saying, ended = False, True
-                case "token":
-                    run.close(tokenizer, ids, learn, rstrip=piece.text in self.lstrip)
-                    ids.append(piece.token)
-                    learn.append(saying or ended)
-                    run, ended = _Run(lstrip=piece.text in self.rstrip), False
-        run.close(tokenizer, ids, learn)
+        at, before = 0, ""
+        for token in (*found, None):
+            end = token.begin if token else len(written)
+            text = written[at:end]
+            if token and token.name in self.lstrip:
+                text = text.rstrip()
+            start = at + (len(text) - len(text.lstrip()) if before in self.rstrip else 0)
+            if text := text[start - at :]:
+                new, ends = tokenizer.spans(text, first=not ids)
+                ids += new
+                learn += [last > 0 and learnt[start + last - 1] for last in ends]
+            if token:
+                ids.append(token.token)
+                learn.append(learnt[token.begin])
+                at, before = token.end, token.name
         return ids, learn
 
 
@@ -249,56 +268,45 @@ def _token(template: ChatTemplate, special: Mapping[str, int], name: str) -> int
     return special[name]
 
 
-def _guarded(guard: Guard, messages: Sequence[Message], reasoning: Sequence[str]) -> list[dict[str, Any]]:
+@functools.lru_cache(maxsize=16)
+def _opening(source: str, variables: tuple[tuple[str, Traced], ...]) -> Traced:
+    """What the template adds to a question for a reply to begin; nothing, if that cannot be asked."""
+    asked = _traced([Message("user", "a")])
+    try:
+        without, opened = (jinja.write(source, asked, reply, dict(variables)) for reply in (False, True))
+    except InputError:
+        return Traced()
+    return opened[shared(opened, without) :]
+
+
+def _traced(messages: Sequence[Message], reasoning: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The messages as templates get them, with reasoning in each of the `reasoning` fields.
 
     Calls are numbered, and answers have the numbers of the calls.
     """
     said, waiting, number = [], [], 0
     for turn, message in enumerate(messages):
-        assistant = message.role == "assistant"
-        told = assistant and message.weight == 1 and not message.calls and not message.reasoning
-        content = guard.content(message.content, assistant, told)
-        record: dict[str, Any] = dict(role=message.role, content=content)
+        content, called = content_of(turn), calls_of(turn)
+        record: dict[str, Any] = dict(content=Traced(message.content, content))
         if message.reasoning:
-            record |= dict.fromkeys(reasoning, guard.content(message.reasoning, assistant, False))
-            record["content"] = guard.content(message.content, assistant, False, turn)
+            record |= dict.fromkeys(reasoning, Traced(message.reasoning, content))
         if message.input:
             apart = dict(instruction=message.instruction, input=message.input)
-            record |= {name: guard.content(text, assistant, False) for name, text in apart.items()}
+            record |= trace(apart, content)
         if message.role == "tool" and waiting:
             record |= waiting.pop(0)
         for call in message.calls:
-            known = dict(tool_call_id=f"call{number:05}", name=call.name)  # nine letters and digits, as Mistral asks
-            function = dict(name=guard.name(call.name, turn), arguments=guard.value(json.loads(call.arguments), True))
+            known = dict(
+                tool_call_id=f"call{number:05}", name=Traced(call.name, OTHER)
+            )  # nine letters, as Mistral asks
+            function = trace(dict(name=call.name, arguments=json.loads(call.arguments)), called)
             record.setdefault("tool_calls", []).append(
                 dict(id=known["tool_call_id"], type="function", function=function)
             )
             waiting.append(known)
             number += 1
-        said.append(record)
+        said.append(trace(dict(role=message.role, **record), TEMPLATE))
     return said
-
-
-class _Run:
-    """Text between two special tokens, and which of its characters are learnt."""
-
-    def __init__(self, lstrip: bool = False):
-        self._lstrip, self._text = lstrip, ""
-        self._learnt: list[bool] = []
-
-    def add(self, text: str, learnt: bool) -> None:
-        self._text += text
-        self._learnt += [learnt] * len(text)
-
-    def close(self, tokenizer: Tokenizer, ids: list[int], learn: list[bool], rstrip: bool = False) -> None:
-        """Adds the tokens."""
-        text = self._text.rstrip() if rstrip else self._text
-        start = len(text) - len(text.lstrip()) if self._lstrip else 0
-        if text[start:]:
-            new, ends = tokenizer.spans(text[start:], first=not ids)
-            ids += new
-            learn += [end > 0 and self._learnt[start + end - 1] for end in ends]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,29 +7,32 @@ from __future__ import annotations
 
 import datetime
 import functools
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jinja2
 from jinja2 import nodes
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension
+from jinja2.filters import do_title, make_attrgetter
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llm_jax.core.tables import InputError
+from llm_jax.text.traced import TEMPLATE, Traced, joined, to_json
 
 DATE = datetime.date(2024, 7, 26)  # what Llama's templates write where nobody knows the date
 
 
 def write(
-    source: str, messages: Sequence[Mapping[str, Any]], reply: bool, tokens: Mapping[str, str],
+    source: str, messages: Sequence[Mapping[str, Any]], reply: bool, tokens: Mapping[str, Traced],
     tools: Sequence[Any] = (), today: datetime.date = DATE,
-) -> str:  # fmt: skip
-    """The conversation as the template writes it.
+) -> Traced:  # fmt: skip
+    """The conversation as the template writes it, and where each character of it comes from.
 
     Args:
+      messages: their texts are Traced, so that contents are told apart from what the template writes.
       reply: whether to end with what begins the assistant's turn.
       tokens: what `bos_token`, `eos_token` and the like read.
       tools: descriptions of what the assistant may call.
@@ -43,12 +46,12 @@ def write(
         raise InputError("the chat template has no place for descriptions of tools")
     described = list(tools) or None
     try:
-        return template.render(
+        return Traced.of(template.render(
             messages=messages, add_generation_prompt=reply, tools=described, documents=None,
             strftime_now=today.strftime, **tokens,
-        )  # fmt: skip
+        ))  # fmt: skip
     except Exception as error:  # what a stranger's program raises has no narrower type
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).replace(f"{Traced.__module__}.{Traced.__name__}", "str")
         raise InputError(f"the chat template cannot write this conversation: {reason}") from None
 
 
@@ -69,21 +72,70 @@ class _Generation(Extension):
         return nodes.Scope(body, lineno=line)
 
 
+class _Code(CodeGenerator):
+    """The program of a template, with texts of its own that are known to be the template's."""
+
+    environment: _Environment
+
+    def _literal(self, text: str) -> str:
+        self.environment.literals[text] = Traced(text, TEMPLATE)
+        return f"environment.literals[{text!r}]"
+
+    def visit_Const(self, node: nodes.Const, frame: Frame) -> None:
+        value = node.as_const(frame.eval_ctx)
+        self.write(self._literal(value)) if isinstance(value, str) else super().visit_Const(node, frame)
+
+    def visit_TemplateData(self, node: nodes.TemplateData, frame: Frame) -> None:
+        self.write(self._literal(node.data))
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        self.write("concat(map(str, (")
+        for each in node.nodes:
+            self.visit(each, frame)
+            self.write(", ")
+        self.write(")))")
+
+    def _output_const_repr(self, group: Iterable[Any]) -> str:
+        return self._literal("".join(map(str, group)))
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    code_generator_class = _Code
+    concat = staticmethod(joined)
+
+    def __init__(self):
+        # not optimized: lists of texts would be folded into constants, whose texts are no longer known
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+        )
+        self.literals: dict[str, Traced] = {}
+        self.filters |= dict(tojson=_to_json, join=_join, safe=str, title=_title)
+        self.globals["raise_exception"] = _raise_exception
+
+
 @functools.lru_cache(maxsize=16)
 def _compiled(source: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
     try:
-        return environment.from_string(source)
+        return _Environment().from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise InputError(f"line {error.lineno} of the chat template is no Jinja: {error.message}") from None
 
 
-def _to_json(value: Any, indent: int | None = None, separators: Any = None, sort_keys: bool = False, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+def _to_json(
+    value: Any, indent: int | None = None, separators: Any = None, sort_keys: bool = False, **_: Any
+) -> Traced:  # fmt: skip
+    return to_json(value, indent, separators, sort_keys)
+
+
+@jinja2.pass_environment
+def _join(environment: jinja2.Environment, value: Any, d: str = "", attribute: str | int | None = None) -> Traced:
+    """Jinja's own, by a separator that is the template's where there is none."""
+    each = value if attribute is None else map(make_attrgetter(environment, attribute), value)
+    return (Traced.of(d) if d else Traced("", TEMPLATE)).join(map(str, each))
+
+
+def _title(text: str) -> Traced:
+    return Traced.of(str(text)).recased(do_title(text))
 
 
 def _raise_exception(message: str) -> None:

@@ -220,13 +220,16 @@ def test_a_template_that_refuses_says_why(chats):
         chats["smollm"][1].render(ours, [Message("user", "a")])
 
 
-def test_what_is_rewritten_can_be_answered_but_not_learnt(chats):
+def test_what_is_rewritten_is_learnt_as_it_is_written(chats):
     ours, template, theirs = chats["qwen"]
     messages = [Message("user", "a"), Message("assistant", "hm</think>\n\nyes"), Message("user", "b")]
-    ids, _ = template.render(ours, messages, reply=True)
-    assert ids == theirs_of(theirs, messages, True)
-    with pytest.raises(InputError, match="rewrites what the assistant says"):
-        template.render(ours, messages)
+    assert template.render(ours, messages, reply=True)[0] == theirs_of(theirs, messages, True)
+    ids, learn = template.render(ours, messages)
+    found = theirs.apply_chat_template(
+        [dict(role=m.role, content=m.content) for m in messages], return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert (ids, [int(learnt) for learnt in learn]) == (found["input_ids"], found["assistant_masks"])
+    assert ours.decode([i for i, learnt in zip(ids, learn, strict=True) if learnt]) == "yes"
 
 
 @every
