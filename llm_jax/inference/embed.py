@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.core.finite import CAUSE
 from llm_jax.core.tables import InputError
 from llm_jax.inference.generate import round_up
 from llm_jax.layers.tokens import PADDING, Tokens
@@ -27,7 +28,7 @@ def embed(model: Encoder, params: Any, texts: Sequence[Sequence[int]]) -> np.nda
       texts: token ids, at least one each.
 
     Raises:
-      InputError: a text is empty, or longer than the model reads.
+      InputError: a text is empty, or longer than the model reads; or what it makes of one is no finite number.
     """
     return _read(functools.partial(_embed, model, params), model.limit(), model.embed.width, texts)
 
@@ -62,6 +63,8 @@ def _read(
         for at, row in enumerate(rows):
             ids_BT[at, : len(texts[row])], real_BT[at, : len(texts[row])] = texts[row], True
         made[rows] = np.asarray(run(ids_BT, real_BT))[: len(rows)]
+    if (unsound := np.flatnonzero(~np.isfinite(made).all(1))).size:
+        raise InputError(f"what the model makes of text {unsound[0]} is not finite: {CAUSE}")
     return made
 
 

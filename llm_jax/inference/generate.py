@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.core.finite import CAUSE
 from llm_jax.core.quantized import is_quantized
 from llm_jax.core.tables import InputError
 from llm_jax.inference.sampling import Sampler
@@ -41,12 +42,14 @@ class Progress:
     seen_BV: jax.Array  # the tokens of the prompt and of the text so far
     done_B: jax.Array
     made: jax.Array  # how many tokens have been drawn
+    sound_B: jax.Array  # whether the best score was a finite number, each time that a token was drawn
 
     def draw(self, logits_BV: jax.Array, sampler: Sampler, stops_V: jax.Array, never_V: jax.Array) -> Progress:
         """With the next token drawn: each step of each row has a key of its own, whoever else is in the batch."""
         vocabulary = self.seen_BV.shape[1]  # the tokenizer's; a model may have been given more
         key_B = jax.vmap(jax.random.fold_in, (0, None))(self.key_B, self.made)
         logits_BV = jnp.where(never_V[None], -jnp.inf, logits_BV[:, :vocabulary])
+        best_B = logits_BV.max(-1)  # NaN if one of them is
         newest_B = sampler.draw(key_B, logits_BV, self.seen_BV)
         return dataclasses.replace(
             self,
@@ -56,6 +59,7 @@ class Progress:
             seen_BV=self.seen_BV | (newest_B[:, None] == jnp.arange(vocabulary)[None]),
             done_B=self.done_B | stops_V[newest_B],
             made=self.made + 1,
+            sound_B=self.sound_B & (self.done_B | jnp.isfinite(best_B)),
         )
 
 
@@ -141,7 +145,11 @@ class Generation:
         self._open_B[row] = False
 
     def advance(self, most: int = CHUNK) -> list[list[int]]:
-        """The next tokens of each row, `most` or fewer; none of a row that is closed. How many makes no difference."""
+        """The next tokens of each row, `most` or fewer; none of a row that is closed. How many makes no difference.
+
+        Raises:
+          InputError: the model's scores for a token are no finite numbers.
+        """
         if self._made == 0:  # drawn when the prompts were read
             new_BN = np.asarray(self._rows.newest_B)[:, None]
         else:
@@ -154,6 +162,10 @@ class Generation:
             )
             new_BN = np.asarray(new)[:, : int(made)]
             self._filled += new_BN.shape[1]
+        if not (sound_B := np.asarray(self._rows.sound_B)).all():
+            raise InputError(
+                f"the model's scores for the next token of text {np.argmin(sound_B)} are not finite: {CAUSE}"
+            )
         room_B = self._most_B - self._made
         self._made += new_BN.shape[1]
         return [self._take(row, new_BN[row, : room_B[row]]) for row in range(len(new_BN))]
@@ -245,7 +257,7 @@ def _read(model: Generator, slots: int, vocabulary: int, dtype, params: Any, tok
     seen_BV = jnp.zeros((batch, vocabulary), bool).at[jnp.arange(batch)[:, None], counted_BT].set(True, mode="drop")
     rows = Progress(
         key_B=key_B, newest_B=tokens_BT[:, -1], position_B=length_B - 1, seen_BV=seen_BV,
-        done_B=jnp.zeros(batch, bool), slot=jnp.int32(padded - 1), made=jnp.int32(0),
+        done_B=jnp.zeros(batch, bool), slot=jnp.int32(padded - 1), made=jnp.int32(0), sound_B=jnp.ones(batch, bool),
     )  # fmt: skip
     return logits_BV, caches, rows
 

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.core.finite import CAUSE
+from llm_jax.core.tables import InputError
 from llm_jax.inference.generate import round_up
 from llm_jax.layers.tokens import PADDING, Tokens
 from llm_jax.models.model import Generator
@@ -27,6 +29,9 @@ def likelihoods(
       params: as a model's `prepared` gives them.
       texts: token ids, and how many of the last ones count: fewer than there are.
       advance: what is told how many more are done.
+
+    Raises:
+      InputError: a likelihood is no number.
     """
     found: list[tuple[float, bool]] = [(0.0, True)] * len(texts)
     order = sorted(range(len(texts)), key=lambda number: -len(texts[number][0]))
@@ -44,6 +49,8 @@ def likelihoods(
             counted_BT[row, len(ids) - 1 - counted : len(ids) - 1] = True
         logp_B, best_B = jax.device_get(_likelihoods(model, params, tokens_BT, segment_BT, counted_BT))
         for row, number in enumerate(batch):
+            if np.isnan(logp_B[row]):
+                raise InputError(f"the likelihood of text {number} is no number: {CAUSE}")
             found[number] = float(logp_B[row]), bool(best_B[row])
         advance(len(batch))
     return found

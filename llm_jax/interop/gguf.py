@@ -98,7 +98,8 @@ class GgufTensors:
 
         tensor = self._tensors[name]
         try:
-            values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+            with np.errstate(invalid="ignore", over="ignore"):  # a scale may be infinite, which is looked for later
+                values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
         except NotImplementedError:
             raise InputError(f"{name} is of type {tensor.tensor_type.name}, which cannot be read") from None
         values = values.reshape([int(size) for size in reversed(tensor.shape)])

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from llm_jax.core.alphabet import Lettered, is_lettered
+from llm_jax.core.finite import is_finite
 from llm_jax.core.tables import InputError
 
 BLOCK = re.compile(r"\bstack\.layers\.block_(\d+)\.")
@@ -226,7 +227,7 @@ def load(
       note: called with the size of each parameter in bytes, when it is there.
 
     Raises:
-      InputError: as `places`, `check` and `check_copies`.
+      InputError: as `places`, `check` and `check_copies`; or a tensor holds NaN or infinity.
     """
     found = places(boxed, names)
     copies = copies or {}
@@ -275,6 +276,11 @@ def _part(
     for row, layer in zip(rows, layers, strict=True):
         for cell, expert in zip(row if each_expert else row[None], experts, strict=True):
             cell[...] = one(layer, expert)  # turned and widened on the way: no second copy of the whole
+            if not is_finite(cell):
+                raise InputError(
+                    f"{place.name(layer, expert)} holds numbers that are not finite (NaN or infinity): the checkpoint "
+                    "is damaged, or it diverged when it was trained"
+                )
     return whole
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
+from llm_jax.core.finite import is_finite
 from llm_jax.core.process import set_up
 from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment
@@ -62,7 +64,7 @@ def open_checkpoint(run: Run, program: Program, checkpoint: str = "newest") -> t
     """The whole model's parameters of a checkpoint that was saved by `program`, and what was frozen.
 
     Raises:
-      InputError: there is no such checkpoint, or it holds other arrays.
+      InputError: there is no such checkpoint, it holds other arrays, or numbers that are not finite.
     """
     name = "average" if program.experiment.ema else "params"
     with Checkpoints(run.checkpoints, run.manifest) as checkpoints, jax.set_mesh(program.mesh):
@@ -72,9 +74,22 @@ def open_checkpoint(run: Run, program: Program, checkpoint: str = "newest") -> t
         parameters = program.parameters if template is None else template.params
         params = checkpoints.restore_params(parameters, name, checkpoint).state
         if template is None:  # nothing was frozen: all of the model was trained, or it was imported
-            return params, None
-        frozen = kept(run, template.frozen)
-        return program.merged(params, frozen), frozen
+            frozen = None
+        else:
+            frozen = kept(run, template.frozen)
+            params = program.merged(params, frozen)
+    _check_finite(params, run)
+    return params, frozen
+
+
+def _check_finite(params: Any, run: Run) -> None:
+    """Raises InputError: a parameter holds NaN or infinity; the message names it."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not all(is_finite(np.asarray(shard.data)) for shard in leaf.addressable_shards):
+            raise InputError(
+                f"the parameter {'.'.join(key.key for key in path)} in {run.workdir} holds numbers that are not finite "
+                "(NaN or infinity): name another checkpoint or run"
+            )
 
 
 def load(

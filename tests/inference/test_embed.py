@@ -88,3 +88,19 @@ def test_what_cannot_be_embedded_is_refused(lm, tiny):
     decoder = tiny.decoder(tiny.attention(), vocabulary=TOKENIZER.vocabulary)
     with pytest.raises(InputError, match="model must be an Encoder"):
         LanguageModel(decoder, {}, TOKENIZER).embed(["hello"])
+
+
+def test_what_is_no_number_is_refused(lm):
+    model = Classifier(lm.model.clone(head=None), classes=3)
+    params = jax.jit(lambda key: nn.meta.unbox(model.begin(key)))(jax.random.key(1))
+    damaged = jax.tree.map(lambda x: x.at[..., 0].set(jnp.nan), params)
+    with pytest.raises(
+        InputError, match="what the model makes of text 0 is not finite: the model's parameters hold NaN"
+    ):
+        LanguageModel(model, damaged, TOKENIZER).classify(TEXTS)
+    letter = TOKENIZER.encode("y")[0]
+    table_VD = lm.params["embed"]["table"].at[letter].set(jnp.inf)
+    here = LanguageModel(lm.model, {**lm.params, "embed": {**lm.params["embed"], "table": table_VD}}, TOKENIZER)
+    assert np.isfinite(here.embed(["a"])).all()
+    with pytest.raises(InputError, match="of text 1 is not finite"):
+        here.embed(["a", "you"])

@@ -2,6 +2,7 @@
 
 import datetime
 import logging
+from typing import Any
 
 import jax
 import numpy as np
@@ -222,3 +223,33 @@ def test_a_published_tokenizer_says_itself_what_ends_a_text_and_what_is_not_draw
     bare = Tokenizer(byte_level(bytes_first((), ())), {"eos": 256}, "letters")
     with pytest.raises(InputError, match="has no special token 'bos' for texts"):
         LanguageModel(model, here.params, bare).generate(["a"])
+
+
+def test_scores_that_are_no_numbers_are_refused(lm):
+    """An argmax over NaN is token 0, or wherever the NaN stands: "!!!!" of GPT-2."""
+    damaged = jax.tree.map(lambda x: x.at[..., 0].set(np.nan), lm.params)
+    here = LanguageModel(lm.model, damaged, TOKENIZER)
+    ways: list[dict[str, Any]] = [dict(temperature=0.0), WARM, dict(top_p=0.9), dict(min_p=0.1)]
+    for settings in ways:
+        with pytest.raises(
+            InputError, match="scores for the next token of text 0 are not finite: the model's parameters"
+        ):
+            here.generate(["hello", "a"], max_tokens=3, **settings)
+    with pytest.raises(InputError, match="are not finite"):
+        list(here.stream("hello", max_tokens=3))
+    with pytest.raises(InputError, match="are not finite"):
+        list(here.reply([Message("user", "hello")], max_tokens=3))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_single_score_that_is_no_number_is_refused_when_it_would_decide(lm, value):
+    """After some tokens that were drawn as they should be, in the row that it concerns."""
+    prompts = ["hello", "good day"]
+    said = lm.generate(prompts, max_tokens=8, temperature=0.0)
+    first = lm.tokenizer.encode(said[1])[0]
+    assert first not in lm.tokenizer.encode(prompts[0] + said[0] + prompts[1])
+    table_VD = lm.params["embed"]["table"].at[first, 0].set(value)
+    here = LanguageModel(lm.model, {**lm.params, "embed": {**lm.params["embed"], "table": table_VD}}, TOKENIZER)
+    assert here.generate(prompts[:1], max_tokens=8, temperature=0.0) == said[:1]
+    with pytest.raises(InputError, match="the next token of text 1 are not finite"):
+        here.generate(prompts, max_tokens=8, temperature=0.0)

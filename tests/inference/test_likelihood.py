@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from llm_jax.core.tables import InputError
 from llm_jax.inference.likelihood import likelihoods
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
@@ -51,3 +52,9 @@ def test_sums_and_what_is_greedy(params):
         assert greedy == (score_TV.argmax(-1) == ids[-count:]).all()
     alone = likelihoods(MODEL, params, texts, rows=1)
     assert [logp for logp, _ in alone] == pytest.approx([logp for logp, _ in found], abs=1e-4)
+
+
+def test_a_likelihood_that_is_no_number_is_refused(params):
+    damaged = jax.tree.map(lambda x: x.at[..., 0].set(np.nan), params)
+    with pytest.raises(InputError, match="the likelihood of text 0 is no number: the model's parameters hold NaN"):
+        likelihoods(MODEL, damaged, [([1, 2, 3], 2)])

@@ -13,6 +13,8 @@ from gguf import MODEL_ARCH
 from gguf import GGMLQuantizationType as Type
 
 from llm_jax.core.tables import InputError
+from llm_jax.interop import imports
+from llm_jax.interop.checkpoint import open_source
 from llm_jax.interop.gguf import Gguf
 from llm_jax.interop.gguf_architectures import ARCHITECTURES
 from llm_jax.interop.imports import import_model, load
@@ -153,6 +155,36 @@ def test_quantised_tensors_are_read(kind, tolerance, tmp_path):
     assert read.dtype == np.float32 and read.shape == tensors.shape("model.embed_tokens.weight") == (48, 64)
     np.testing.assert_allclose(read, values, atol=tolerance)
     np.testing.assert_array_equal(read, gguf.quants.dequantize(packed, Type[kind]))
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0", "Q4_K"])
+def test_a_scale_that_is_no_number_is_named(kind, tmp_path):
+    """As other numbers of a model whose conversion overflowed."""
+    torch.manual_seed(0)
+    wide: dict[str, Any] = SIZES | dict(hidden_size=256, intermediate_size=256)
+    config = transformers.LlamaConfig(**wide, tie_word_embeddings=True)
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    settings(writer, config)
+    names = gguf.get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in transformers.LlamaForCausalLM(config).state_dict().items():
+        their = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if their is None or name == "lm_head.weight":
+            continue
+        array = np.ascontiguousarray(converted("llama", config, name, tensor.numpy()))
+        if name != "model.layers.1.mlp.up_proj.weight":
+            writer.add_tensor(their, array)
+        elif kind == "Q4_K":
+            blocks = np.zeros((256, 144), np.uint8)
+            blocks[7, :2] = np.array([np.inf], np.float16).view(np.uint8)
+            writer.add_tensor(their, blocks, raw_dtype=Type[kind])
+        else:
+            packed = gguf.quants.quantize(array, Type[kind])
+            infinity = np.array([np.inf], np.float32 if kind == "F32" else np.float16).view(np.uint8)
+            packed.view(np.uint8)[3, : infinity.size] = infinity
+            writer.add_tensor(their, packed, raw_dtype=Type[kind])
+    finish(writer)
+    with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.up_proj\.weight holds numbers that are not finite"):
+        imports.read(open_source(tmp_path / "a.gguf"))
 
 
 def q4_k(block: np.ndarray) -> np.ndarray:
@@ -301,6 +333,7 @@ def test_a_file_of_a_split_model_is_refused(tmp_path, untied):
     names = gguf.get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, tensor in state.items():
         their = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert their is not None, name
         writer.add_tensor(their, np.ascontiguousarray(converted("llama", config, name, tensor)))
     finish(writer)
     files = sorted(tmp_path.glob("*.gguf"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from llm_jax.data.noising import Masked
 from llm_jax.experiment import Experiment
 from llm_jax.interop import checkpoint, exports
 from llm_jax.interop.checkpoint import Folder, open_source
-from llm_jax.interop.imports import read
+from llm_jax.interop.imports import experiment_of, make_run, read
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed
@@ -40,6 +41,7 @@ from llm_jax.objectives.masked import MaskedTokens
 from llm_jax.text import Bytes, ChatTemplate
 from llm_jax.text.kept import Kept
 from llm_jax.training.checkpoints import Checkpoints
+from llm_jax.training.program import fill
 
 VOCABULARY = 270
 IDS = np.random.default_rng(0).integers(0, 256, (2, 12))
@@ -294,3 +296,41 @@ def test_of_a_policy_with_a_critic_the_policy_is_written(tmp_path, monkeypatch):
     exports.write(actor, params["actor"], tmp_path / "actor")
     found, wanted = (safetensors.numpy.load_file(tmp_path / name / "model.safetensors") for name in ("policy", "actor"))
     assert found.keys() == wanted.keys() and all((found[name] == wanted[name]).all() for name in wanted)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_tensor_with_numbers_that_are_none_is_named(folder, tmp_path, value, dtype):
+    name = "model.layers.1.mlp.down_proj.weight"
+
+    def damage(tensors: Any) -> None:
+        tensors |= {each: array.astype(dtype) for each, array in tensors.items()}
+        tensors[name][3, 5] = value
+
+    rewritten(folder, damage)
+    for attempt in (llm_jax.load, lambda folder: llm_jax.import_model(folder, tmp_path / "run")):
+        with pytest.raises(InputError, match=f"{re.escape(name)} holds numbers that are not finite") as said:
+            attempt(folder)
+        assert "\n" not in str(said.value)
+
+
+def test_a_run_with_parameters_that_are_no_numbers_is_refused_by_name(folder, tmp_path, capsys):
+    """However they came there: `load`, `sample`, `export` and `init_from` name the parameter."""
+    source = open_source(folder)
+    tokenizer, template = source.tokenizer()
+    _, params = read(source)
+    params["stack"] = jax.tree.map(lambda x: x.at[1, 0].set(np.nan) if x.ndim == 3 else x, params["stack"])
+    make_run(tmp_path / "run", fill(experiment_of(source, template), tokenizer), tokenizer, lambda: params)
+    said = [json.dumps(dict(prompt=f"{i}?", completion=f"{i}!")) for i in range(60)]
+    (tmp_path / "said.jsonl").write_text("\n".join(said))
+    tuned = ["train", "finetune", f"--workdir={tmp_path / 'tuned'}", f"--set=init_from={tmp_path / 'run'}"]
+    tuned += [f"--set=data.source=JsonLines('{tmp_path / 'said.jsonl'}')", "--set=report=()", "--set=steps=1"]
+    for words in (
+        ["sample", f"--workdir={tmp_path / 'run'}", "--prompt=ab", "--max_tokens=2"],
+        ["export", f"--workdir={tmp_path / 'run'}", f"--to={tmp_path / 'out'}"],
+        [*tuned, "--set=data.length=16", "--set=layout=Layout(1)"],
+    ):  # fmt: skip
+        capsys.readouterr()
+        assert command_line.main(["", *words]) == 2
+        said = capsys.readouterr().err
+        assert re.search(r"the parameter stack\.layers\.\S+ in \S+run holds numbers that are not finite", said), said
