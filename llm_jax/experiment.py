@@ -20,7 +20,7 @@ import flax.linen as nn
 
 from llm_jax.core import parts, spelling
 from llm_jax.core.files import reading
-from llm_jax.core.parts import Part
+from llm_jax.core.parts import Count, Part, Rate, Seed, Size
 from llm_jax.core.tables import InputError, nearest
 
 FOLDER = Path(__file__).resolve().parent.parent / "experiments"
@@ -46,32 +46,24 @@ class Experiment(Part):
     optimizer: Part
     layout: Part
     precision: Part
-    steps: int
-    seed: int = 0
-    microbatches: int = 1
-    ema: float = 0.0
-    patience: int = 10
-    log_every: int = 10
-    eval_every: int = 100
-    save_every: int = 100
-    keep_last: int = 2
-    keep_best: int = 1
+    steps: Size
+    seed: Seed = 0
+    microbatches: Size = 1
+    ema: Rate = 0.0
+    patience: Size = 10
+    log_every: Size = 10
+    eval_every: Size = 100
+    save_every: Size = 100
+    keep_last: Size = 2
+    keep_best: Count = 1
     tuning: Part | None = None  # which parameters are trained; None: all
     report: tuple[Part, ...] = ()  # what is measured and shown when the training has ended
     init_from: str = ""
 
     def __post_init__(self) -> None:
-        least = dict(
-            seed=0, steps=1, microbatches=1, patience=1, log_every=1, eval_every=1, save_every=1,
-            keep_last=1, keep_best=0,
-        )  # fmt: skip
-        for name, lowest in least.items():
-            if isinstance(value := getattr(self, name), int) and value < lowest:
-                raise InputError(f"{name} must be at least {lowest}, not {value}")
-        if isinstance(self.seed, int) and self.seed >= 2**63:
-            raise InputError(f"seed must be below 2^63, not {self.seed}")
-        if isinstance(self.ema, float) and not 0 <= self.ema < 1:
-            raise InputError(f"ema must be from 0 to below 1, not {self.ema}")
+        for name in parts.settings(self):
+            if isinstance(value := getattr(self, name), int | float):
+                parts.conform(value, parts.types_of(type(self))[name], name)
 
     def override(self, changes: Mapping[str, Any]) -> Experiment:
         """The experiment with the settings at these paths replaced: `{"model.stack.repeats": 4}`.

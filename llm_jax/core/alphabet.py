@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from llm_jax.core.adapters import magnification
-from llm_jax.core.parts import Part
+from llm_jax.core.parts import NonNegative, Number, Part, Share
 from llm_jax.core.quantized import Quantized
 from llm_jax.core.tables import InputError
 
@@ -163,7 +163,7 @@ class Init(Part):
 class FanIn(Init):
     """Normal with variance `scale`^2 / fan-in, so that a unit-variance input gives a `scale`^2-variance output."""
 
-    scale: float = 1.0
+    scale: NonNegative = 1.0
 
     def draw(self, key, shape, fan_in):
         return self.scale * fan_in**-0.5 * jax.random.normal(key, shape)
@@ -173,7 +173,7 @@ class FanIn(Init):
 class Normal(Init):
     """Normal with one standard deviation everywhere (GPT-2: 0.02)."""
 
-    deviation: float = 0.02
+    deviation: NonNegative = 0.02
 
     def draw(self, key, shape, fan_in):
         return self.deviation * jax.random.normal(key, shape)
@@ -183,7 +183,7 @@ class Normal(Init):
 class Fill(Init):
     """One number everywhere: 0 for biases (and residual branches that start as the identity), 1 for scales."""
 
-    value: float = 0.0
+    value: Number = 0.0
 
     def draw(self, key, shape, fan_in):
         return jnp.full(shape, self.value)
@@ -238,7 +238,7 @@ class Einsum(nn.Module):
     sizes: Mapping[str, int]  # of the letters that the input does not fix
     bias: bool = False
     init: Init = FanIn()
-    active: float = 1.0  # the share of the kernel that one token is worked with
+    active: Share = 1.0  # the share of the kernel that one token is worked with
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeGuard
 
 import flax.linen as nn
+import numpy as np
 
 from llm_jax.core.tables import InputError, nearest
 
@@ -106,7 +107,10 @@ def own_package(name: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """What a number, or the length of a tuple, may be: the second argument of `Annotated`."""
+    """What a number, or the length of a tuple, may be: the second argument of `Annotated`. `Range()`: any finite one.
+
+    A float must be in the range as it is computed with, in 32 bits: 0.999999999 is 1 there, and 1e-50 is 0.
+    """
 
     least: float = -math.inf
     above: float = -math.inf
@@ -114,18 +118,36 @@ class Range:
     most: float = math.inf
 
     def __contains__(self, value: Any) -> bool:
-        size = len(value) if isinstance(value, tuple) else value
-        return self.least <= size <= self.most and self.above < size < self.below
+        return self.holds(len(value) if isinstance(value, tuple) else computed(value))
+
+    def holds(self, size: int | float) -> bool:
+        return math.isfinite(size) and self.least <= size <= self.most and self.above < size < self.below
 
     def __str__(self) -> str:
         bounds = {"at least": self.least, "above": self.above, "below": self.below, "at most": self.most}
-        return " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
+        return " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if abs(bound) < MOST)
 
 
-Size = Annotated[int, Range(least=1)]
-Count = Annotated[int, Range(least=0)]
+def computed(value: int | float) -> int | float:
+    """`value` as a device computes with it: a float in 32 bits, of which the smallest are 0."""
+    if not isinstance(value, float) or not math.isfinite(value):
+        return value
+    greatest, smallest = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
+    if abs(value) > greatest:
+        return math.copysign(math.inf, value)
+    return 0.0 if abs(value) < smallest else float(np.float32(value))
+
+
+MOST = 2**31 - 1  # of whole numbers that a device counts with
+
+Size = Annotated[int, Range(least=1, most=MOST)]
+Count = Annotated[int, Range(least=0, most=MOST)]
+Seed = Annotated[int, Range(least=0, most=2**63 - 1)]
+Number = Annotated[float, Range()]
 Positive = Annotated[float, Range(above=0)]
-Rate = Annotated[float, Range(least=0, below=1)]  # of dropout
+NonNegative = Annotated[float, Range(least=0)]
+Share = Annotated[float, Range(least=0, most=1)]
+Rate = Annotated[float, Range(least=0, below=1)]  # of dropout; how much an average keeps of what it was
 
 
 @functools.cache
@@ -153,6 +175,10 @@ def conform(value: Any, declared: Any, where: str) -> Any:
     if origin is Annotated:
         value = conform(value, arguments[0], where)
         if value not in arguments[1]:
+            if type(value) is int and value > arguments[1].most:
+                raise InputError(f"{where} must be at most {arguments[1].most:,}, not {value}")
+            if type(value) is float and arguments[1].holds(value):
+                raise InputError(f"{refuse}, which is {computed(value)} in 32 bits")
             raise refuse
         return value
     if origin in (types.UnionType, typing.Union):
@@ -208,7 +234,7 @@ def describe(declared: Any) -> str:
     origin, arguments = typing.get_origin(declared), typing.get_args(declared)
     if origin is Annotated:
         length = "with length " if typing.get_origin(arguments[0]) is tuple else ""
-        return f"{describe(arguments[0])} {length}{arguments[1]}"
+        return f"{describe(arguments[0])} {length}{arguments[1]}".rstrip()
     if origin in (types.UnionType, typing.Union):
         return " or ".join(describe(a) for a in arguments)
     if origin is typing.Literal:

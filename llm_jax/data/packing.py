@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from llm_jax.core.parts import Part
+from llm_jax.core.parts import Part, Size
 from llm_jax.core.tables import InputError
 
 
@@ -83,7 +83,7 @@ class Windows(Packing):
     A window is one segment: attention does cross documents, but the first token of a document is never a target.
     """
 
-    stride: int = 1
+    stride: Size = 1
 
     def __post_init__(self) -> None:
         if self.stride < 1:

@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 
 from llm_jax.core.files import digest
-from llm_jax.core.parts import Part, Size
+from llm_jax.core.parts import Count, Part, Size
 from llm_jax.core.spelling import to_json
 from llm_jax.core.tables import InputError, lookup
 from llm_jax.data.cache import Corpus, corpus, trained
@@ -41,13 +41,13 @@ class Data(Part):
     """
 
     source: Source
-    length: int = 256
-    batch: int = 32
+    length: Size = 256
+    batch: Size = 32
     packing: Packing = ConcatThenSplit()
     split: Split = ByHash()
     rendering: Rendering = Rendering()
     shuffle: bool = True
-    workers: int = 0
+    workers: Count = 0
     evaluation_batches: Size | None = None
     presentation: Presentation = AsIs()
 

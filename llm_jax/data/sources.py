@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from llm_jax.core.parts import Positive
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Conversation, Document, Text
 from llm_jax.data.downloads import (
@@ -34,7 +35,7 @@ class Mixture(Source):
     """Sources in proportion to `weights`: of any long run of rows, that share comes from each, whatever its size."""
 
     sources: tuple[Source, ...]
-    weights: tuple[float, ...]
+    weights: tuple[Positive, ...]
 
     def __post_init__(self) -> None:
         if not self.sources or len(self.sources) != len(self.weights):

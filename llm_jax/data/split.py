@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from llm_jax.core.files import digest
-from llm_jax.core.parts import Part, Size
+from llm_jax.core.parts import Part, Rate, Size
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Document, Text
 
@@ -39,7 +39,7 @@ class ByHash(Split):
     learnt); of a picture, the pixels.
     """
 
-    validation: float = 0.05
+    validation: Rate = 0.05
 
     def __post_init__(self) -> None:
         _check(self, self.validation)
@@ -58,7 +58,7 @@ class LastDocuments(Split):
     A document stays with the first one of its group. Of several groups at least one is trained on.
     """
 
-    validation: float = 0.1
+    validation: Rate = 0.1
 
     def __post_init__(self) -> None:
         _check(self, self.validation)
@@ -88,7 +88,7 @@ class WithinText(Split):
       InputError: a document is a conversation or an example, which cannot be cut in two.
     """
 
-    validation: float = 0.1
+    validation: Rate = 0.1
 
     def __post_init__(self) -> None:
         _check(self, self.validation)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.parts import Part
+from llm_jax.core.parts import Count, NonNegative, Part, Positive, Range, Share
 from llm_jax.core.tables import InputError
+
+TopP = Annotated[float, Range(above=0, most=1)]
 
 
 class Sampler(Part):
@@ -46,11 +49,11 @@ class Sampling(Sampler):
     `temperature` 0 takes the best token (greedy): only the penalty matters then.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    temperature: NonNegative = 1.0
+    top_k: Count = 0
+    top_p: TopP = 1.0
+    min_p: Share = 0.0
+    repetition_penalty: Positive = 1.0
 
     def check(self):
         asked = (

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.alphabet import Einsum, FanIn, Init
-from llm_jax.core.parts import Rate, Size
+from llm_jax.core.parts import NonNegative, Positive, Rate, Size
 from llm_jax.core.tables import InputError
 from llm_jax.layers.cache import Cache, Memory
 from llm_jax.layers.dropout import dropout
@@ -64,8 +64,8 @@ class Attention(nn.Module):
     out_bias: bool = False
     norm: Norm = NoNorm()  # of queries and keys (Henry et al. 2020)
     norm_over: Literal["head", "heads"] = "head"  # each head alone, or all of them together (OLMo 2)
-    scale: float | None = None
-    soft_cap: float = 0.0
+    scale: Positive | None = None
+    soft_cap: NonNegative = 0.0
     dropout: Rate = 0.0  # of the attention weights
     init: Init = FanIn()
     out_init: Init = FanIn()

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.alphabet import Einsum, FanIn, Fill, Init, Normal, contract, lookup, shard, weigh
-from llm_jax.core.parts import Count, Rate, Size
+from llm_jax.core.parts import Count, NonNegative, Positive, Rate, Size
 from llm_jax.core.tables import InputError
 from llm_jax.layers.dropout import dropout
 from llm_jax.layers.feedforward import Activation, Gelu
@@ -19,7 +19,7 @@ class Embed(nn.Module):
 
     width: Size
     vocabulary: Count = 0
-    scale: float = 1.0  # on the vectors that enter the model (the original Transformer and Gemma: sqrt(width))
+    scale: Positive = 1.0  # on the vectors that enter the model (the original Transformer and Gemma: sqrt(width))
     dropout: Rate = 0.0  # of what enters the stack: with its positions
     init: Init = Normal(0.02)
 
@@ -46,7 +46,7 @@ class Embed(nn.Module):
 class Head(nn.Module):
     """The last layer: from vectors [B, T, D] to a score for each token [B, T, V], in float32."""
 
-    soft_cap: float = 0.0  # scores are kept within +- soft_cap by a tanh (Gemma 2)
+    soft_cap: NonNegative = 0.0  # scores are kept within +- soft_cap by a tanh (Gemma 2)
     bias: bool = False  # a number for each token, added to its score
 
     def scores(self, x_BTD: jax.Array, embed: Embed) -> jax.Array:
@@ -72,7 +72,7 @@ class Tied(Head):
     (T5 multiplies by 1 / sqrt(width).)
     """
 
-    scale: float = 1.0
+    scale: Positive = 1.0
 
     def scores(self, x_BTD, embed):
         return embed.scores(x_BTD * jnp.asarray(self.scale, x_BTD.dtype) if self.scale != 1.0 else x_BTD)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from llm_jax.core.alphabet import contract
 from llm_jax.core.compat import device_platform
-from llm_jax.core.parts import Part, Size
+from llm_jax.core.parts import Count, Part, Size
 from llm_jax.core.tables import InputError
 from llm_jax.layers import chunked, splash
 from llm_jax.layers.scoring import FEATURES, NEVER, Scoring
@@ -150,7 +150,7 @@ class Auto(Kernel):
     On a TPU that is `Splash`, on a GPU `Cudnn`. A step of generation, of one query, is always `Dense`.
     """
 
-    few: int = 512  # queries
+    few: Count = 512  # queries
 
     def __call__(self, q_BTKGH, k_BSKH, v_BSKH, scoring):
         kernel, why = self.choice(q_BTKGH, scoring)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from llm_jax.core.alphabet import Einsum, FanIn, Init, contract, shard, weigh
 from llm_jax.core.aside import say
-from llm_jax.core.parts import Part, Positive, Size
+from llm_jax.core.parts import NonNegative, Part, Positive, Size
 from llm_jax.core.tables import InputError
 from llm_jax.layers.feedforward import Activation, FeedForward, Silu
 from llm_jax.layers.tokens import PADDING, Tokens
@@ -120,8 +120,8 @@ class MoE(FeedForward):
     top_k: Size = 2
     normalize: bool = True
     dispatch: Dispatch = Dropless()
-    balance: float = 0.01
-    z: float = 0.001
+    balance: NonNegative = 0.01
+    z: NonNegative = 0.001
     router_init: Init = FanIn()
 
     @nn.compact

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.alphabet import Fill, weigh
+from llm_jax.core.parts import NonNegative, Number
 
 
 class Norm(nn.Module):
@@ -23,9 +24,9 @@ class NoNorm(Norm):
 class RMSNorm(Norm):
     """Divides by the root mean square (Zhang & Sennrich 2019)."""
 
-    epsilon: float = 1e-6
+    epsilon: NonNegative = 1e-6
     scale: bool = True
-    offset: float = 0.0  # added to the scale, which then begins at 1 - offset (Gemma: 1)
+    offset: Number = 0.0  # added to the scale, which then begins at 1 - offset (Gemma: 1)
 
     @nn.compact
     def __call__(self, x, letters="D"):
@@ -40,7 +41,7 @@ class RMSNorm(Norm):
 class LayerNorm(Norm):
     """Subtracts the mean and divides by the standard deviation (Ba et al. 2016)."""
 
-    epsilon: float = 1e-5
+    epsilon: NonNegative = 1e-5
     scale: bool = True
     bias: bool = True
 

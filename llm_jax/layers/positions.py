@@ -153,8 +153,8 @@ class Llama3Scaling(RopeScaling):
     """Llama 3.1's: by wavelength, kept below `original / high`, stretched above `original / low`, smooth between."""
 
     factor: Positive = 8.0
-    low: float = 1.0
-    high: float = 4.0
+    low: Positive = 1.0
+    high: Positive = 4.0
     original: Size = 8192
 
     def apply(self, frequencies, theta, width):
@@ -173,7 +173,7 @@ class LongRopeScaling(RopeScaling):
 
     factor: Positive = 1.0
     original: Size = 4096
-    short: tuple[float, ...] = ()
+    short: tuple[Positive, ...] = ()
 
     def apply(self, frequencies, theta, width):
         if not self.short:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.alphabet import Init, Normal, lookup, weigh
-from llm_jax.core.parts import Count, replace
+from llm_jax.core.parts import Count, Size, replace
 from llm_jax.core.tables import InputError
 from llm_jax.layers.embedding import Embed, Head
 from llm_jax.layers.norms import LayerNorm, NoNorm, Norm
@@ -23,7 +23,7 @@ from llm_jax.models.transformer import check_length, fit_vocabulary, keys, place
 class Types(nn.Module):
     """A learned vector for each kind of text in a row: BERT's first and second sentence."""
 
-    kinds: int
+    kinds: Size
     init: Init = Normal(0.02)
 
     @nn.compact

@@ -13,7 +13,7 @@ import numpy as np
 
 from llm_jax.core.alphabet import is_lettered
 from llm_jax.core.aside import ASIDE, heard, say
-from llm_jax.core.parts import Range, Size, transform
+from llm_jax.core.parts import Range, transform
 from llm_jax.layers.attention import View
 from llm_jax.layers.block import Block, Caches
 
@@ -39,6 +39,9 @@ class Pattern(nn.Module):
         return x_BTD, tuple(after)
 
 
+Repeats = Annotated[int, Range(least=1, most=10_000)]  # each is traced or scanned, and has parameters
+
+
 class Stack(nn.Module):
     """`repeats` copies of `pattern`, one after another. Parameters have a leading L axis, however they are run.
 
@@ -46,7 +49,7 @@ class Stack(nn.Module):
     """
 
     pattern: Annotated[tuple[Block, ...], Range(least=1)]
-    repeats: Size
+    repeats: Repeats
     run: Literal["auto", "loop", "scan"] = "auto"
     remat: Literal["none", "dots", "full"] = "none"
 

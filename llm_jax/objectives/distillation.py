@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
 from llm_jax.core.aside import ASIDE, heard
-from llm_jax.core.parts import Positive, Range, conform
+from llm_jax.core.parts import Positive, Share, conform
 from llm_jax.core.tables import InputError
 from llm_jax.layers.moe import routing
 from llm_jax.models.model import Generator
@@ -37,7 +37,7 @@ class Distillation(Objective):
     teacher: Pretrained
     direction: Literal["forward", "reverse"] = "forward"
     temperature: Positive = 1.0
-    hard: Annotated[float, Range(least=0, most=1)] = 0.0
+    hard: Share = 0.0
 
     def __call__(self, model, params, frozen, batch, key):
         conform(model, Generator, "model")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
 
 import numpy as np
 
-from llm_jax.core.parts import Part, Positive, Range
+from llm_jax.core.parts import NonNegative, Part, Positive
 
-Penalty = Annotated[float, Range(least=0)]
+Penalty = NonNegative
 
 
 class Divergence(Part):

@@ -10,14 +10,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.aside import ASIDE, heard
-from llm_jax.core.parts import Range, conform
+from llm_jax.core.parts import Share, conform
 from llm_jax.core.tables import InputError
 from llm_jax.layers.moe import routing
 from llm_jax.models.model import Generator
@@ -25,7 +25,6 @@ from llm_jax.objectives.divergence import Divergence, FixedKl, Penalty
 from llm_jax.objectives.objective import Objective, Sums
 
 NEVER = -1e30  # the score of a token that is not drawn
-Share = Annotated[float, Range(least=0, most=1)]
 
 
 @dataclasses.dataclass(frozen=True)

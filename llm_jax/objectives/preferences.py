@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.aside import ASIDE, heard
-from llm_jax.core.parts import Positive, Rate, conform
+from llm_jax.core.parts import NonNegative, Positive, Rate, conform
 from llm_jax.core.tables import InputError
 from llm_jax.layers.moe import routing
 from llm_jax.layers.tokens import Tokens
@@ -61,7 +61,7 @@ class BradleyTerry(Objective):
     """
 
     likelihood = False
-    margin: float = 0.0
+    margin: NonNegative = 0.0
 
     def __call__(self, model, params, frozen, batch, key):
         conform(model, Scorer, "model")
@@ -267,7 +267,7 @@ class SimPo(_Direct):
     """
 
     beta: Positive = 2.0
-    gamma: float = 1.0
+    gamma: NonNegative = 1.0
 
     def judge(self, pairs):
         reward_BO = self.beta * pairs.mean_BO()

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.alphabet import contract
-from llm_jax.core.parts import Part, Size, conform
+from llm_jax.core.parts import NonNegative, Part, Size, conform
 from llm_jax.layers.tokens import PADDING
 from llm_jax.models.word2vec import Word2Vec
 from llm_jax.objectives.objective import Objective
@@ -45,7 +45,7 @@ class NegativeSampling(Decisions):
     """
 
     negatives: Size = 5
-    power: float = 0.75
+    power: NonNegative = 0.75
 
     def prepare(self, count_V):
         noise_V = np.where(count_V > 0, count_V.astype(np.float64) ** self.power, 0)
@@ -108,7 +108,7 @@ class _Windowed(Objective):
 
     window: Size = 5
     decisions: Decisions = NegativeSampling()
-    subsample: float = 1e-3
+    subsample: NonNegative = 1e-3
 
     def prepare(self, data, tokenizer):
         count_V = data.counts(tokenizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ class Layout(Part):
     `data=-1` takes all the devices that the others leave.
     """
 
-    data: int = -1
+    data: Size | Literal[-1] = -1
     fsdp: Size = 1
     tensor: Size = 1
 

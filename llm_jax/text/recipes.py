@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
-from llm_jax.core.parts import Count, Part
+from llm_jax.core.parts import Count, Part, Size
 from llm_jax.core.tables import InputError
 from llm_jax.text.byte_level import LETTERS, byte_level, bytes_first
 from llm_jax.text.special import specials_from
@@ -42,7 +42,7 @@ class TokenizerRecipe(Part):
 class Bpe(TokenizerRecipe):
     """Byte pair encoding (Sennrich et al. 2016) of bytes (Radford et al. 2019). Ids 0..255 are the bytes; lossless."""
 
-    vocabulary: int = 4096
+    vocabulary: Size = 4096
     sentinels: Count = 0
 
     def train(self, texts: Iterable[str], special: Sequence[str] = ()) -> Tokenizer:
@@ -67,7 +67,7 @@ class WordPiece(TokenizerRecipe):
     Lossy: white space becomes one space between tokens that begin a word, and control characters are dropped.
     """
 
-    vocabulary: int = 4096
+    vocabulary: Size = 4096
     sentinels: Count = 0
 
     def train(self, texts: Iterable[str], special: Sequence[str] = ()) -> Tokenizer:
@@ -101,7 +101,7 @@ class Unigram(TokenizerRecipe):
     Spaces are ordinary characters, at the start of a word's first piece; there is no normalisation.
     """
 
-    vocabulary: int = 4096
+    vocabulary: Size = 4096
     sentinels: Count = 0
 
     def train(self, texts: Iterable[str], special: Sequence[str] = ()) -> Tokenizer:
@@ -161,7 +161,7 @@ class Words(TokenizerRecipe):
     Lossy, as `WordPiece`; with `lowercase` the case of letters is lost too.
     """
 
-    vocabulary: int = 10_000
+    vocabulary: Size = 10_000
     lowercase: bool = False
     sentinels: Count = 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from llm_jax.core.parts import conform, show
+from llm_jax.core.parts import check, conform, show
 from llm_jax.core.tables import InputError
 from llm_jax.data.packing import One, Windows
 from llm_jax.data.pipeline import Data
@@ -26,13 +26,14 @@ FAMILIES = dict(
 
 
 def check_families(experiment: Experiment) -> None:
-    """Nothing, if every field holds a part of its family.
+    """Nothing, if every field holds a part of its family, and every number of every part is in its range.
 
     Raises:
-      InputError: one does not; the message names the field and what it may be.
+      InputError: one does not, or is not; the message names the setting and what it may be.
     """
     for name, family in FAMILIES.items():
         conform(getattr(experiment, name), family, name)
+    check(experiment)
 
 
 def check_openings(experiment: Experiment) -> None:

@@ -11,7 +11,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from llm_jax.core.alphabet import Lettered, is_lettered
-from llm_jax.core.parts import Part, Positive
+from llm_jax.core.parts import Count, NonNegative, Part, Positive, Rate, Share, Size
 from llm_jax.training.factored import clip_by_matrix_rms, scale_by_factored_rms
 
 OUTSIDE = frozenset("VOA")  # words, classes, pixels: of the layers at a model's two ends, which Muon is not for
@@ -37,7 +37,7 @@ def _progress(step: jax.Array, warmup: int, steps: int) -> jax.Array:
 class Constant(Schedule):
     """Full rate after `warmup` steps."""
 
-    warmup: int = 0
+    warmup: Count = 0
 
     def share(self, step, steps):
         return _warm(step, self.warmup, jnp.ones_like(step))
@@ -47,8 +47,8 @@ class Constant(Schedule):
 class Cosine(Schedule):
     """Warmup, then half a cosine down to `last` (Loshchilov & Hutter 2017)."""
 
-    warmup: int = 100
-    last: float = 0.1
+    warmup: Count = 100
+    last: Share = 0.1
 
     def share(self, step, steps):
         fall = 0.5 * (1 + jnp.cos(jnp.pi * _progress(step, self.warmup, steps)))
@@ -59,8 +59,8 @@ class Cosine(Schedule):
 class Linear(Schedule):
     """Warmup, then a straight line down to `last`."""
 
-    warmup: int = 100
-    last: float = 0.0
+    warmup: Count = 100
+    last: Share = 0.0
 
     def share(self, step, steps):
         return _warm(step, self.warmup, 1 - (1 - self.last) * _progress(step, self.warmup, steps))
@@ -70,9 +70,9 @@ class Linear(Schedule):
 class WarmupStableDecay(Schedule):
     """Warmup, full rate, then a straight line down to `last` over the final share `decay` of steps (Hu et al. 2024)."""
 
-    warmup: int = 100
-    decay: float = 0.2
-    last: float = 0.0
+    warmup: Count = 100
+    decay: Share = 0.2
+    last: Share = 0.0
 
     def share(self, step, steps):
         begin = int(steps * (1 - self.decay))
@@ -86,10 +86,10 @@ class Optimizer(Part):
     scales), and gradients clipped to the global norm `clip` (0: not clipped).
     """
 
-    learning_rate: float
+    learning_rate: NonNegative
     schedule: Schedule
-    weight_decay: float
-    clip: float
+    weight_decay: NonNegative
+    clip: NonNegative
 
     def rule(self, rate: optax.Schedule, decays: Any, boxed: Any) -> optax.GradientTransformation:
         raise NotImplementedError
@@ -130,13 +130,13 @@ def is_matrix(boxed: Any) -> Any:
 class AdamW(Optimizer):
     """Loshchilov & Hutter 2019."""
 
-    learning_rate: float = 1e-3
+    learning_rate: NonNegative = 1e-3
     schedule: Schedule = Cosine()
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    b1: float = 0.9
-    b2: float = 0.95
-    epsilon: float = 1e-8
+    weight_decay: NonNegative = 0.1
+    clip: NonNegative = 1.0
+    b1: Rate = 0.9
+    b2: Rate = 0.95
+    epsilon: Positive = 1e-8
 
     def rule(self, rate, decays, boxed):
         return optax.adamw(rate, self.b1, self.b2, self.epsilon, weight_decay=self.weight_decay, mask=decays)
@@ -150,12 +150,12 @@ class Adafactor(Optimizer):
     each place along the others. Scales and biases are not factored.
     """
 
-    learning_rate: float = 1e-2
+    learning_rate: NonNegative = 1e-2
     schedule: Schedule = Cosine()
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    momentum: float = 0.0
-    smallest: int = 128  # dimensions below this are not factored
+    weight_decay: NonNegative = 0.0
+    clip: NonNegative = 1.0
+    momentum: Rate = 0.0
+    smallest: Size = 128  # dimensions below this are not factored
 
     def rule(self, rate, decays, boxed):
         # optax.adafactor decays by the bare factor, not by rate x factor: so the pieces are put together here
@@ -172,12 +172,12 @@ class Adafactor(Optimizer):
 class Lion(Optimizer):
     """The sign of a mixed momentum (Chen et al. 2023): wants a rate 3 to 10 times smaller than AdamW's."""
 
-    learning_rate: float = 2e-4
+    learning_rate: NonNegative = 2e-4
     schedule: Schedule = Cosine()
-    weight_decay: float = 0.5
-    clip: float = 1.0
-    b1: float = 0.9
-    b2: float = 0.99
+    weight_decay: NonNegative = 0.5
+    clip: NonNegative = 1.0
+    b1: Rate = 0.9
+    b2: Rate = 0.99
 
     def rule(self, rate, decays, boxed):
         return optax.lion(rate, self.b1, self.b2, weight_decay=self.weight_decay, mask=decays)
@@ -194,12 +194,12 @@ class Muon(Optimizer):
 
     learning_rate: Positive = 2e-3
     schedule: Schedule = Cosine()
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    momentum: float = 0.95
-    adam_rate: float = 1e-3
-    b1: float = 0.9
-    b2: float = 0.95
+    weight_decay: NonNegative = 0.1
+    clip: NonNegative = 1.0
+    momentum: Rate = 0.95
+    adam_rate: NonNegative = 1e-3
+    b1: Rate = 0.9
+    b2: Rate = 0.95
 
     def rule(self, rate, decays, boxed):
         share = self.adam_rate / self.learning_rate

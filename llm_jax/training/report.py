@@ -8,7 +8,7 @@ import lzma
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from llm_jax.core.parts import Part
+from llm_jax.core.parts import Count, NonNegative, Part, Seed, Size
 from llm_jax.core.tables import InputError
 from llm_jax.data.answers import Answer, answer_of, as_answered
 from llm_jax.data.documents import Conversation, Example
@@ -45,8 +45,8 @@ class ExactMatch(Report):
     """
 
     split: SplitName = "validation"
-    limit: int = 0
-    batch: int = 500
+    limit: Count = 0
+    batch: Size = 500
 
     def __call__(self, finished):
         questions = _questions(finished, self.split, self.limit)
@@ -72,10 +72,10 @@ class Bleu(Report):
     """
 
     split: SplitName = "validation"
-    limit: int = 0
-    batch: int = 100
+    limit: Count = 0
+    batch: Size = 100
     tokenize: Literal["13a", "intl", "char", "zh", "none"] = "13a"
-    show: int = 2
+    show: Count = 2
 
     def __call__(self, finished):
         if importlib.util.find_spec("sacrebleu") is None:
@@ -157,11 +157,11 @@ class Compression(Report):
 class SampledConversations(Report):
     """Held-out people talk to the model: their side is from the data, the replies are sampled."""
 
-    count: int = 3
-    turns: int = 2
-    max_tokens: int = 48
-    temperature: float = 0.7
-    seed: int = 0
+    count: Size = 3
+    turns: Size = 2
+    max_tokens: Size = 48
+    temperature: NonNegative = 0.7
+    seed: Seed = 0
 
     def __call__(self, finished):
         lines = []
@@ -192,9 +192,9 @@ class Samples(Report):
     """Texts that begin with each of `prompts`."""
 
     prompts: tuple[str, ...] = ("",)
-    max_tokens: int = 100
-    temperature: float = 0.8
-    seed: int = 0
+    max_tokens: Size = 100
+    temperature: NonNegative = 0.8
+    seed: Seed = 0
 
     def __call__(self, finished):
         room = (finished.lm.context or self.max_tokens) - 1

@@ -12,7 +12,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from llm_jax.core.parts import Size, conform
+from llm_jax.core.parts import Count, NonNegative, Seed, Size, conform
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Rendering
 from llm_jax.inference.language_model import LanguageModel
@@ -43,10 +43,10 @@ class Rewarded(Report):
     reward: Reward | FunctionType
     limit: Size = 200
     max_tokens: Size = 64
-    temperature: float = 1.0
+    temperature: NonNegative = 1.0
     batch: Size = 50
-    seed: int = 0
-    show: int = 2
+    seed: Seed = 0
+    show: Count = 2
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reward", as_reward(cast(Any, self).reward))

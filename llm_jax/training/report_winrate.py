@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.core.parts import Count, Size, conform
+from llm_jax.core.parts import Count, NonNegative, Seed, Size, conform
 from llm_jax.core.tables import InputError
 from llm_jax.data.pipeline import SplitName
 from llm_jax.inference.sampling import Sampling
@@ -47,8 +47,8 @@ class WinRate(Report):
     split: SplitName = "validation"
     limit: Count = 200
     max_tokens: Size = 48
-    temperature: float = 0.7
-    seed: int = 0
+    temperature: NonNegative = 0.7
+    seed: Seed = 0
     batch: Size = 50
     show: Count = 2
 

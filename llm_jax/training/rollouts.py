@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from llm_jax.core.files import digest
-from llm_jax.core.parts import Count, Positive, Size, show
+from llm_jax.core.parts import Count, Number, Positive, Size, show
 from llm_jax.core.spelling import to_json
 from llm_jax.core.tables import InputError
 from llm_jax.data.loader import Mixed, permuted
@@ -56,7 +56,7 @@ class Rollouts(Data):
     """
 
     rewards: tuple[Reward | FunctionType, ...] = (ExactAnswer(),)
-    weights: tuple[float, ...] = ()
+    weights: tuple[Number, ...] = ()
     group: Size = 8
     batches: Size = 1
     updates: Size = 1
@@ -64,7 +64,7 @@ class Rollouts(Data):
     temperature: Positive = 1.0
     answers: Sampler = Sampling(temperature=0.0)
     shown: Count = 3
-    unended: float | None = None
+    unended: Number | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

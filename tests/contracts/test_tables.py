@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+import math
 import pkgutil
 import subprocess
 import sys
@@ -18,7 +19,9 @@ import pytest
 
 import llm_jax
 from llm_jax.core import parts, spelling
-from llm_jax.core.parts import Part
+from llm_jax.core.parts import Part, Size
+from llm_jax.core.tables import InputError
+from llm_jax.experiment import Experiment
 
 
 def tables() -> list[tuple[str, str, dict[str, type]]]:
@@ -50,6 +53,16 @@ def sample(cls: type) -> object:
         if field.default_factory is dataclasses.MISSING:
             given[field.name] = fill(parts.types_of(cls)[field.name])
     return cls(**given)
+
+
+def numbers(declared: object) -> list[object]:
+    """The types of numbers in a declared one, each with its range if it has one."""
+    origin, arguments = typing.get_origin(declared), typing.get_args(declared)
+    if origin is typing.Annotated and arguments[0] in (int, float):
+        return [declared]
+    if origin in (types.UnionType, typing.Union, tuple, typing.Annotated):
+        return [found for argument in arguments for found in numbers(argument)]
+    return [declared] if declared in (int, float) else []
 
 
 def fill(declared):
@@ -139,6 +152,48 @@ def written(value: object) -> str:
     if isinstance(value, tuple):
         return "(" + "".join(written(v) + ", " for v in value) + ")"
     return repr(value)
+
+
+EVERYTHING = sorted(
+    {
+        cls
+        for root in (Part, nn.Module)
+        for cls in parts.descendants(root)
+        if cls.__module__.startswith("llm_jax.") and dataclasses.is_dataclass(cls)
+    },
+    key=lambda cls: (cls.__module__, cls.__qualname__),
+)
+
+
+def test_every_number_of_every_part_has_a_range():
+    """`Number`, where it may be any: said, not forgotten."""
+    assert Experiment in EVERYTHING and {cls for _, _, entries in TABLES for cls in entries.values()} <= {*EVERYTHING}
+    settings = [(cls, *pair) for cls in EVERYTHING for pair in parts.types_of(cls).items()]
+    without = [
+        f"{cls.__module__}.{cls.__qualname__}.{name}"
+        for cls, name, declared in settings
+        if any(typing.get_origin(number) is not typing.Annotated for number in numbers(declared))
+    ]
+    assert not without, f"give these a type of core/parts.py, such as Size, Count, Positive, Rate or Number: {without}"
+    assert sum(bool(numbers(declared)) for *_, declared in settings) > 200
+
+
+@pytest.mark.parametrize("cls", ENTRIES)
+def test_a_number_out_of_its_range_is_refused(cls):
+    """By whoever checks a part: a file, the command line, a manifest, a training."""
+    for name, declared in parts.types_of(cls).items():
+        for number in numbers(declared):
+            kind, range_ = typing.get_args(number)
+            wrong = [math.nan, math.inf, -math.inf, 1e39] if kind is float else [1.5, 2**63]
+            wrong += [kind(range_.least) - 1] if math.isfinite(range_.least) else []
+            wrong += [kind(range_.most) + 1] if math.isfinite(range_.most) else []
+            wrong += [kind(edge) for edge in (range_.above, range_.below) if math.isfinite(edge)]
+            for value in wrong:
+                given = (value,) if typing.get_origin(declared) is tuple else value
+                if declared == Size | typing.Literal[-1] and value == -1:
+                    continue
+                with pytest.raises(InputError):
+                    parts.check(parts.replace(sample(cls), **{name: given}))
 
 
 def test_a_name_means_one_part():
