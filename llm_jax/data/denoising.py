@@ -9,6 +9,7 @@ import numpy as np
 
 from llm_jax.core.parts import Part, Positive, Range, Size, show
 from llm_jax.core.tables import InputError
+from llm_jax.data.documents import check_weights
 from llm_jax.data.noising import Share
 from llm_jax.data.packing import One, Windows
 from llm_jax.data.presentation import Presentation, Vocabulary, check_learns_all, whole
@@ -244,6 +245,10 @@ class Denoising(Presentation):
                 f"Denoising shows a text a row, which data.packing={show(packing, whole=True)} does not: use "
                 "One('split') or Windows(stride)"
             )
+
+    def check_documents(self, documents):
+        super().check_documents(documents)
+        check_weights(documents, "Denoising")
 
     def check_vocabulary(self, special, length):
         if "eos" not in special:

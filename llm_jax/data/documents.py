@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -311,6 +311,24 @@ class Picture(_Document):
 
 
 Document = Text | Conversation | Example | Preference | Comparison | Picture
+
+
+def check_weights(documents: Iterable[Document], name: str) -> None:
+    """Nothing, if no message has the weight 0, where all of a text is learnt.
+
+    Raises:
+      InputError: one has.
+    """
+    for document in documents:
+        match document:
+            case Conversation():
+                said = document.messages
+            case Comparison():
+                said = (*document.chosen, *document.rejected)
+            case _:
+                said = ()
+        if not all(message.weight for message in said):
+            raise InputError(f"{name} would train on a message with the weight 0 too: leave such messages out")
 
 
 class Encoded:

@@ -9,6 +9,7 @@ import numpy as np
 
 from llm_jax.core.parts import Range
 from llm_jax.core.tables import InputError
+from llm_jax.data.documents import check_weights
 from llm_jax.data.presentation import Presentation, Vocabulary, check_learns_all, whole
 
 Share = Annotated[float, Range(above=0, below=1)]
@@ -60,6 +61,10 @@ class Masked(Presentation):
 
     def check(self, rendering, packing):
         check_learns_all(rendering, "Masked")
+
+    def check_documents(self, documents):
+        super().check_documents(documents)
+        check_weights(documents, "Masked")
 
     def check_vocabulary(self, special, length):
         if "mask" not in special:

@@ -8,7 +8,7 @@ import numpy as np
 
 from llm_jax.core.parts import show
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Comparison, Preference
+from llm_jax.data.documents import Comparison, Preference, check_weights
 from llm_jax.data.packing import One, Plan
 from llm_jax.data.presentation import Presentation, blank
 
@@ -69,6 +69,7 @@ class Pairs(Presentation):
             )
 
     def check_documents(self, documents):
+        check_weights(documents, "Pairs")
         for document in documents:
             if not isinstance(document, Preference | Comparison):
                 raise InputError(

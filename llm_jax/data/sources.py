@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from llm_jax.core.parts import Positive
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Conversation, Document, Text
+from llm_jax.data.documents import Document, Text, check_weights
 from llm_jax.data.downloads import (
     DOWNLOADS,
     Download,
@@ -77,8 +77,7 @@ class PlainTexts(Source):
 
 
 def _plain(document: Document) -> Text:
-    if isinstance(document, Conversation) and not all(message.weight for message in document.messages):
-        raise InputError("PlainTexts would train on a message with the weight 0: leave the message out, or PlainTexts")
+    check_weights([document], "PlainTexts")
     return Text(document.text(), part_of=document.group())
 
 

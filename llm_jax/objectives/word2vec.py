@@ -17,6 +17,7 @@ import numpy as np
 
 from llm_jax.core.alphabet import contract
 from llm_jax.core.parts import NonNegative, Part, Size, conform
+from llm_jax.data.documents import check_weights
 from llm_jax.layers.tokens import PADDING
 from llm_jax.models.word2vec import Word2Vec
 from llm_jax.objectives.objective import Objective
@@ -109,6 +110,9 @@ class _Windowed(Objective):
     window: Size = 5
     decisions: Decisions = NegativeSampling()
     subsample: NonNegative = 1e-3
+
+    def check(self, model, documents):
+        check_weights(documents, type(self).__name__)
 
     def prepare(self, data, tokenizer):
         count_V = data.counts(tokenizer)

@@ -7,10 +7,14 @@ from typing import Any
 import pytest
 
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Conversation, Example, Labelled, Preference, Text
+from llm_jax.data.denoising import Denoising
+from llm_jax.data.documents import Comparison, Conversation, Example, Labelled, Preference, Text
 from llm_jax.data.files import ArrayRecord, JsonLines
+from llm_jax.data.noising import Masked
+from llm_jax.data.preferences import Pairs
 from llm_jax.data.ratings import RatedReplies
 from llm_jax.data.sources import PlainTexts
+from llm_jax.objectives.word2vec import SkipGram
 from llm_jax.text.calls import Call
 from llm_jax.text.chat import Message
 
@@ -210,7 +214,18 @@ def test_the_advice_of_refusals_works(documents):
     assert documents(advised[-1])[0].messages[1].calls == (Call("f"),)
 
 
-def test_plain_texts_do_not_train_on_what_has_the_weight_0(documents, tmp_path):
-    documents({"messages": [USER, REPLY | {"weight": 0}]})
-    with pytest.raises(InputError, match="PlainTexts would train on a message with the weight 0"):
+def test_what_learns_all_of_a_text_refuses_the_weight_0(documents, tmp_path):
+    found = documents({"messages": [USER, REPLY | {"weight": 0}]})
+    with pytest.raises(InputError, match="PlainTexts would train on a message with the weight 0 too"):
         list(PlainTexts(JsonLines(str(tmp_path / "a.jsonl"))).documents())
+    bad = Message("assistant", "a", weight=0)
+    for how, told in ((Masked(), found), (Denoising(), found), (Pairs(), [Comparison((asked, said), (asked, bad))])):
+        with pytest.raises(InputError, match=f"{type(how).__name__} would train on a message with the weight 0 too"):
+            how.check_documents(told)
+    for how, fine in (
+        (Masked(), [Conversation((asked, said))]),
+        (Pairs(), [Preference((asked, bad, asked), "a", "b")]),
+    ):
+        how.check_documents(fine)
+    with pytest.raises(InputError, match="SkipGram would train on a message with the weight 0 too"):
+        SkipGram().check(None, found)
