@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Conversation, Rendering
-from llm_jax.text import Alpaca, Bytes, Call, ChatTemplate, Jinja, Message, Tokenizer, chat
+from llm_jax.text import Alpaca, Bytes, Call, ChatML, ChatTemplate, Jinja, Llama3, Message, Tokenizer, chat
 from llm_jax.text.byte_level import byte_level, bytes_first
 from llm_jax.text.special import ROLES
 from llm_jax.training.completions import Prompt
@@ -148,3 +148,22 @@ def test_tools_are_said_by_the_system():
     asked = [Message("system", "be kind"), Message("user", "q")]
     said = TEMPLATE.render(BYTES, [Message("system", "\n".join(tools)), *asked], reply=True)
     assert TEMPLATE.render(BYTES, asked, reply=True, tools=tools) == said
+
+
+blank = st.text(st.sampled_from(" \n\tab"), max_size=6)
+PUBLISHED = {ChatML(): "<|im_end|>", Llama3(): "<|eot_id|>", Alpaca(): "eos"}
+MARKED = Bytes().train([], tuple({name for template in PUBLISHED for name in template.tokens()}))
+
+
+@given(replies=st.lists(blank, min_size=1, max_size=3))
+@pytest.mark.parametrize("template", PUBLISHED, ids=lambda template: type(template).__name__)
+def test_the_white_space_of_a_reply_and_the_end_of_a_blank_one_are_learnt(template, replies):
+    """Code begins with white space, and a model that should say nothing should learn to stop."""
+    said = [m for reply in replies for m in (Message("user", "q"), Message("assistant", reply))]
+    ids, learn = template.render(MARKED, said)
+    end = MARKED.special[PUBLISHED[template]]
+    trims = isinstance(template, Llama3)
+    wanted = [i for reply in replies for i in (*(reply.strip() if trims else reply).encode(), end)]
+    assert [i for i, yes in zip(ids, learn, strict=True) if yes] == wanted
+    prompt, _ = template.render(MARKED, said[:-1], reply=True)
+    assert ids[: len(prompt)] == prompt, "what is learnt is what follows the prompt of a reply"
