@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 
@@ -34,6 +34,9 @@ class Experiment(Part):
     `ema` keeps an average of the parameters with that decay (0: none), which is what evaluation and sampling then use.
     A step whose loss, gradient or update is not finite is skipped: it changes neither the parameters nor what the
     optimiser and `ema` keep. The run stops after `patience` such steps in a row.
+    Of checkpoints the newest `keep_last` stay, and the best `keep_best` by the validation metric `best_by`, among those
+    that were evaluated at their own step. `best_mode` says whether its lowest ("min") or highest ("max") value is best;
+    None: as is known of `loss`, `perplexity`, `bits_per_byte`, `accuracy` and `reward`.
     `init_from` is the folder of a run to train on from: with its parameters and tokenizer, and what `data.rendering`
     leaves unsaid. `model` is `Inherited()` then, or one that has the same parameters, and `tokenizer` is `Kept()`.
     """
@@ -56,6 +59,8 @@ class Experiment(Part):
     save_every: Size = 100
     keep_last: Size = 2
     keep_best: Count = 1
+    best_by: str = "loss"
+    best_mode: Literal["min", "max"] | None = None
     tuning: Part | None = None  # which parameters are trained; None: all
     report: tuple[Part, ...] = ()  # what is measured and shown when the training has ended
     init_from: str = ""

@@ -24,7 +24,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from llm_jax.core.files import delete, unused
 from llm_jax.core.tables import InputError, nearest
@@ -69,7 +69,8 @@ class Checkpoints:
 
     Attributes:
       keep_last: how many of the newest are kept.
-      keep_best: how many of those with the lowest metric `best_by` are kept besides.
+      keep_best: how many of the best are kept besides, among those that were evaluated at their own step.
+      best_by: the metric that they are the best by: of its lowest values for `best_mode` "min", else of its highest.
       note: where the lines go that tell of a damaged checkpoint, or of one that cannot be removed; standard error by
         default.
     """
@@ -82,13 +83,15 @@ class Checkpoints:
         keep_last: int = 2,
         keep_best: int = 1,
         best_by: str = "loss",
+        best_mode: Literal["min", "max"] = "min",
         note: Callable[[str], None] = _say,
     ):
         if keep_last < 1:
             raise InputError(f"at least 1 checkpoint must be kept, not {keep_last}")
         self.folder = folder.absolute()
         self.manifest = dict(manifest)
-        self.keep_last, self.keep_best, self.best_by = keep_last, keep_best, best_by
+        self.keep_last, self.keep_best = keep_last, keep_best
+        self.best_by, self.best_mode = best_by, best_mode
         self._shown = folder
         self._note = note
         self._sound: set[int] = set()  # checked, or saved by ourselves
@@ -109,7 +112,7 @@ class Checkpoints:
         Args:
           state: a pytree of arrays.
           data: JSON: where the data iterator stands.
-          metrics: the latest evaluation.
+          metrics: the latest evaluation, and as `step` that which it is of; without one it is of this step.
 
         Raises:
           InputError: it cannot be written, now or while the save before was going on (the disk is full, say); older
@@ -199,12 +202,15 @@ class Checkpoints:
                 )
 
     def _rank(self, step: int) -> float:
-        """Lower is better; without a finite metric, or with a damaged file, infinity."""
+        """Lower is better; without a finite metric of this very step, or with a damaged file, infinity."""
         try:
-            value = float(json.loads((self._path(step) / "metrics.json").read_bytes())[self.best_by])
-        except (OSError, ValueError, KeyError, TypeError):
+            metrics = json.loads((self._path(step) / "metrics.json").read_bytes())
+            value, of = float(metrics[self.best_by]), metrics.get("step", step)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return math.inf
-        return value if math.isfinite(value) else math.inf
+        if of != step or not math.isfinite(value):
+            return math.inf
+        return value if self.best_mode == "min" else -value
 
     def _discard(self, partial: Path) -> None:
         for leftover in self.folder.glob(f"{partial.name}*"):
@@ -247,7 +253,7 @@ class Checkpoints:
         """The field `name` of the state alone (also of its average).
 
         Args:
-          which: "newest" is the newest sound one, "best" the one with the lowest `best_by`; or a step.
+          which: "newest" is the newest sound one, "best" the best by `best_by`; or a step.
 
         Raises:
           InputError: there is no such checkpoint, it is not sound, or it holds other arrays than `template`.
@@ -301,9 +307,13 @@ class Checkpoints:
                 rank = self._rank(step)
             if rank < math.inf:
                 measured[step] = rank
-        # of equal ones the first: a checkpoint between two evaluations repeats what was measured before it
-        best = min(measured, key=lambda step: (measured[step], step), default=max(kept.values(), default=None))
-        step = best if which == "best" and best is not None else kept.get(which)
+        if which == "best" and kept and not measured:
+            raise InputError(
+                f"no checkpoint in {self._shown} has its own {self.best_by}, they were saved between evaluations: "
+                f"train with save_every a multiple of eval_every, or choose {' or '.join(['newest', *kept])}"
+            )
+        best = min(measured, key=lambda step: (measured[step], step), default=None)
+        step = best if which == "best" else kept.get(which)
         if step is None:
             raise InputError(f"no checkpoint {which!r} in {self._shown}: {nearest(which, ['newest', 'best', *kept])}")
         with self._reading(step):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from llm_jax.core.tables import InputError
+from llm_jax.experiment import Experiment
 from llm_jax.parallel.layout import place
 from llm_jax.training.program import Program
 
@@ -69,6 +70,24 @@ def means(sums: Mapping[str, Any], likelihood: bool = True) -> dict[str, float]:
     return dict(sorted(found.items(), key=lambda item: ORDER.get(item[0], len(ORDER))))
 
 
+def best_mode(experiment: Experiment) -> Literal["min", "max"]:
+    """Whether the lowest or the highest value of `best_by` is the best.
+
+    Raises:
+      InputError: the metric does not say so by its name, nor the experiment.
+    """
+    mode = experiment.best_mode or MODES.get(experiment.best_by)
+    if mode is None:
+        raise InputError(
+            f"best_by={experiment.best_by!r}: say whether its lowest or its highest value is the best, with "
+            "best_mode='min' or best_mode='max'"
+        )
+    return mode
+
+
+MODES: Mapping[str, Literal["min", "max"]] = {
+    "loss": "min", "perplexity": "min", "bits_per_byte": "min", "accuracy": "max", "reward": "max",
+}  # fmt: skip
 WEIGHT = "_weight"
 OWN = {"weight", "loss", "bytes"}
 NAMES = dict(correct="accuracy")

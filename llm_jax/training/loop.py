@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from llm_jax.core.process import set_up
-from llm_jax.core.tables import InputError
+from llm_jax.core.tables import InputError, nearest
 from llm_jax.core.workers import not_in_worker
 from llm_jax.data.presentation import Batch
 from llm_jax.experiment import Experiment
@@ -21,7 +22,7 @@ from llm_jax.training.check import check_families, check_openings
 from llm_jax.training.checkpoints import Checkpoints
 from llm_jax.training.disk import space_for
 from llm_jax.training.display import Display
-from llm_jax.training.evaluation import evaluate, means
+from llm_jax.training.evaluation import best_mode, evaluate, means
 from llm_jax.training.finished import Finished
 from llm_jax.training.frozen import keep, kept
 from llm_jax.training.inherit import begin, equip, first_tokenizer, inherit
@@ -61,8 +62,9 @@ def train(experiment: Experiment, workdir: str | Path) -> TrainState:
         check_openings(experiment)
         program = Program(experiment, _mesh(experiment), tokenizer)
         checkpoints = Checkpoints(
-            run.checkpoints, experiment.manifest(), keep_last=experiment.keep_last, keep_best=experiment.keep_best
-        )
+            run.checkpoints, experiment.manifest(), keep_last=experiment.keep_last, keep_best=experiment.keep_best,
+            best_by=experiment.best_by, best_mode=best_mode(experiment),
+        )  # fmt: skip
         with checkpoints, Display(experiment.steps) as display:
             return Training(program, tokenizer, run, checkpoints, display).run_to_end()
 
@@ -83,7 +85,7 @@ class Training:
             program=program,
         )  # fmt: skip
         self.held_out = data.evaluation(tokenizer, process=jax.process_index(), processes=jax.process_count())
-        self.evaluated: dict[str, float] = {}
+        self.evaluated: dict[str, float] = {}  # the newest evaluation, with the step it is of
         self.weighed: tuple[int, Any] = (0, 1.0)  # the newest step, and what its targets weigh
 
     def run_to_end(self) -> TrainState:
@@ -92,6 +94,8 @@ class Training:
             begun = int(state.step)
             self.speed = Speed(self.program)
             self.display.note(self.speed.introduction())
+            if unmeasured := _unmeasured(self.experiment):
+                self.display.note(unmeasured)
             cut(self.run.completions, begun)
             with MetricsLog(self.run.metrics, self.run.events, begun or None) as self.metrics:
                 with Interrupt() as interrupt:
@@ -159,13 +163,29 @@ class Training:
         if step % experiment.eval_every == 0 or last:
             self._demand_targets()
             with self.speed.paused():
-                self.evaluated = evaluate(self.program, state.best, self.held_out, state.frozen)
-                self._write(step, "validation", self.evaluated)
+                measured = evaluate(self.program, state.best, self.held_out, state.frozen)
+                self._write(step, "validation", measured)
                 self._show_completions(step)
+                self.evaluated = measured | {"step": step}
+                self._demand_best(step, state)
         if step % experiment.save_every == 0:
             with self.speed.paused():
                 self._save(step, state)
         return state
+
+    def _demand_best(self, step: int, state: TrainState) -> None:
+        """Nothing, if the evaluation measured what the best checkpoint goes by.
+
+        Raises:
+          InputError: it did not. The state is saved.
+        """
+        if self.experiment.keep_best and (by := self.experiment.best_by) not in self.evaluated:
+            self._save(step, state)
+            self.checkpoints.wait()
+            raise InputError(
+                f"best_by: the evaluation measures no {by!r}: {nearest(by, self.evaluated.keys() - {'step'})} "
+                f"(step {step} is saved: the same command goes on from there)"
+            )
 
     def _demand_targets(self) -> None:
         """Nothing, if the newest step had a target to learn. (A weight that is no number is left to `patience`.)
@@ -241,6 +261,18 @@ def keep_tokenizer(tokenizer: Tokenizer, run: Run) -> None:
     """Puts it in the run's folder, whole or not at all."""
     with space_for(f"the tokenizer is not in {run.tokenizer}"):
         tokenizer.save(run.tokenizer)
+
+
+def _unmeasured(experiment: Experiment) -> str | None:
+    """What is to be said of checkpoints that are saved between two evaluations."""
+    if not experiment.keep_best or experiment.save_every % experiment.eval_every == 0:
+        return None
+    both = math.lcm(experiment.save_every, experiment.eval_every)
+    which = "the last step" if both >= experiment.steps else f"every {both} steps and the last one"
+    return (
+        f"save_every={experiment.save_every} is no multiple of eval_every={experiment.eval_every}: the best checkpoint "
+        f"is chosen among those that were evaluated at their own step ({which})"
+    )
 
 
 def _mesh(experiment: Experiment) -> Any:

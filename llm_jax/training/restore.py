@@ -18,6 +18,7 @@ from llm_jax.inference.language_model import LanguageModel
 from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
 from llm_jax.training.check import check_families
 from llm_jax.training.checkpoints import Checkpoints
+from llm_jax.training.evaluation import best_mode
 from llm_jax.training.finished import language_model
 from llm_jax.training.frozen import kept
 from llm_jax.training.program import WEIGHTS, Program, fill
@@ -34,7 +35,7 @@ def restore(
     Args:
       assignments: settings to change first, as of `--set`; the parameters must still fit.
       modules: names of user modules that the manifest may name.
-      checkpoint: "newest", "best" (by the loss of the evaluations), or a step.
+      checkpoint: "newest", "best" (by the metric that `best_by` names), or a step.
 
     Raises:
       InputError: there is no run, it is damaged, or it has no checkpoint yet.
@@ -48,7 +49,8 @@ def restore(
     experiment = fill(experiment, tokenizer)
     layout: Any = experiment.layout
     mesh = layout.mesh()
-    saved = dataclasses.replace(before, model=experiment.model, layout=experiment.layout, ema=experiment.ema)
+    free = ("model", "layout", "ema", "best_by", "best_mode")
+    saved = dataclasses.replace(before, **{name: getattr(experiment, name) for name in free})
     trained = Program(saved, mesh, tokenizer)
     params, frozen = open_checkpoint(run, trained, checkpoint)
     program = Program(experiment.override({"tuning": None}), mesh, tokenizer)
@@ -67,7 +69,10 @@ def open_checkpoint(run: Run, program: Program, checkpoint: str = "newest") -> t
       InputError: there is no such checkpoint, it holds other arrays, or numbers that are not finite.
     """
     name = "average" if program.experiment.ema else "params"
-    with Checkpoints(run.checkpoints, run.manifest) as checkpoints, jax.set_mesh(program.mesh):
+    experiment = program.experiment
+    mode = best_mode(experiment) if checkpoint == "best" else "min"
+    opened = Checkpoints(run.checkpoints, run.manifest, best_by=experiment.best_by, best_mode=mode)
+    with opened as checkpoints, jax.set_mesh(program.mesh):
         if not checkpoints.steps():
             raise InputError(f"no checkpoint in {run.checkpoints}: train first")
         template = program.template if run.frozen.exists() else None  # it is there before the first checkpoint is

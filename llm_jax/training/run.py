@@ -22,6 +22,8 @@ MAY_DIFFER = frozenset(
         "save_every",
         "keep_last",
         "keep_best",
+        "best_by",
+        "best_mode",
         "patience",
         "layout",
         "report",

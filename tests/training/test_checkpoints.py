@@ -157,12 +157,33 @@ def test_keeps_the_last_and_the_best(make):
     assert {path.name for path in make().folder.iterdir()} == {f"{step:08d}" for step in (2, 3, 6, 7)}
 
 
-def test_the_best_is_the_one_that_was_measured(make):
-    """Not one saved after it, which repeats what was measured before; of a reward, the loss is negative."""
-    with make(keep_last=3) as checkpoints:
-        for step, loss in ((1, None), (2, -1.0), (3, -1.0), (4, 0.5)):
-            checkpoints.save(step, {"w": jnp.zeros(2)}, {}, {} if loss is None else {"loss": loss})
-    assert make().restore_params(jax.ShapeDtypeStruct((2,), jnp.float32), "w", "best").step == 2
+def best_of(checkpoints):
+    return checkpoints.restore_params(jax.ShapeDtypeStruct((2,), jnp.float32), "w", "best").step
+
+
+def test_the_best_is_among_those_that_were_evaluated_at_their_own_step(make):
+    """Of a reward, the loss is negative."""
+    measured = {1: {}, 2: {"loss": -1.0, "step": 2}, 3: {"loss": -2.0, "step": 2}, 4: {"loss": 0.5, "step": 4}}
+    with make(keep_last=1) as checkpoints:
+        for step, metrics in measured.items():
+            checkpoints.save(step, {"w": jnp.zeros(2)}, {}, metrics)
+    assert make().steps() == [2, 4] and best_of(make()) == 2
+
+
+def test_the_best_by_another_metric_may_be_the_highest(make):
+    with make(keep_last=1, best_by="accuracy", best_mode="max") as checkpoints:
+        for step, (loss, accuracy) in enumerate([(1.0, 0.5), (3.0, 0.75), (2.0, 0.25)], 1):
+            checkpoints.save(step, {"w": jnp.zeros(2)}, {}, {"loss": loss, "accuracy": accuracy, "step": step})
+    assert make().steps() == [2, 3]
+    assert best_of(make(best_by="accuracy", best_mode="max")) == 2 and best_of(make()) == 3
+
+
+def test_no_best_among_those_saved_between_evaluations(make):
+    with make() as checkpoints:
+        for step in (40, 80):
+            checkpoints.save(step, {"w": jnp.zeros(2)}, {}, {"loss": 1.0, "step": 60} if step == 80 else {})
+    with pytest.raises(InputError, match=r"has its own loss, .* multiple of eval_every, or choose newest or 40 or 80$"):
+        best_of(make())
 
 
 def test_a_step_that_was_saved_is_left_alone(make):

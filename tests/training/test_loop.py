@@ -1,0 +1,38 @@
+"""What a training leaves behind."""
+
+import json
+
+import pytest
+
+from llm_jax.core.tables import InputError
+from llm_jax.training.evaluation import best_mode, evaluate
+from llm_jax.training.loop import train
+from llm_jax.training.restore import restore
+
+
+def test_a_checkpoint_says_of_which_step_its_metrics_are_and_the_best_is_measured(tiny, tmp_path, capsys):
+    wanted = tiny.override({"steps": 9, "eval_every": 6, "save_every": 4, "keep_last": 9, "best_by": "acuracy"})
+    wanted = wanted.override({"best_mode": "max"})
+    with pytest.raises(InputError, match=r"measures no 'acuracy': did you mean 'accuracy'\? \(step 6 is saved"):
+        train(wanted, tmp_path)
+    wanted = wanted.override({"best_by": "accuracy", "best_mode": None})
+    train(wanted, tmp_path)
+    assert "save_every=4 is no multiple of eval_every=6: " in (said := capsys.readouterr().out)
+    assert "(the last step)" in said
+    kept = {int(path.name): json.loads((path / "metrics.json").read_bytes()) for path in tmp_path.glob("checkpoints/*")}
+    assert {step: metrics.get("step") for step, metrics in kept.items()} == {4: None, 6: 6, 8: 6, 9: 9}
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    logged = {line["step"]: line for line in lines if line["split"] == "validation"}
+    for step in (6, 9):
+        assert kept[step] == {name: value for name, value in logged[step].items() if name != "split"}
+    best = max((6, 9), key=lambda step: logged[step]["accuracy"])
+    program, tokenizer, params = restore(tmp_path, modules=(type(tiny.data.source).__module__,), checkpoint="best")
+    found = evaluate(program, params, program.experiment.data.evaluation(tokenizer), program.frozen)
+    assert found == pytest.approx({name: logged[best][name] for name in found}, rel=1e-6)
+
+
+def test_which_value_of_a_metric_is_the_best(tiny):
+    assert best_mode(tiny) == "min" and best_mode(tiny.override({"best_by": "accuracy"})) == "max"
+    with pytest.raises(InputError, match="best_mode='min' or best_mode='max'"):
+        best_mode(tiny.override({"best_by": "kl"}))
+    assert best_mode(tiny.override({"best_by": "kl", "best_mode": "min"})) == "min"
