@@ -29,7 +29,7 @@ flags.DEFINE_float("top_p", 1.0, "Sample among the likeliest tokens that hold th
 flags.DEFINE_float("min_p", 0.0, "Sample among tokens at least so likely as this share of the likeliest.", 0, 1)
 flags.DEFINE_float("repetition_penalty", 1.0, "Above 1, tokens already there become less likely.")
 flags.DEFINE_multi_string("stop", [], "A text at which to stop.")
-flags.DEFINE_integer("seed", 0, "The seed of the sampling.")
+flags.DEFINE_integer("seed", 0, "The seed of the sampling.", lower_bound=0, upper_bound=2**63 - 1)
 flags.DEFINE_string("to", None, "The folder to export to: a new one.")
 flags.DEFINE_string("system", None, "What the model is told before the chat.")
 

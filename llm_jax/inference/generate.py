@@ -19,6 +19,7 @@ import numpy as np
 
 from llm_jax.core.finite import CAUSE
 from llm_jax.core.quantized import is_quantized
+from llm_jax.core.seeds import random_key
 from llm_jax.core.tables import InputError
 from llm_jax.inference.sampling import Sampler
 from llm_jax.layers.cache import Cache
@@ -64,8 +65,12 @@ class Progress:
 
 
 def row_keys(seed: int, rows: Sequence[int]) -> jax.Array:
-    """A key for each of these rows of a batch. It depends on the seed and the row's number alone."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(rows, jnp.uint32))
+    """A key for each of these rows of a batch. It depends on the seed and the row's number alone.
+
+    Raises:
+      InputError: the seed is no whole number from 0 to 2^64 - 1.
+    """
+    return jax.vmap(jax.random.fold_in, (None, 0))(random_key(seed), jnp.asarray(rows, jnp.uint32))
 
 
 def prepare(model: Model, params: Any, dtype) -> Any:

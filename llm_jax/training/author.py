@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from llm_jax.core.parts import conform
+from llm_jax.core.seeds import random_key
 from llm_jax.data.loader import interleaved
 from llm_jax.data.pipeline import SplitName
 from llm_jax.data.presentation import Batch
@@ -113,5 +114,5 @@ class HeldOut:
 
 def keys(seed: int, number: int, rows: int) -> jax.Array:
     """A key for each row of a rollout."""
-    key = jax.random.fold_in(jax.random.key(seed), number)
+    key = jax.random.fold_in(random_key(seed), number)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(rows, dtype=np.uint32))

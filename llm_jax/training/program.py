@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llm_jax.core import parts
 from llm_jax.core.alphabet import is_lettered
 from llm_jax.core.parts import conform
+from llm_jax.core.seeds import random_key
 from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment
 from llm_jax.models.model import Model
@@ -138,7 +139,7 @@ class Program:
         """
         others = others or {}
         with jax.set_mesh(self.mesh):
-            key = jax.random.key(self.experiment.seed)
+            key = random_key(self.experiment.seed)
             if params is None:
                 return jax.jit(self._begin, out_shardings=self._shardings())(key, self.made, others)
             used_up = () if self.experiment.tuning else (1,)
@@ -149,7 +150,7 @@ class Program:
         """The model's parameters, drawn from the seed."""
         with jax.set_mesh(self.mesh):
             laid = jax.tree.map(lambda leaf: leaf.sharding, self.parameters)
-            return jax.jit(self._drawn, out_shardings=laid)(jax.random.key(self.experiment.seed))
+            return jax.jit(self._drawn, out_shardings=laid)(random_key(self.experiment.seed))
 
     def freeze(self, params: Any, others: Any = None) -> Any:
         """What a run that begins with these parameters reads and nobody trains; None if there is nothing."""
@@ -274,7 +275,7 @@ class Program:
 
     def _update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         experiment, optimizer = self.experiment, self.experiment.optimizer
-        key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
+        key = jax.random.fold_in(random_key(experiment.seed), state.step)
         slopes, sums = self._gradients(state, batch, key)
         weight = jnp.maximum(sums["weight"], 1e-30)
         slopes = jax.tree.map(lambda g: g / weight, slopes)

@@ -249,3 +249,4 @@ def test_a_stop_string_cuts_the_text_wherever_tokens_split(text, stop):
 def test_row_keys_depend_on_the_row_alone():
     data = jax.random.key_data
     np.testing.assert_array_equal(data(row_keys(7, [0, 1, 2]))[2], data(row_keys(7, [2]))[0])
+    assert (data(row_keys(7, [0])) != data(row_keys(7 + 2**32, [0]))).any(), "all bits of the seed count"

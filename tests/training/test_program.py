@@ -1,6 +1,7 @@
 """The step: microbatches, steps that are skipped, averages, precision, and what evaluation says."""
 
 import dataclasses
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -199,6 +200,15 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(tiny, stepper, b
         run(batches[0])
     same(first.kept(), second.kept())
     assert np.abs(first.kept().params["embed"]["table"] - other.kept().params["embed"]["table"]).max() > 1e-3
+
+
+def test_seeds_beyond_32_bits_are_seeds_of_their_own(tiny):
+    """For parameters, and for the order of the data; for what is sampled, see tests/inference."""
+    drawn = [
+        np.asarray(Program(tiny.override({"seed": seed}), tiny.layout.mesh()).draw()["embed"]["table"])
+        for seed in (0, 2**32, 2**33)
+    ]
+    assert min(np.abs(a - b).max() for a, b in itertools.combinations(drawn, 2)) > 1e-3
 
 
 def test_overfits_one_batch_and_bfloat16_comes_close(tiny, stepper, batches):
