@@ -19,6 +19,11 @@ flags.DEFINE_multi_string("set", [], "A setting to change, as path=value: steps=
 flags.DEFINE_multi_string("modules", [], "A Python file of yours whose parts the run's manifest may name: it is run.")
 flags.DEFINE_string("data_dir", None, "A folder with copies of the files that would be downloaded.")
 flags.DEFINE_multi_string("prompt", [], "A text to go on from; give several for a batch.")
+flags.DEFINE_multi_string("prompt_ids", [], "The same as token ids: 1,15043,29892.")
+flags.DEFINE_enum(
+    "special_tokens", "text", ["text", "parse"],
+    "What to make of special tokens that a prompt spells: ordinary text, or, if you trust it, those tokens.",
+)  # fmt: skip
 flags.DEFINE_integer(
     "max_tokens", None, "The most tokens to generate; by default what the context holds.", lower_bound=1
 )
@@ -121,16 +126,26 @@ def sample() -> None:
     from llm_jax.text.tokenizer import check_text
 
     lm = _load()
-    prompts = FLAGS.prompt or [""]
-    for prompt in prompts:
+    for prompt in FLAGS.prompt:
         check_text(prompt, "--prompt")  # before any of it is shown
+    prompts = [*FLAGS.prompt, *map(_token_ids, FLAGS.prompt_ids)] or [""]
+    shown = [prompt if isinstance(prompt, str) else lm.tokenizer.decode(prompt) for prompt in prompts]
+    settings = dict(stop=tuple(FLAGS.stop), special_tokens=FLAGS.special_tokens, **_values(WRITING))
     if len(prompts) == 1:
-        print(prompts[0], end="")
-        for piece in lm.stream(prompts[0], stop=tuple(FLAGS.stop), **_values(WRITING)):
+        pieces = lm.stream(prompts[0], **settings)
+        print(shown[0], end="")
+        for piece in pieces:
             print(piece, end="", flush=True)
         return print()
-    for prompt, text in zip(prompts, lm.generate(prompts, stop=tuple(FLAGS.stop), **_values(WRITING)), strict=True):
+    for prompt, text in zip(shown, lm.generate(prompts, **settings), strict=True):
         print(f"{prompt}{text}\n")
+
+
+def _token_ids(text: str) -> list[int]:
+    try:
+        return [int(token) for token in text.replace(",", " ").split()]
+    except ValueError:
+        raise InputError(f"--prompt_ids must be token ids, as in --prompt_ids=1,15043,29892, not {text!r}") from None
 
 
 def chat() -> None:
@@ -176,7 +191,7 @@ VERBS = dict(
     ),
     train=Verb(train, "train, or go on from the newest checkpoint", True, ("workdir", "set", "modules", "data_dir")),
     eval=Verb(evaluate, "measure a run's model", False, (*RUN, "data_dir")),
-    sample=Verb(sample, "generate text", False, (*RUN, "prompt", "stop", *WRITING)),
+    sample=Verb(sample, "generate text", False, (*RUN, "prompt", "prompt_ids", "special_tokens", "stop", *WRITING)),
     **{"import": Verb(import_, "make a run of a Hugging Face folder or a .gguf", True, ("workdir",), "SOURCE")},
     export=Verb(export, "write a run's model as a Hugging Face folder", False, (*RUN, "to")),
     chat=Verb(chat, "talk with a run's model in the terminal", False, (*RUN, "system", *WRITING)),

@@ -36,6 +36,7 @@ from llm_jax.interop.imports import load
 from llm_jax.models.model import Generator, Translator
 from llm_jax.text.chat import Message
 from llm_jax.text.guard import ROLE_NAMES
+from llm_jax.text.prompts import SpecialTokens, check_special_tokens, notice, parse, token_ids
 from llm_jax.text.special import frame
 
 ROWS = 16  # of a batch, where the harness is told to find out itself
@@ -48,8 +49,9 @@ class Harness(TemplateLM):
     """A generator as the harness asks for it: how likely is this after that; go on from here.
 
     A text begins with `bos` where it did in the data (of a published model: where its tokenizer puts one), or as
-    `add_bos_token` says; also where it spells it out. Nothing else in a text is read as a special token. What is too
-    long loses its beginning. A conversation is written by the model's own template, with nothing before it.
+    `add_bos_token` says; also where it spells it out. Nothing else in a text is read as a special token, which is said
+    once where a text spells one. A request may have token ids in place of a text. What is too long loses its beginning.
+    A conversation is written by the model's own template, with nothing before it.
 
     Args:
       workdir: a run's folder, a Hugging Face folder, a .gguf, or a language model.
@@ -58,6 +60,7 @@ class Harness(TemplateLM):
       max_length: tokens in view; None: as many as the model has.
       modules: a Python file of yours whose parts the run's manifest names.
       seed: of what tasks ask to be sampled.
+      special_tokens: "parse" reads the special tokens that texts spell as these, of tasks that you trust.
       device, max_batch_size: the harness gives them to all models; JAX has chosen its devices.
 
     Raises:
@@ -67,9 +70,11 @@ class Harness(TemplateLM):
     def __init__(
         self, workdir: str | LanguageModel, batch_size: int | str = "auto", checkpoint: int | str = "newest",
         max_length: int | None = None, add_bos_token: bool | None = None, modules: str | None = None, seed: int = 0,
-        device: Any = None, max_batch_size: Any = None,
+        special_tokens: SpecialTokens = "text", device: Any = None, max_batch_size: Any = None,
     ):  # fmt: skip
         super().__init__()
+        check_special_tokens(special_tokens)
+        self._special_tokens, self._noticed = special_tokens, False
         if not isinstance(workdir, LanguageModel):
             names = () if modules is None else (load_module(modules).__name__,)
             workdir = load(str(workdir), names, checkpoint=str(checkpoint))
@@ -110,15 +115,46 @@ class Harness(TemplateLM):
         """What the harness knows its stored requests by."""
         return self.tokenizer.identity
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+    def tok_encode(
+        self, string: str | Sequence[int], add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:  # fmt: skip
+        if not isinstance(string, str):
+            return token_ids(string, self.tokenizer.vocabulary)
         if string.startswith(BEGIN):
             return self._read(string.removeprefix(BEGIN))
-        prefix = self.prefix_token_id
-        spelt = self._names[prefix]
-        if spelt not in ROLE_NAMES and string.startswith(spelt):
-            return [prefix, *self.tokenizer.spans(string.removeprefix(spelt), first=False)[0]]
         bos = frame(self.tokenizer.special, "bos", self._bos and add_special_tokens is not False)
+        if self._special_tokens == "parse":
+            ids = parse(self.tokenizer, string, self.lm.template)
+            return ids if ids[:1] == [self.prefix_token_id] else [*bos, *ids]
+        if (rest := self._after_prefix(string)) is not None:
+            return [self.prefix_token_id, *self.tokenizer.spans(rest, first=False)[0]]
         return [*bos, *self.tokenizer.encode(string)]
+
+    def _after_prefix(self, string: str) -> str | None:
+        """The text after the `bos` that it spells out, if it begins so."""
+        spelt = self._names[self.prefix_token_id]
+        return string.removeprefix(spelt) if spelt not in ROLE_NAMES and string.startswith(spelt) else None
+
+    def _encode_pair(self, context: Any, continuation: Any) -> tuple[list[int], list[int]]:
+        """As the harness splits two texts; either may be token ids."""
+        if isinstance(context, str) and isinstance(continuation, str):
+            return super()._encode_pair(context, continuation)
+        before = self.tok_encode(context) or [self.prefix_token_id]
+        if not isinstance(continuation, str):
+            return before, self.tok_encode(continuation)
+        if self._special_tokens == "parse":
+            return before, parse(self.tokenizer, continuation, self.lm.template, first=False)
+        return before, self.tokenizer.spans(continuation, first=False)[0]
+
+    def _notice(self, requests: Sequence[Any], count: int) -> None:
+        """Says once that the first `count` texts of requests spell special tokens, if they do."""
+        if self._noticed or self._special_tokens == "parse":
+            return
+        texts = [text for request in requests for text in request.args[:count] if isinstance(text, str)]
+        read = [rest if (rest := self._after_prefix(text)) is not None else text for text in texts]
+        if told := notice(self.tokenizer, [text for text in read if not text.startswith(BEGIN)]):
+            self._noticed = True
+            logging.warning("%s", told)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation as a text that `tok_encode` knows: no content of it yields a special token.
@@ -187,7 +223,12 @@ class Harness(TemplateLM):
                 self.cache_hook.add_partial("loglikelihood", asked, answer)
         return found
 
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        self._notice(requests, 2)
+        return super().loglikelihood(requests, disable_tqdm)
+
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        self._notice(requests, 1)
         windows: list[tuple[int, Any]] = []
         for number, request in enumerate(requests):
             (text,) = request.args
@@ -207,6 +248,7 @@ class Harness(TemplateLM):
     # ---------------------------------------------------------------------------------------------------------- writing
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        self._notice(requests, 1)
         prompts = [self.tok_encode(request.args[0]) or [self.prefix_token_id] for request in requests]
         said = [""] * len(requests)
         alike: dict[str, list[int]] = {}

@@ -21,9 +21,11 @@ from llm_jax.models.encoder import Encoder
 from llm_jax.models.heads import Classifier
 from llm_jax.models.model import Generator, Model, Translator
 from llm_jax.text.chat import ChatTemplate, Message
+from llm_jax.text.prompts import SpecialTokens, check_special_tokens, notice, parse, token_ids
 from llm_jax.text.special import frame
 from llm_jax.text.tokenizer import StreamDecoder, Tokenizer
 
+Prompt = str | Sequence[int] | np.ndarray | Conversation  # a text, token ids, or a conversation to reply to
 PIECE = 0.05  # seconds of text in a piece that is streamed, about: faster than the eye minds
 
 
@@ -37,7 +39,7 @@ class LanguageModel:
       bos, eos: whether plain text begins with the `bos` token, and ends with `eos`, as it did in the data.
       prompt_eos: whether a prompt ends with `eos`, as the sources of BART and T5 do.
       context: how many tokens it can hold in view, or None: there is no bound.
-      warn: what is called, once, when `reply` leaves out turns.
+      warn: what is called, once, when `reply` leaves out turns, and once when a text spells special tokens.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class LanguageModel:
         self.bos, self.eos, self.prompt_eos = bos, eos, prompt_eos
         self.context = model.limit()
         self.warn: Callable[[str], object] = logging.warning
-        self._warned = False
+        self._warned = self._noticed = False
 
     def __repr__(self) -> str:
         return f"LanguageModel({show(self.model, whole=False)}, {self.tokenizer.vocabulary:,} tokens, {self.dtype})"
@@ -79,30 +81,43 @@ class LanguageModel:
             raise InputError(f"token id {wrong} is not in the vocabulary, which has ids 0 to {vocabulary - 1}")
         return np.asarray(_logits(self.model, self._prepared, ids_BT.astype(np.int32)))
 
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
+    def embed(
+        self, texts: Sequence[str | Sequence[int] | np.ndarray], special_tokens: SpecialTokens = "text"
+    ) -> np.ndarray:  # fmt: skip
         """float32 [B, D]: an Encoder's vector for each text, by its `pooling`.
+
+        Token ids are read as they are; `special_tokens` is that of `generate`.
 
         Raises:
           InputError: the model is no Encoder, or a text is longer than it reads.
         """
-        return embed(conform(self.model, Encoder, "model"), self._prepared, self._whole(texts))
+        model = conform(self.model, Encoder, "model")
+        return embed(model, self._prepared, self._whole(texts, special_tokens))
 
-    def classify(self, texts: Sequence[str]) -> np.ndarray:
+    def classify(
+        self, texts: Sequence[str | Sequence[int] | np.ndarray], special_tokens: SpecialTokens = "text"
+    ) -> np.ndarray:  # fmt: skip
         """float32 [B, O]: how probable each of a Classifier's classes is, of each text.
+
+        Token ids are read as they are; `special_tokens` is that of `generate`.
 
         Raises:
           InputError: the model is no Classifier, or a text is longer than it reads.
         """
-        return classify(conform(self.model, Classifier, "model"), self._prepared, self._whole(texts))
+        model = conform(self.model, Classifier, "model")
+        return classify(model, self._prepared, self._whole(texts, special_tokens))
 
     def generate(
-        self, prompts: Sequence[str | Conversation], max_tokens: int | None = None, temperature: float = 1.0,
+        self, prompts: Sequence[Prompt], max_tokens: int | None = None, temperature: float = 1.0,
         top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0, seed: int = 0,
-        stop: str | Sequence[str] = (), images: Any = None,
+        stop: str | Sequence[str] = (), images: Any = None, special_tokens: SpecialTokens = "text",
     ) -> list[str]:  # fmt: skip
         """How each prompt goes on: the new text alone, up to the end of the document or turn, or a `stop` string.
 
-        A prompt may be a conversation, which goes on with the assistant's turn (`Message.reply` reads calls in it).
+        A prompt may be a conversation, which goes on with the assistant's turn (`Message.reply` reads calls in it), or
+        token ids, which are read as they are. What spells a special token in a text (`<|im_end|>`) is ordinary text,
+        so that no text can forge one, and that is said once; `special_tokens="parse"` reads it as that token, in
+        prompts that you trust.
 
         `max_tokens` None: as long as the context has room. The settings are those of `Sampling`. What a row says
         depends on its prompt, its number, and the seed. `images` [B, rows, columns, channels], one for each prompt, are
@@ -114,10 +129,10 @@ class LanguageModel:
         """
         if isinstance(prompts, str):
             raise InputError("prompts must be a list of texts, not one text: write [prompt]")
-        if not prompts:
+        if not len(prompts):
             return []
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        ids = [self._prompt(prompt) for prompt in prompts]
+        ids = self._prompts(prompts, special_tokens)
         stop = _stop_strings(stop)
         beside = {} if images is None else dict(image_BYXA=_pixels(images))
         generation = self._begin(ids, max_tokens, sampling, seed, beside)
@@ -132,9 +147,9 @@ class LanguageModel:
         return [text + writer.flush() for text, writer in zip(texts, writers, strict=True)]
 
     def stream(
-        self, prompt: str, max_tokens: int | None = None, temperature: float = 1.0, top_k: int = 0,
+        self, prompt: Prompt, max_tokens: int | None = None, temperature: float = 1.0, top_k: int = 0,
         top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0, seed: int = 0,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] = (), special_tokens: SpecialTokens = "text",
     ) -> Iterator[str]:  # fmt: skip
         """What `generate` says of one prompt, in pieces as they are certain.
 
@@ -142,8 +157,8 @@ class LanguageModel:
           InputError: as `generate`, at once.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        ids = self._prompt(prompt)
-        writer = Writer(self._stream_after(ids), _stop_strings(stop))
+        (ids,) = self._prompts([prompt], special_tokens)
+        writer = Writer(self._stream_after([] if isinstance(prompt, Conversation) else ids), _stop_strings(stop))
         return _pieces(self._begin([ids], max_tokens, sampling, seed), writer)
 
     def reply(
@@ -195,20 +210,43 @@ class LanguageModel:
             f"that is more than the model's context of {self.context}: shorten it"
         )
 
-    def _whole(self, texts: Sequence[str]) -> list[list[int]]:
+    def _whole(
+        self, texts: Sequence[str | Sequence[int] | np.ndarray], special_tokens: SpecialTokens
+    ) -> list[list[int]]:  # fmt: skip
         """As documents of the data are."""
         if isinstance(texts, str):
             raise InputError("texts must be a list of texts, not one text: write [text]")
-        after = frame(self.tokenizer.special, "eos", self.eos)
-        return [[*self._plain(text), *after] for text in texts]
+        return self._prompts(texts, special_tokens, self.eos)
 
     def _plain(self, prompt: str) -> list[int]:
         return [*frame(self.tokenizer.special, "bos", self.bos), *self.tokenizer.encode(prompt)]
 
-    def _prompt(self, prompt: str | Conversation) -> list[int]:
+    def _prompts(
+        self, prompts: Sequence[Prompt], special_tokens: SpecialTokens, eos: bool | None = None
+    ) -> list[list[int]]:  # fmt: skip
+        """Their tokens. `eos`: whether texts end with that token (None: if prompts do)."""
+        check_special_tokens(special_tokens)
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        if special_tokens == "text" and not self._noticed and (told := notice(self.tokenizer, texts)):
+            self._noticed = True
+            self.warn(told)
+        return [self._prompt(prompt, special_tokens, self.prompt_eos if eos is None else eos) for prompt in prompts]
+
+    def _prompt(self, prompt: Prompt, special_tokens: SpecialTokens, eos: bool) -> list[int]:
+        special = self.tokenizer.special
         if isinstance(prompt, Conversation):
             return self.template.render(self.tokenizer, prompt.messages, reply=True, tools=prompt.tools)[0]
-        return [*self._plain(prompt), *frame(self.tokenizer.special, "eos", self.prompt_eos)]
+        if not isinstance(prompt, str):
+            return token_ids(prompt, min(self.tokenizer.vocabulary, self.model.words()))
+        if special_tokens == "text":
+            return [*self._plain(prompt), *frame(special, "eos", eos)]
+        ids, bos, after = (
+            parse(self.tokenizer, prompt, self.template),
+            frame(special, "bos", self.bos),
+            frame(special, "eos", eos),
+        )
+        begins, ends = ids[:1] == bos, ids[-1:] == after  # one that is spelt out does not come twice
+        return [*([] if begins else bos), *ids, *([] if ends else after)]
 
     def _stream_after(self, prompt: Sequence[int]) -> StreamDecoder:
         """A decoder that goes on from the prompt: a word after it keeps its space. A translation begins anew."""

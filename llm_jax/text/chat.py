@@ -15,7 +15,7 @@ from llm_jax.core.parts import Part
 from llm_jax.core.tables import InputError, nearest
 from llm_jax.text import calls, jinja
 from llm_jax.text.calls import Call
-from llm_jax.text.guard import Found, Names
+from llm_jax.text.guard import Names, encoded
 from llm_jax.text.special import ROLES
 from llm_jax.text.tokenizer import Tokenizer
 from llm_jax.text.traced import OTHER, TEMPLATE, Traced, calls_of, content_of, trace
@@ -233,30 +233,8 @@ class Jinja(ChatTemplate):
                 begin, end = turns.content(turn, message.content, wanted)
             if message.weight:
                 learnt[begin:end] = [True] * (end - begin)
-        return self._encoded(tokenizer, str.__str__(written), found, learnt)
-
-    def _encoded(
-        self, tokenizer: Tokenizer, written: str, found: Sequence[Found], learnt: Sequence[bool]
-    ) -> tuple[list[int], list[bool]]:
-        """The tokens of what was written, and which of them are learnt: those whose last character is."""
-        ids: list[int] = []
-        learn: list[bool] = []
-        at, before = 0, ""
-        for token in (*found, None):
-            end = token.begin if token else len(written)
-            text = written[at:end]
-            if token and token.name in self.lstrip:
-                text = text.rstrip()
-            start = at + (len(text) - len(text.lstrip()) if before in self.rstrip else 0)
-            if text := text[start - at :]:
-                new, ends = tokenizer.spans(text, first=not ids)
-                ids += new
-                learn += [last > 0 and learnt[start + last - 1] for last in ends]
-            if token:
-                ids.append(token.token)
-                learn.append(learnt[token.begin])
-                at, before = token.end, token.name
-        return ids, learn
+        ids = [*encoded(tokenizer, str.__str__(written), found, self.lstrip, self.rstrip)]
+        return [i for i, _ in ids], [at >= 0 and learnt[at] for _, at in ids]
 
 
 def _token(template: ChatTemplate, special: Mapping[str, int], name: str) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 from llm_jax.core.tables import InputError
 from llm_jax.text.special import SPECIAL
+from llm_jax.text.tokenizer import Tokenizer
 from llm_jax.text.traced import TEMPLATE, UNKNOWN, Traced, origins
 
 ROLE_NAMES = frozenset((*SPECIAL, "unk"))  # what special tokens do; other names are how they are written
@@ -70,3 +71,28 @@ _RUNS = re.compile(f"[{chr(TEMPLATE)}{chr(UNKNOWN)}]+|([^{chr(TEMPLATE)}{chr(UNK
 def _finder(names: tuple[str, ...]) -> re.Pattern[str]:
     """Any of them, the longest first."""
     return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
+
+
+def encoded(
+    tokenizer: Tokenizer, text: str, tokens: Sequence[Found], lstrip: Sequence[str], rstrip: Sequence[str],
+    first: bool = True,
+) -> Iterator[tuple[int, int]]:  # fmt: skip
+    """The ids of a text with these special tokens in it, and the place of each: of its last character, or -1.
+
+    Args:
+      lstrip, rstrip: the names of those that swallow the white space before, or after, them.
+      first: whether nothing comes before the text.
+    """
+    at, before = 0, ""
+    for token in (*tokens, None):
+        piece = text[at : token.begin if token else len(text)]
+        if token and token.name in lstrip:
+            piece = piece.rstrip()
+        start = at + (len(piece) - len(piece.lstrip()) if before in rstrip else 0)
+        if piece := piece[start - at :]:
+            ids, ends = tokenizer.spans(piece, first)
+            yield from ((i, start + end - 1 if end else -1) for i, end in zip(ids, ends, strict=True))
+            first = first and not ids
+        if token:
+            yield token.token, token.begin
+            first, at, before = False, token.end, token.name

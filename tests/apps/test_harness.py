@@ -292,6 +292,43 @@ def test_sampling_and_stop_strings(own):
     assert said(until=said()[3:5]) == said().split(said()[3:5])[0]
 
 
+def test_token_ids_are_texts_too(own):
+    harness = Harness(own, 2)
+    for context, continuation in (("ab", "c"), ("hello", " you")):
+        ids, after = harness.tok_encode(context), own.tokenizer.encode(continuation)
+        asked = [request(a, b) for a, b in ((context, continuation), (ids, after), (tuple(ids), continuation))]
+        found = harness.loglikelihood(asked, True)
+        assert found == [found[0]] * 3
+        settings = dict(until=[], max_gen_toks=3)
+        said = harness.generate_until([request(context, settings), request(ids, settings)], True)
+        assert said == [said[0]] * 2
+        rolling = harness.loglikelihood_rolling([request(context), request(ids)], True)
+        assert rolling == [rolling[0]] * 2
+    with pytest.raises(InputError, match="token id 999 is not in the vocabulary"):
+        harness.generate_until([request([999], settings)], True)
+
+
+def test_special_tokens_in_tasks_are_text_and_that_is_said_once_or_they_are_parsed(own, caplog):
+    special = own.tokenizer.special
+    tokenizer = own.tokenizer.having({"<|go|>": special["user"], "<s>": special["bos"]})
+    lm, settings = LanguageModel(own.model, own.params, tokenizer), dict(until=[], max_gen_toks=3)
+    harness, parsing = Harness(lm), Harness(lm, special_tokens="parse")
+    asked = [request("<s><|go|>a", settings), request("<|go|>", settings)]
+    for _ in range(2):
+        harness.generate_until(asked, True)
+        harness.loglikelihood([request("<|go|>a", "b")], True)
+    told = [r.getMessage() for r in caplog.records if "spelt in text" in r.getMessage()]
+    assert len(told) == 1 and told[0].startswith("2 special tokens spelt in text (<|go|>) are read as ordinary text")
+    ids = [special["bos"], special["user"], *b"a"]
+    assert harness.tok_encode("<s><|go|>a") == [special["bos"], *b"<|go|>a"]
+    for text in ("<s><|go|>a", "<|go|>a"):
+        assert parsing.tok_encode(text) == ids
+        found = parsing.loglikelihood([request(text, "b<|go|>"), request(ids, [*b"b", special["user"]])], True)
+        assert found[0] == found[1]
+    with pytest.raises(InputError, match="special_tokens must be 'text' or 'parse'"):
+        Harness(lm, special_tokens="all")  # pyright: ignore[reportArgumentType]
+
+
 def test_refusals(own):
     harness = Harness(own)
     with pytest.raises(InputError, match="no setting named 'top'"):

@@ -11,6 +11,7 @@ import pytest
 from llm_jax import experiment as experiments
 from llm_jax.__main__ import VERBS, main
 from llm_jax.models.presets import PRESETS
+from llm_jax.text.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 FILE = '''
@@ -98,6 +99,15 @@ def test_an_encoding_of_the_users_own_trains_measures_and_writes(here, capsys):
     assert {name: f"{last[name]:.6f}" for name in said} == said and set(said) > {"loss", "bits_per_byte"}
     assert main(["llm_jax", "sample", f"--workdir={run}", f"--modules={file}", "--prompt=line", "--max_tokens=5"]) == 0
     assert capsys.readouterr().out.startswith("line")
+    tokenizer = load_tokenizer(run / "tokenizer")
+    ids = ",".join(map(str, [tokenizer.special["bos"], *tokenizer.encode("line")]))
+    said = []
+    for prompts in (["--prompt=line"], [f"--prompt_ids={ids}"], ["--prompt=line", f"--prompt_ids={ids}"]):
+        command = ["llm_jax", "sample", f"--workdir={run}", f"--modules={file}", *prompts, "--special_tokens=parse"]
+        assert main([*command, "--max_tokens=5", "--temperature=0"]) == 0
+        said.append(capsys.readouterr().out)
+    text, alone, both = said
+    assert alone == text and both == f"{text}\n{text}\n" and text.startswith("line") and len(text) > 5
     assert main(["llm_jax", "show", str(file), "--set=model.positions=Parity(strength=0.5)"]) == 0
     said = capsys.readouterr().out
     assert "Parity(strength=0.5)" in said and "parameters" in said and "FLOPs a token" in said
@@ -143,6 +153,9 @@ def test_progress_lines_where_there_is_no_terminal(here):
         (["train", "FILE", "--workdir=run", "--set=seed=1"], "run was made by parity with seed=0, not 1: use another"),
         (["train", "small_gpt", "--workdir=run"], "run was made by parity, not by small_gpt: use another --workdir"),
         (["eval", "--workdir=nowhere"], "no folder nowhere: train first"),
+        (["sample", "--workdir=run", "--modules=FILE", "--prompt_ids=1,a"], "must be token ids, as in"),
+        (["sample", "--workdir=run", "--modules=FILE", "--prompt_ids=99999"], "token id 99999 is not in"),
+        (["sample", "--workdir=run", "--modules=FILE", "--special_tokens=yes"], "special_tokens"),
         (["sample", "--workdir=."], "is not the folder of a run: it has no manifest.json"),
         (["sample", "--workdir=run", "--modules=nowhere.py"], "there is no file"),
         (["sample", "--workdir=run", "--modules=FILE", "--prompt=" + 30 * "x"],

@@ -104,3 +104,17 @@ def test_what_is_no_number_is_refused(lm):
     assert np.isfinite(here.embed(["a"])).all()
     with pytest.raises(InputError, match="of text 1 is not finite"):
         here.embed(["a", "you"])
+
+
+def test_token_ids_and_trusted_texts_are_embedded_as_they_are(lm):
+    special = TOKENIZER.special
+    tokenizer = TOKENIZER.having({"[CLS]": special["bos"], "[SEP]": special["eos"]})
+    here, told = LanguageModel(lm.model, lm.params, tokenizer), []
+    here.warn = told.append
+    ids = [special["bos"], *b"a", special["eos"], *b"b", special["eos"]]
+    (wanted_D,) = here.embed([ids])
+    assert not told
+    for text in ("a[SEP]b", "[CLS]a[SEP]b[SEP]"):  # those around the text are not put there twice
+        np.testing.assert_array_equal(here.embed([text], special_tokens="parse")[0], wanted_D)
+        assert np.abs(here.embed([text])[0] - wanted_D).max() > 1e-3
+    assert len(told) == 1 and told[0].startswith("1 special token spelt in text ([SEP]) is read as ordinary text")

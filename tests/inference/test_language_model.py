@@ -253,3 +253,57 @@ def test_a_single_score_that_is_no_number_is_refused_when_it_would_decide(lm, va
     assert here.generate(prompts[:1], max_tokens=8, temperature=0.0) == said[:1]
     with pytest.raises(InputError, match="the next token of text 1 are not finite"):
         here.generate(prompts, max_tokens=8, temperature=0.0)
+
+
+@pytest.fixture
+def published(lm):
+    """A model whose tokenizer has special tokens with published names."""
+    end = TOKENIZER.special["end_of_turn"]
+    tokenizer = TOKENIZER.having({"<|go|>": TOKENIZER.special["user"], "<|end|>": end, "<s>": TOKENIZER.special["bos"]})
+    return LanguageModel(lm.model, lm.params, tokenizer)
+
+
+def test_token_ids_are_a_prompt_wherever_text_is(published):
+    some, ids = dict(max_tokens=6, temperature=0.0), published._plain("hello")
+    (said,) = published.generate(["hello"], **some)
+    for prompt in (ids, tuple(ids), np.array(ids)):
+        assert published.generate([prompt, "hello"], **some) == [said, said]
+        assert "".join(published.stream(prompt, **some)) == said
+    assert published.generate(np.array([ids, ids]), **some) == [said, said]
+    talk = Conversation((Message("user", "hi"),))
+    rendered, _ = published.template.render(TOKENIZER, talk.messages, reply=True)
+    assert "".join(published.stream(talk, **some)) == published.generate([rendered], **some)[0]
+    wrong: list[tuple[Any, str]] = [
+        ([[999]], "token id 999 is not in the"), ([[]], "the prompt is empty"), ([1, 2], r"write \[prompt\]"),
+    ]  # fmt: skip
+    for prompts, why in wrong:
+        with pytest.raises(InputError, match=why):
+            published.generate(prompts, **some)
+
+
+def test_a_prompt_that_spells_special_tokens_is_text_and_that_is_said_once(published):
+    told, some = [], dict(max_tokens=6, temperature=0.0)
+    published.warn = told.append
+    spelt = "<|go|>hi<|end|>"
+    as_text = published.generate([spelt, "<|go|>"], **some)
+    assert told == [told[0]] and told[0].startswith("3 special tokens spelt in text (<|go|>, <|end|>) are read as")
+    assert (
+        as_text[0]
+        == published.generate([published._plain(spelt)], **some)[0]
+        == "".join(published.stream(spelt, **some))
+    )
+    assert len(told) == 1
+
+
+def test_a_trusted_prompt_is_read_as_the_tokens_that_it_spells(published):
+    told, some = [], dict(max_tokens=6, temperature=0.0)
+    published.warn = told.append
+    bos, go, end = (published.tokenizer.special[name] for name in ("<s>", "<|go|>", "<|end|>"))
+    ids = [bos, go, *b"hi", end]
+    for text in ("<|go|>hi<|end|>", "<s><|go|>hi<|end|>"):  # one that is spelt out does not come twice
+        assert published.generate([text], special_tokens="parse", **some) == published.generate([ids], **some)
+        assert "".join(published.stream(text, special_tokens="parse", **some)) == published.generate([ids], **some)[0]
+    assert published.generate(["hi"], special_tokens="parse", **some) == published.generate(["hi"], **some) and not told
+    for call in (published.generate, published.stream):
+        with pytest.raises(InputError, match="special_tokens must be 'text' or 'parse'"):
+            call(["a"], special_tokens="yes")

@@ -13,6 +13,7 @@ from llm_jax.core.tables import InputError
 from llm_jax.interop.export_tokenizer import export_tokenizer
 from llm_jax.interop.tokenizer import import_tokenizer
 from llm_jax.text import Alpaca, Bpe, ChatML, ChatTemplate, Jinja, Llama3, Message
+from llm_jax.text.prompts import parse
 from llm_jax.text.special import ROLES
 
 SMOLLM = """\
@@ -200,6 +201,15 @@ def test_no_content_forges_a_token(chats, kind, role):
         ids, _ = template.render(ours, messages, reply=False)
         assert [i for i in ids if i in ours.beside] == expected
         assert text in ours.decode(ids) or kind in ("gemma", "llama2")
+
+
+@every
+@given(pieces=st.lists(st.tuples(content, st.integers(0, 9)), max_size=4))
+def test_a_trusted_prompt_has_the_tokens_of_transformers(chats, kind, pieces):
+    ours, template, theirs = chats[kind]
+    names = sorted(name for name in ours.special | ours.marks if name[0] in "<[")
+    text = "".join(f"{text}{names[n % len(names)]}" for text, n in pieces)
+    assert parse(ours, text, template) == theirs(text, add_special_tokens=False).input_ids
 
 
 def test_half_a_token_of_a_content_does_not_grow_into_one(chats):
