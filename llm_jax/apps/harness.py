@@ -34,7 +34,7 @@ from llm_jax.inference.likelihood import likelihoods
 from llm_jax.inference.sampling import Sampling
 from llm_jax.interop.imports import load
 from llm_jax.models.model import Generator, Translator
-from llm_jax.text.chat import Message
+from llm_jax.text.chat import Message, rendered
 from llm_jax.text.guard import ROLE_NAMES
 from llm_jax.text.prompts import SpecialTokens, check_special_tokens, notice, parse, token_ids
 from llm_jax.text.special import frame
@@ -164,12 +164,12 @@ class Harness(TemplateLM):
         said = [Message(m["role"], re.sub(f"[{BEGIN}{OPEN}{CLOSE}]", "\ufffd", m["content"])) for m in chat_history]
         begun = "" if add_generation_prompt else said.pop().content
         try:
-            ids, _ = self.lm.template.render(self.tokenizer, said, reply=True)
+            ids, _ = rendered(self.lm.template, self.tokenizer, said, reply=True)
         except InputError as error:
             if not (rest := [m for m in said if m.role != "system"]) or len(rest) == len(said):
                 raise
             logging.warning("without the system's message: %s", error)
-            ids, _ = self.lm.template.render(self.tokenizer, rest, reply=True)
+            ids, _ = rendered(self.lm.template, self.tokenizer, rest, reply=True)
         return BEGIN + self._written(ids) + begun
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:

@@ -23,6 +23,7 @@ from llm_jax.core.files import cache_folder, delete, digest, reading, write_atom
 from llm_jax.core.parts import trusted, walk
 from llm_jax.core.spelling import to_json
 from llm_jax.core.tables import InputError
+from llm_jax.data import border
 from llm_jax.data.documents import Document, Encoded, Rendering
 from llm_jax.text.recipes import TokenizerRecipe
 from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
@@ -133,7 +134,7 @@ def trained(recipe: TokenizerRecipe, texts: Iterable[str], special: Sequence[str
     """
     code = code_hash(Tokenizer, *(type(part) for _, part in walk(recipe)))
     if code is None:
-        return recipe.train(texts, special) if special else recipe.train(texts)
+        return border.tokenizer(recipe, recipe.train(texts, special) if special else recipe.train(texts))
     texts = list(texts)
     versions = map(importlib.metadata.version, PACKAGES)
     key = digest(code, *versions, json.dumps([to_json(recipe), *special]), *texts)
@@ -141,7 +142,7 @@ def trained(recipe: TokenizerRecipe, texts: Iterable[str], special: Sequence[str
     with reading(folder):
         if (kept := _whole(folder)) is not None:
             return kept
-    tokenizer = recipe.train(texts, special)
+    tokenizer = border.tokenizer(recipe, recipe.train(texts, special))
     with _writing("tokenizer", folder.parent):
         _keep(tokenizer, folder)
     return tokenizer
@@ -209,7 +210,8 @@ def _tokenise(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Re
         encoded = Encoded(tokenizer, batch)
         for document in batch:
             encoded.said.clear()
-            parts = [part for part in document.parts(encoded, rendering) if part[0]]  # pyright: ignore[reportArgumentType]
+            given: Any = document.parts(encoded, rendering)  # pyright: ignore[reportArgumentType]
+            parts = [part for part in border.parts(document, tokenizer.vocabulary, given) if part[0]]
             for ids, learns in parts:
                 tokens.append(np.asarray(ids, dtype))
                 learnt.append(np.asarray([False, *learns[1:]], bool))

@@ -12,7 +12,7 @@ import numpy as np
 
 from llm_jax.core.parts import Part, settings
 from llm_jax.core.tables import InputError
-from llm_jax.text.chat import ChatTemplate, Message
+from llm_jax.text.chat import ChatTemplate, Message, rendered
 from llm_jax.text.special import frame
 from llm_jax.text.tokenizer import Tokenizer
 
@@ -173,7 +173,7 @@ class Conversation(_Document):
         return (*described, *_said(self.messages))
 
     def tokens(self, tokenizer: Tokenizer, rendering: Rendering) -> Ids:
-        render = rendering.settled.template.render
+        render = functools.partial(rendered, rendering.settled.template)
         ids, learnt = render(tokenizer, self.messages, tools=self.tools)
         if rendering.learn == "answers":
             return ids, learnt
@@ -244,7 +244,7 @@ class Preference(_Document):
         return [self._replied(tokenizer, rendering, reply) for reply in (self.chosen, self.rejected)]
 
     def _replied(self, tokenizer: Tokenizer, rendering: Rendering, reply: str) -> Ids:
-        ids, learnt = rendering.settled.template.render(tokenizer, (*self.messages, Message("assistant", reply)))
+        ids, learnt = rendered(rendering.settled.template, tokenizer, (*self.messages, Message("assistant", reply)))
         end = max((i + 1 for i, learns in enumerate(learnt) if learns), default=0)
         begin = max((i + 1 for i, learns in enumerate(learnt[:end]) if not learns), default=0)
         return ids, [begin <= i < end for i in range(len(ids))]  # the last thing that the assistant says
@@ -277,8 +277,8 @@ class Comparison(_Document):
         return _said((*self.chosen, *self.rejected))
 
     def parts(self, tokenizer: Tokenizer, rendering: Rendering) -> list[Ids]:
-        rendered = [rendering.settled.template.render(tokenizer, said)[0] for said in (self.chosen, self.rejected)]
-        return [(ids, [True] * len(ids)) for ids in rendered]
+        both = [rendered(rendering.settled.template, tokenizer, said)[0] for said in (self.chosen, self.rejected)]
+        return [(ids, [True] * len(ids)) for ids in both]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -340,6 +340,7 @@ class Encoded:
 
     def __init__(self, tokenizer: Tokenizer, documents: Sequence[Document]):
         self.tokenizer, self.special, self.marks = tokenizer, tokenizer.special, tokenizer.marks
+        self.vocabulary = tokenizer.vocabulary
         strings = list(dict.fromkeys(string for document in documents for string in document.strings()))
         self.known = dict(zip(strings, tokenizer.encode_batch(strings), strict=True))
         self.said: list[tuple[str, bool]] = []

@@ -20,6 +20,7 @@ import numpy as np
 
 from llm_jax.core.tables import InputError
 from llm_jax.core.workers import not_in_worker, starting
+from llm_jax.data import border
 from llm_jax.data.cache import Corpus
 from llm_jax.data.packing import Packing, Plan, WindowPlan, ramps
 from llm_jax.data.presentation import AsIs, Batch, Presentation, Vocabulary, blank
@@ -48,7 +49,7 @@ class Rows:
     def _plan(self, epoch: int) -> Plan | WindowPlan:
         if epoch not in self._plans:
             rng = None if self.seed is None else np.random.default_rng((*self.seed, epoch))
-            plan = self.presentation.plan(self.packing, self.corpus, self.length, rng)
+            plan = border.plan(self.packing, self.presentation.plan(self.packing, self.corpus, self.length, rng))
             # a batch may straddle two epochs: keep the one before
             self._plans = {e: p for e, p in self._plans.items() if e == epoch - 1} | {epoch: plan}
         return self._plans[epoch]
@@ -135,7 +136,13 @@ class Filler:
                 for start, size, which in rows.pieces(number_B[here]):
                     self._fill(batch, rows.corpus, start, size, here[which])
         seed_B = [(self.seed, *row) for row in zip((component_B + 1).tolist(), number_B.tolist(), strict=True)]
-        return self.presentation(batch, self.length, self.special, seed_B)
+        presented = self.presentation(batch, self.length, self.special, seed_B)
+        return border.batch(self.presentation, presented, len(component_B), self._padding)
+
+    @functools.cached_property
+    def _padding(self) -> Batch:
+        """What is made of a row of padding: what every batch is to look like."""
+        return self.presentation(blank(1, self.row), self.length, Vocabulary(), [(0, 0)])
 
     def _fill(self, batch: Batch, corpus: Corpus, start: np.ndarray, size: np.ndarray, row: np.ndarray) -> None:
         """Puts pieces into rows of the batch; `row` is ascending."""

@@ -14,6 +14,7 @@ from llm_jax.core.files import digest
 from llm_jax.core.parts import Count, Part, Size
 from llm_jax.core.spelling import to_json
 from llm_jax.core.tables import InputError, lookup
+from llm_jax.data import border
 from llm_jax.data.cache import Corpus, corpus, trained
 from llm_jax.data.documents import Document, Rendering
 from llm_jax.data.loader import DataIterator, Evaluation, Filler, Mixed, Rows, TrainingBatches
@@ -61,10 +62,13 @@ class Data(Part):
         """Per component of the mixture, the documents of each split."""
         parts: list[dict[str, list[Document]]] = []
         for source, _ in self.source.components():
-            documents, own = list(source.documents()), source.validation()
+            documents, own = border.documents(source, "documents", source.documents()), source.validation()
             if not documents:
                 raise InputError(f"{source} has no documents: the corpus is empty")
-            train, validation = self.split(documents) if own is None else (documents, list(own))
+            if own is None:
+                train, validation = border.split(self.split, self.split(documents))
+            else:
+                train, validation = documents, border.documents(source, "validation", own)
             parts.append({"train": train, "validation": validation})
         self._compare_groups(parts)
         return parts
@@ -164,7 +168,8 @@ class Data(Part):
     def blank(self, rows: int) -> Batch:
         """A batch of padding: what a batch of so many rows consists of."""
         filled = blank(rows, self.presentation.row(self.length))
-        return self.presentation(filled, self.length, Vocabulary(), [(0, row) for row in range(rows)])
+        made = self.presentation(filled, self.length, Vocabulary(), [(0, row) for row in range(rows)])
+        return border.batch(self.presentation, made, rows)
 
     def _check(self, process: int, processes: int) -> None:
         if self.batch % processes:

@@ -19,6 +19,7 @@ import numpy as np
 
 from llm_jax.core.finite import CAUSE
 from llm_jax.core.quantized import is_quantized
+from llm_jax.core.returned import unusable
 from llm_jax.core.seeds import random_key
 from llm_jax.core.tables import InputError
 from llm_jax.inference.sampling import Sampler
@@ -52,6 +53,8 @@ class Progress:
         logits_BV = jnp.where(never_V[None], -jnp.inf, logits_BV[:, :vocabulary])
         best_B = logits_BV.max(-1)  # NaN if one of them is
         newest_B = sampler.draw(key_B, logits_BV, self.seen_BV)
+        if not isinstance(newest_B, jax.Array) or (newest_B.shape, newest_B.dtype) != (key_B.shape, jnp.int32):
+            raise unusable(f"{type(sampler).__name__}.draw()", newest_B, f"int32 [{len(key_B)}]: a token for each row")
         return dataclasses.replace(
             self,
             newest_B=newest_B,

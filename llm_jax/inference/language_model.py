@@ -20,7 +20,7 @@ from llm_jax.inference.sampling import Sampling
 from llm_jax.models.encoder import Encoder
 from llm_jax.models.heads import Classifier
 from llm_jax.models.model import Generator, Model, Translator
-from llm_jax.text.chat import ChatTemplate, Message
+from llm_jax.text.chat import ChatTemplate, Message, rendered
 from llm_jax.text.prompts import SpecialTokens, check_special_tokens, notice, parse, token_ids
 from llm_jax.text.special import frame
 from llm_jax.text.tokenizer import StreamDecoder, Tokenizer
@@ -180,7 +180,7 @@ class LanguageModel:
         if len(kept) < len(messages) and not self._warned:
             self._warned = True
             self.warn(f"the conversation outgrew the context of {self.context} tokens: its oldest turns are left out")
-        ids, _ = self.template.render(self.tokenizer, kept, reply=True, tools=tools, live=True)
+        ids, _ = rendered(self.template, self.tokenizer, kept, reply=True, tools=tools, live=True)
         writer = Writer(self.tokenizer.stream(), _stop_strings(stop))
         return _pieces(self._begin([ids], max_tokens, sampling, seed), writer)
 
@@ -202,7 +202,7 @@ class LanguageModel:
         length = 0
         for first in (system, *(at for at in range(system + 1, len(messages)) if messages[at].role == "user")):
             kept = messages[:system] + messages[first:]
-            length = len(self.template.render(self.tokenizer, kept, reply=True, tools=tools, live=True)[0])
+            length = len(rendered(self.template, self.tokenizer, kept, reply=True, tools=tools, live=True)[0])
             if length + room <= self.context:
                 return kept
         raise InputError(
@@ -235,7 +235,7 @@ class LanguageModel:
     def _prompt(self, prompt: Prompt, special_tokens: SpecialTokens, eos: bool) -> list[int]:
         special = self.tokenizer.special
         if isinstance(prompt, Conversation):
-            return self.template.render(self.tokenizer, prompt.messages, reply=True, tools=prompt.tools)[0]
+            return rendered(self.template, self.tokenizer, prompt.messages, reply=True, tools=prompt.tools)[0]
         if not isinstance(prompt, str):
             return token_ids(prompt, min(self.tokenizer.vocabulary, self.model.words()))
         if special_tokens == "text":

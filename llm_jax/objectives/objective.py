@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llm_jax.core.parts import Part
+from llm_jax.core.returned import unusable
 from llm_jax.data.documents import Document
 from llm_jax.data.pipeline import Data
 from llm_jax.text.tokenizer import Tokenizer
@@ -51,6 +53,22 @@ class Objective(Part):
 
     def __call__(self, model: nn.Module, params: Any, frozen: Any, batch: dict[str, jax.Array], key: Any) -> Sums:
         raise NotImplementedError
+
+
+def check_sums(objective: Any, sums: Any) -> Sums:
+    """What an objective returned, while it is traced: scalars, with a loss and a weight.
+
+    Raises:
+      InputError: it is anything else.
+    """
+    wanted = "sums, a dict of scalars, with 'loss' and 'weight': the step divides by the weight, and sums over batches"
+    name = f"the objective {type(objective).__name__}"
+    if not isinstance(sums, dict) or not {"loss", "weight"} <= sums.keys():
+        raise unusable(name, sums, wanted)
+    for key, value in sums.items():
+        if not isinstance(value, jax.Array | np.ndarray | np.generic | int | float) or np.shape(value) != ():
+            raise unusable(f"{name}, as {key!r},", value, wanted)
+    return sums
 
 
 class Relating(Objective):

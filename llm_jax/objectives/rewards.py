@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.parts import Part, conform
+from llm_jax.core.returned import unusable
 from llm_jax.core.spelling import resolve
 from llm_jax.core.tables import InputError, nearest
 from llm_jax.data.answers import answer_of, as_answered, known_answer
@@ -94,7 +95,7 @@ class Function(Reward):
         return made
 
     def __call__(self, prompts, completions, examples):
-        return np.asarray(self._found()(prompts, completions, examples), np.float64)
+        return self._found()(prompts, completions, examples)
 
     def called(self):
         return self.name.rpartition(":")[2]
@@ -118,8 +119,42 @@ class Function(Reward):
 
 
 def as_reward(given: Reward | FunctionType) -> Reward:
-    """The reward itself, or that which asks a plain function."""
-    return Function.of(given) if isinstance(given, FunctionType) else given
+    """The reward itself, or that which asks a plain function.
+
+    Raises:
+      InputError: it is neither: a class, a bound method, an object that can be called.
+    """
+    if isinstance(given, FunctionType):
+        return Function.of(given)
+    if isinstance(given, Reward):
+        return given
+    raise InputError(
+        f"a reward is a function written with def, or a Reward, whose settings a manifest keeps: "
+        f"{given!r:.60} is neither. Make its class one: a frozen dataclass that extends "
+        "llm_jax.objectives.rewards.Reward, with its settings as fields"
+    )
+
+
+def scores(
+    reward: Reward, prompts: Sequence[str], completions: Sequence[str], examples: Sequence[Document]
+) -> np.ndarray:
+    """float64 [N]: what `reward` gives to each completion. It is asked with lists of its own, which it may change.
+
+    Raises:
+      InputError: it does not return a finite number for each.
+    """
+    given: Any = reward(list(prompts), list(completions), list(examples))
+    name, wanted = f"the reward {reward.called()}", f"a list or an array of {len(completions)} finite numbers"
+    if isinstance(given, str | bytes | dict | set) or not (isinstance(given, Sequence) or hasattr(given, "__array__")):
+        raise unusable(name, given, wanted)
+    try:
+        found = np.asarray(given)
+    except (TypeError, ValueError, RuntimeError):  # lists of several lengths; a tensor on a device or with a gradient
+        raise unusable(name, given, wanted) from None
+    real = any(jnp.issubdtype(found.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating))
+    if not real or found.shape != (len(completions),) or not np.isfinite(score_N := found.astype(np.float64)).all():
+        raise unusable(name, given, wanted)
+    return score_N
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 from absl import logging
 
 from llm_jax.core.parts import Part
+from llm_jax.core.returned import unusable
 from llm_jax.core.tables import InputError, nearest
 from llm_jax.text import calls, jinja
 from llm_jax.text.calls import Call
@@ -155,6 +156,30 @@ class ChatTemplate(Part):
         if reply:
             ids, learn = [*ids, special("assistant")], [*learn, False]
         return ids, learn
+
+
+def rendered(
+    template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Message], reply: bool = False,
+    tools: Sequence[str] = (), live: bool = False,
+) -> tuple[list[int], list[bool]]:  # fmt: skip
+    """`template.render(...)`; what a user's own template returns is looked at first.
+
+    Raises:
+      InputError: as `ChatTemplate.render`; or it returned anything but token ids with a mask of the same length.
+    """
+    given: Any = template.render(tokenizer, messages, reply, tools, live)
+    if type(template).__module__.startswith("llm_jax."):
+        return given
+    name = f"{type(template).__name__}.render()"
+    wanted = f"a list of token ids from 0 to {tokenizer.vocabulary - 1}, and one of as many booleans: what is learnt"
+    if not (isinstance(given, tuple) and len(given) == 2 and all(isinstance(side, Sequence) for side in given)):
+        raise unusable(name, given, wanted)
+    ids, learn = given
+    if len(ids) != len(learn):
+        raise unusable(name, f"{len(ids)} ids and {len(learn)} booleans", wanted)
+    if not all(isinstance(i, int) and 0 <= i < tokenizer.vocabulary for i in ids):
+        raise unusable(name, ids, wanted)
+    return list(ids), list(learn)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from llm_jax.inference.generate import Generation, prepare, row_keys
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.inference.sampling import Sampler
 from llm_jax.models.model import Generator
-from llm_jax.text.chat import Message
+from llm_jax.text.chat import Message, rendered
 from llm_jax.text.special import frame
 from llm_jax.text.tokenizer import Tokenizer
 
@@ -55,7 +55,7 @@ class Prompt:
         cls, document: Document, before: Sequence[Message], tokenizer: Tokenizer, rendering: Rendering,
         tools: Sequence[str] = (),
     ) -> Prompt:  # fmt: skip
-        ids, _ = rendering.settled.template.render(tokenizer, before, reply=True, tools=tools)
+        ids, _ = rendered(rendering.settled.template, tokenizer, before, reply=True, tools=tools)
         return cls(document, tuple(ids), before[-1].content, anew=True)
 
     @classmethod

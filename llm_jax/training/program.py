@@ -22,7 +22,7 @@ from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment
 from llm_jax.models.model import Model
 from llm_jax.models.pretrained import Pretrained
-from llm_jax.objectives.objective import Relating, Sums
+from llm_jax.objectives.objective import Relating, Sums, check_sums
 from llm_jax.parallel.layout import batch_sharding, shardings
 from llm_jax.text.tokenizer import Tokenizer
 from llm_jax.training.gradients import gradients, related
@@ -224,7 +224,8 @@ class Program:
         key = jax.eval_shape(lambda: jax.random.key(0))
 
         def sums(params: Any, frozen: Any, batch: Batch, key: jax.Array) -> Any:
-            return self._objective(precision.cast(params), batch, key, self._cast(frozen))
+            made = self._objective(precision.cast(params), batch, key, self._cast(frozen))
+            return check_sums(self.experiment.objective, made)
 
         return jax.eval_shape(sums, params, frozen, data.blank(1), key)
 

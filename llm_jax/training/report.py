@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from llm_jax.core.parts import Count, NonNegative, Part, Seed, Size
+from llm_jax.core.returned import unusable
 from llm_jax.core.tables import InputError
 from llm_jax.data.answers import Answer, answer_of, as_answered
 from llm_jax.data.documents import Conversation, Example
@@ -211,7 +212,10 @@ def findings(finished: Finished) -> Iterator[Finding]:
     """Of each part of the experiment's report in turn."""
     for report in finished.experiment.report:
         assert isinstance(report, Report)
-        yield report(finished)
+        finding: object = report(finished)
+        if not isinstance(finding, Finding):
+            raise unusable(f"the report {type(report).__name__}", finding, "a Finding of llm_jax.training.report")
+        yield finding
 
 
 REPORTS = dict(

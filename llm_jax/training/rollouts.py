@@ -24,7 +24,7 @@ from llm_jax.data.pipeline import Data, SplitName
 from llm_jax.data.presentation import Batch, blank
 from llm_jax.inference.sampling import Sampler, Sampling
 from llm_jax.objectives.policy import Rollout
-from llm_jax.objectives.rewards import ExactAnswer, Reward, as_reward
+from llm_jax.objectives.rewards import ExactAnswer, Reward, as_reward, scores
 from llm_jax.text.tokenizer import Tokenizer
 from llm_jax.training.author import RECALLED, Author, HeldOut, keys
 from llm_jax.training.completions import Completions, Prompt
@@ -151,10 +151,7 @@ class Rollouts(Data):
         """The rewards of each row, in float64."""
         texts = [prompt.text for prompt in completions.prompts]
         examples = [prompt.document for prompt in completions.prompts]
-        each = [np.asarray(reward(texts, completions.texts, examples), np.float64) for reward in ready]
-        for reward, score_B in zip(self.judges, each, strict=True):
-            if score_B.shape != (len(texts),) or not np.isfinite(score_B).all():
-                raise InputError(f"{reward.called()} must give a finite number for each of {len(texts)} completions")
+        each = [scores(reward, texts, completions.texts, examples) for reward in ready]
         weights = self.weights or (1.0,) * len(each)
         total_B = sum((w * score_B for w, score_B in zip(weights, each, strict=True)), np.zeros(len(texts)))
         if self.unended is not None:

@@ -1,6 +1,9 @@
 """Samplers keep what Hugging Face's processors and a float64 reference keep, and draw it as often as they should."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -15,7 +18,8 @@ from transformers.generation.logits_process import (
 
 from llm_jax.core.spelling import parse
 from llm_jax.core.tables import InputError
-from llm_jax.inference.sampling import Sampling
+from llm_jax.inference.generate import Progress, row_keys
+from llm_jax.inference.sampling import Sampler, Sampling
 
 SETTINGS = (
     Sampling(),
@@ -152,3 +156,25 @@ def test_settings_out_of_range_are_refused_by_name(wrong):
 
 def test_the_settings_are_a_part():
     assert parse("Sampling(temperature=0.5, top_k=3)") == Sampling(temperature=0.5, top_k=3)
+
+
+@pytest.mark.parametrize(
+    "given", [lambda score_BV: score_BV.argmax(-1)[:, None].astype(jnp.int32), lambda score_BV: score_BV.max(-1), list]
+)
+def test_what_a_sampler_of_ones_own_draws_is_a_token_for_each_row(given):
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Mine(Sampler):
+        def draw(self, key_B, logits_BV, seen_BV):
+            return given(logits_BV)
+
+    key_B, none_V = row_keys(0, range(2)), jnp.zeros(5, bool)
+    at = jnp.zeros(2, jnp.int32)
+    rows = Progress(
+        key_B=key_B, newest_B=at, position_B=at, slot=jnp.int32(0), seen_BV=jnp.zeros((2, 5), bool),
+        done_B=at.astype(bool), made=jnp.int32(0), sound_B=~at.astype(bool),
+    )  # fmt: skip
+    with pytest.raises(
+        InputError, match=r"Mine\.draw\(\) returned .*: it must return int32 \[2\]: a token for each row"
+    ):
+        rows.draw(jnp.zeros((2, 5)), Mine(), none_V, none_V)

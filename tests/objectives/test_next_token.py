@@ -25,7 +25,7 @@ from llm_jax.models.pretrained import Pretrained
 from llm_jax.models.stack import Stack
 from llm_jax.objectives.distillation import Distillation
 from llm_jax.objectives.next_token import NextToken
-from llm_jax.objectives.objective import cross_entropy
+from llm_jax.objectives.objective import check_sums, cross_entropy
 from llm_jax.training.evaluation import means
 
 # These programs run once: compiling them is the cost.
@@ -147,3 +147,19 @@ def test_what_is_not_to_be_written_is_refused(objective):
             objective(MODEL, params, frozen, given, None)
     with pytest.raises(InputError, match="a Decoder reads no sources apart from what it writes"):
         objective(MODEL, params, frozen, plain | {"source_BS": plain["tokens_BT"]}, None)
+
+
+@pytest.mark.parametrize(
+    ("sums", "message"),
+    [
+        (None, r"the objective NextToken returned None \(NoneType\): it must return sums, a dict of scalars"),
+        ({"loss": jnp.ones(())}, "the objective NextToken returned .*loss"),
+        ({"loss": jnp.ones(2), "weight": jnp.ones(())}, "the objective NextToken, as 'loss', returned"),
+        ({"loss": jnp.ones(()), "weight": "2"}, r"as 'weight', returned '2' \(str\)"),
+    ],
+)
+def test_sums_are_scalars_with_a_loss_and_a_weight(sums, message):
+    with pytest.raises(InputError, match=message):
+        check_sums(NextToken(), sums)
+    fine = {"loss": jnp.ones(()), "weight": 2.0}
+    assert check_sums(NextToken(), fine) is fine

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,7 +15,7 @@ from llm_jax.core.spelling import from_json, parse, to_json
 from llm_jax.core.tables import InputError
 from llm_jax.experiment import load_module
 from llm_jax.objectives import rewards
-from llm_jax.objectives.rewards import ExactAnswer, Function, as_reward
+from llm_jax.objectives.rewards import ExactAnswer, Function, Reward, as_reward, scores
 from llm_jax.training.metrics import read
 
 FILE = '''
@@ -115,3 +118,71 @@ def test_a_function_without_a_name_of_its_own_is_refused():
     for function in (lambda prompts, completions, examples: [], inner):
         with pytest.raises(InputError, match="has no name that a manifest could keep: write it with def, at the top"):
             as_reward(function)
+
+
+def given_back(value):
+    """A reward of the user's own that gives this."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Mine(Reward):
+        def __call__(self, prompts, completions, examples):
+            return value
+
+    return Mine()
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (["1.0", "2.0"], r"\['1.0', '2.0'\] \(list\)"),
+        ({"a": 1.0, "b": 2.0}, r"\{'a': 1.0, 'b': 2.0\} \(dict\)"),
+        ([1.0, None], r"\[1.0, None\] \(list\)"),
+        ([[1.0], [2.0]], r"\[\[1.0\], \[2.0\]\] \(list\)"),
+        ([[1.0], [2.0, 3.0]], r".* \(list\)"),
+        ([1.0], r"\[1.0\] \(list\)"),
+        ([1.0, float("nan")], r"\[1.0, nan\] \(list\)"),
+        (1.0, r"1.0 \(float\)"),
+        (None, r"None \(NoneType\)"),
+        ((x for x in (1.0, 2.0)), r"<generator .* \(generator\)"),
+        ([1j, 2j], r".* \(list\)"),
+    ],
+)
+def test_what_is_no_score_for_each_is_named(value, shown):
+    wanted = "it must return a list or an array of 2 finite numbers"
+    with pytest.raises(InputError, match=f"the reward Mine returned {shown}: {wanted}"):
+        scores(given_back(value), ["p", "q"], ["a", "b"], [])
+
+
+@pytest.mark.parametrize(
+    "value", [[1, True], (0.5, np.float32(2)), np.array([1, 2]), jnp.ones(2, jnp.bfloat16), [np.array(1.0), 2]]
+)
+def test_numbers_of_every_kind_are_scores(value):
+    found = scores(given_back(value), ["p", "q"], ["a", "b"], [])
+    assert found.dtype == np.float64 and found.tolist() == [float(v) for v in value]
+
+
+def test_a_reward_may_spoil_its_lists_and_nobody_elses():
+    class Spoils(Reward):
+        def __call__(self, prompts, completions, examples):
+            prompts.clear()
+            examples.clear()
+            completions[:] = [c.upper() for c in completions]
+            return [len(c) for c in completions]
+
+    prompts, completions, examples = ["p", "q"], ["a", "bc"], [None, None]
+    assert scores(Spoils(), prompts, completions, examples).tolist() == [1, 2]
+    assert (prompts, completions, examples) == (["p", "q"], ["a", "bc"], [None, None])
+
+
+class Called:
+    def __call__(self, prompts, completions, examples):
+        return [1.0] * len(completions)
+
+
+@pytest.mark.parametrize("given", [Called(), Called, functools.partial(given_back), Called().__call__, len, "brevity"])
+def test_what_a_manifest_cannot_keep_is_no_reward(given):
+    """And the message's advice is right."""
+    with pytest.raises(InputError, match=r"is neither\. Make its class one: a frozen dataclass that extends"):
+        as_reward(given)
+    own = dataclasses.dataclass(frozen=True)(type("Own", (Called, Reward), {}))()
+    assert as_reward(own) is own and scores(own, ["p"], ["a"], []).tolist() == [1.0]

@@ -9,7 +9,7 @@ from llm_jax.data.documents import Conversation, Example, Rendering, Text
 from llm_jax.text.calls import Call
 from llm_jax.text.chat import Message
 from llm_jax.text.recipes import Bytes, WordPiece
-from llm_jax.training.report import Bleu, ExactMatch, SampledConversations
+from llm_jax.training.report import Bleu, ExactMatch, Report, SampledConversations, findings
 
 
 def finished_with(lm, documents, tokenizer=None, rendering=Rendering()) -> Any:
@@ -108,3 +108,13 @@ def test_bleu_tells_what_an_answer_said_exactly_as_taught_would_score():
     (lossless,) = [line for line in Bleu(show=0)(finished_with(lm, documents)).lines if "validation" in line]
     assert told in lossless, "the figure is what it is, whatever the tokenizer"
     assert "taught" not in "".join(Bleu(show=0)(finished_with(lm, documents)).lines)
+
+
+def test_what_a_report_of_ones_own_finds_is_a_finding():
+    class Mine(Report):
+        def __call__(self, finished):
+            return {"loss": 1.0}
+
+    finished: Any = SimpleNamespace(experiment=SimpleNamespace(report=(Mine(),)))
+    with pytest.raises(InputError, match=r"the report Mine returned \{'loss': 1.0\} \(dict\): it must return a"):
+        list(findings(finished))
