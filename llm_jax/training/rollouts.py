@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import jax
 import numpy as np
+from absl import logging
 
 from llm_jax.core.files import digest
 from llm_jax.core.parts import Count, Number, Positive, Size, show
@@ -129,6 +130,13 @@ class Rollouts(Data):
                     f"of {len(found)} {split} prompts of {source} none leaves room for data.max_tokens="
                     f"{self.max_tokens} in data.length={self.length}: the shortest has {shortest} tokens"
                 )
+            if len(left) < len(found):
+                logging.warning(
+                    "%d of %d %s prompts of %s are left out: they have no token, or leave no room for "
+                    "data.max_tokens=%d in data.length=%d (the longest has %d tokens)",
+                    len(found) - len(left), len(found), split, source, self.max_tokens, self.length,
+                    max(len(prompt.ids) for prompt in found),
+                )  # fmt: skip
         return fitting
 
     def _check_settings(self) -> None:

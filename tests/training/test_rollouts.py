@@ -309,6 +309,22 @@ def test_a_reward_model_reads_the_whole_text(tiny, tokenizer):
         ModelReward(Pretrained("runs/judge", tiny.model)).ready(tokenizer, Rendering(), {})
 
 
+def test_prompts_that_are_left_out_are_counted(tokenizer, caplog, tmp_path):
+    """The others are trained on, and where all have room nothing is said."""
+    (file := tmp_path / "sums.jsonl").write_text(
+        "\n".join(json.dumps(dict(prompt="1" * size, answer="2")) for size in (2, 3, 4, 9, 12))
+    )
+    data = Rollouts(JsonLines(str(file)), length=12, max_tokens=4, split=ByHash(1e-9), batch=4, group=2)
+    with caplog.at_level("WARNING"):
+        (found,) = data.prompts("train", tokenizer)
+    sizes = [len(prompt.ids) for prompt in found]
+    assert sizes == [size for size in (3, 4, 5, 10, 13) if size <= 8]
+    assert "2 of 5 train prompts of JsonLines" in caplog.text and "the longest has 13 tokens" in caplog.text
+    caplog.clear()
+    dataclasses.replace(data, length=20).prompts("train", tokenizer)
+    assert not caplog.text
+
+
 def test_what_cannot_be_rolled_out_is_refused(experiment, tiny, program, tokenizer):
     data = experiment.data
     for changes, message in (
