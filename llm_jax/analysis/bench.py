@@ -180,7 +180,8 @@ def measure(
                 break
         results = []
         for who, seconds in alternate(contenders, rounds, "train_step", turn=turn).items():
-            mfu = shape.flops_per_token * shape.tokens / statistics.median(seconds) / ability
+            mfu: float | None = shape.flops_per_token * shape.tokens / statistics.median(seconds) / ability
+            mfu = mfu if mfu <= 1 else None  # above 1 it proves only that the products were timed beside other work
             memory = contenders[who].memory()
             results.append(Result(name, precision, who, "train", seconds, shape.tokens, mfu, memory))
         for batch in shape.decode:

@@ -210,17 +210,14 @@ class Training:
                 f"{self._newest()} is kept"
             )
         found = dict(loss=float("nan")) if streak and not float(state.sums["weight"]) else self._means(state)
-        self._write(
-            step,
-            "train",
-            found
-            | dict(
-                learning_rate=float(metrics["learning_rate"]),
-                gradient_norm=float(metrics["gradient_norm"]),
-                skipped_steps=int(state.skipped),
-            )
-            | self.speed.since_last(),
+        found |= dict(
+            learning_rate=float(metrics["learning_rate"]),
+            gradient_norm=float(metrics["gradient_norm"]),
+            skipped_steps=int(state.skipped),
         )
+        found |= self.speed.since_last()
+        with self.speed.paused():  # the first time TensorBoard's writer is imported, and torch if it is there
+            self._write(step, "train", found)
 
     def _means(self, state: TrainState) -> dict[str, float]:
         objective: Any = self.experiment.objective

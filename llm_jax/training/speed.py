@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
+import math
+import os
+import platform
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from llm_jax.core.files import cache_folder, digest, read_json, write_atomically
+from llm_jax.core.tables import InputError
 from llm_jax.models.flops import CONVENTION, count
 from llm_jax.training.program import Program, TrainState
 
@@ -22,31 +29,84 @@ PEAKS = {  # published dense bfloat16 FLOP/s of one device, by words of its name
 }  # fmt: skip
 
 
+SIZES = (1024, 2048)  # of the products that are timed: which is the faster one differs between machines
+READINGS = 3
+
+
 @functools.cache
 def peak_flops(dtype: str) -> tuple[float, str]:
-    """The FLOP/s that MFU is measured against, of one device, and where the number is from.
+    """The FLOP/s that MFU is measured against, and where the number is from: of one device, or of a CPU as a whole.
 
-    On a CPU, or an unknown device, that is a matrix product of `dtype` timed now.
+    On a CPU, or an unknown device, that is the best matrix product of `dtype` that was ever timed on such a machine.
     """
     kind = jax.devices()[0].device_kind
     for name, peak in PEAKS.items():
         if re.search(rf"\b{name}\b", kind):  # an L40 is no L4
             narrower = "" if dtype == "bfloat16" else f" (this run computes in {dtype})"
             return peak, f"the published bfloat16 peak of {name}{narrower}"
-    size = 1024
+    best = timed_now(dtype)
+    known = keep_best(best, dtype)
+    if known > best:
+        return known, f"the best {dtype} matrix product ever timed on this machine ({best:.3g} just now)"
+    return best, f"a {dtype} matrix product on this machine, timed at start: the best so far"
+
+
+def timed_now(dtype: str) -> float:
+    """The FLOP/s of the best of a few matrix products."""
+    return max(2 * size**3 / seconds for size in SIZES for seconds in _product(size, dtype))
+
+
+def _product(size: int, dtype: str) -> list[float]:
+    """Seconds of a few products of matrices of this size."""
     a = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
     product(a).block_until_ready()
-    best = min(_timed(product, a) for _ in range(5))
-    # virtual devices share one processor
-    share = jax.local_device_count() if kind == "cpu" else 1
-    return 2 * size**3 / best / share, f"a {size} x {size} {dtype} product on this machine, timed at start"
+    return [_timed(product, a) for _ in range(READINGS)]
+
+
+def keep_best(flops: float, dtype: str) -> float:
+    """The best FLOP/s that was seen on such a machine, this one too, which is kept in the cache folder.
+
+    A single reading beside other work is too low. Such a machine: the same device or processor, as many cores that we
+    may use, the same jax.
+    """
+    machine = [_device(), str(_cores()), dtype, jax.__version__]
+    path = cache_folder("peaks") / f"{digest(*machine)}.json"
+    try:
+        known = float(read_json(path)["flops"]) if path.exists() else 0.0
+    except (InputError, KeyError, TypeError, ValueError):
+        known = 0.0
+    known = known if math.isfinite(known) else 0.0  # damaged: measured anew
+    if flops > known:
+        with contextlib.suppress(OSError):  # a full disk is no reason not to train
+            write_atomically(path, json.dumps(dict(flops=flops, machine=machine)) + "\n")
+    return max(known, flops)
+
+
+def _device() -> str:
+    kind = jax.devices()[0].device_kind
+    if kind != "cpu":
+        return kind
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.*)$", info.read_text(errors="replace"), re.M) if info.exists() else None
+    return found[1] if found else f"{platform.machine()} {platform.processor()}"
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _timed(function: Any, a: jax.Array) -> float:
     begun = time.perf_counter()
     function(a).block_until_ready()
     return time.perf_counter() - begun
+
+
+def processors(mesh: jax.sharding.Mesh) -> int:
+    """How many times `peak_flops` a mesh has: its devices; of CPUs its hosts, since virtual devices share one."""
+    devices = list(mesh.devices.flat)
+    return len({device.process_index for device in devices}) if devices[0].platform == "cpu" else len(devices)
 
 
 class Speed:
@@ -58,8 +118,9 @@ class Speed:
         self._tokens = data.batch * data.length
         model: Any = program.experiment.model
         self._flops = self._tokens * model.flops_per_token(program.boxed, data.length)
-        peak, self._source = peak_flops(precision.compute)
-        self._peak = peak * program.mesh.size
+        self._dtype, self._processors = precision.compute, processors(program.mesh)
+        peak, self._source = peak_flops(self._dtype)
+        self._peak = peak * self._processors
         self._parameters = count(program.boxed)
         self._begun: float | None = None
         self._paused = 0.0
@@ -96,6 +157,7 @@ class Speed:
     def since_last(self) -> dict[str, float]:
         """`tokens_per_second` (of the batch's positions, padding too) and `mfu` since the last call; {} at the start.
 
+        An `mfu` above 1 is left out: it proves the peak wrong, which is timed again, and is at least what was reached.
         The caller must have waited for the last step's results.
         """
         if self._begun is None or not self._steps:
@@ -104,4 +166,11 @@ class Speed:
         each = max(now - self._begun - self._paused, 1e-9) / self._steps
         self._begun, self._paused, self._steps = now, 0.0, 0
         found = dict(tokens_per_second=self._tokens / each)
-        return found | dict(mfu=self._flops / each / self._peak) if self._flops else found
+        reached = self._flops / each
+        if reached > self._peak:
+            with self.paused():
+                best = max(timed_now(self._dtype), reached / self._processors)
+                self._peak = keep_best(best, self._dtype) * self._processors
+        elif self._flops:
+            found["mfu"] = reached / self._peak
+        return found

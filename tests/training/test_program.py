@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import time
 from types import SimpleNamespace
 
 import jax
@@ -277,14 +278,82 @@ def test_means_by_their_names():
         ("TPU v5p", "TPU v5p", 459e12),
     ],
 )  # fmt: skip
-def test_peaks_are_found_by_whole_words(kind, name, peak, monkeypatch):
+def test_peaks_are_found_by_whole_words(kind, name, peak, monkeypatch, tmp_path):
+    monkeypatch.setenv("LLM_JAX_CACHE", str(tmp_path))
     monkeypatch.setattr(speed.jax, "devices", lambda: [SimpleNamespace(device_kind=kind)])
     monkeypatch.setattr(speed, "_timed", lambda function, a: 1e-3)
     found, source = speed.peak_flops.__wrapped__("float32")
     if name:
         assert found == peak and source == f"the published bfloat16 peak of {name} (this run computes in float32)"
     else:
-        assert source == "a 1024 x 1024 float32 product on this machine, timed at start"
+        assert found == 2 * 2048**3 / 1e-3 and "a float32 matrix product on this machine, timed at start" in source
+
+
+def test_the_best_product_ever_timed_is_the_peak(monkeypatch, tmp_path):
+    """Whatever other work takes of the machine; of another dtype or number of cores it says nothing."""
+    monkeypatch.setenv("LLM_JAX_CACHE", str(tmp_path))
+    seconds = [1e-3]
+    monkeypatch.setattr(speed, "_product", lambda size, dtype: [size / 1024 * s for s in (*seconds, seconds[0] * 9)])
+    peak = speed.peak_flops.__wrapped__
+    best = 2 * 2048**3 / 2e-3
+    assert peak("float32") == (best, "a float32 matrix product on this machine, timed at start: the best so far")
+    seconds[0] = 4e-3  # beside other work
+    source = f"the best float32 matrix product ever timed on this machine ({best / 4:.3g} just now)"
+    assert peak("float32") == (best, source)
+    assert peak("bfloat16")[0] == best / 4
+    with monkeypatch.context() as fewer:
+        fewer.setattr(speed, "_cores", lambda: 1_000)
+        assert peak("float32")[0] == best / 4
+    seconds[0] = 0.5e-3
+    assert peak("float32")[0] == best * 2
+    for file in (tmp_path / "peaks").iterdir():
+        file.write_text('{"flops": "nan"}' if file.stat().st_size % 2 else "torn")
+    assert peak("float32")[0] == best * 2
+
+
+def test_virtual_devices_share_one_processor():
+    def mesh(platform, *hosts):
+        devices = [SimpleNamespace(platform=platform, process_index=host) for host in hosts]
+        return SimpleNamespace(devices=np.array(devices, object))
+
+    assert speed.processors(jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])) == 1
+    assert speed.processors(jax.make_mesh((8,), ("data",))) == 1
+    assert speed.processors(mesh("cpu", 0, 0, 1, 1)) == 2
+    assert speed.processors(mesh("gpu", 0, 0, 1, 1)) == 4
+
+
+def test_an_mfu_above_one_is_not_shown_and_mends_the_peak(tiny, monkeypatch, stepper, tmp_path):
+    monkeypatch.setenv("LLM_JAX_CACHE", str(tmp_path))
+    now = [100.0]
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(speed, "peak_flops", lambda dtype: (1e3, "timed beside other work"))
+    monkeypatch.setattr(speed, "timed_now", lambda dtype: 1e4)
+    run = stepper(tiny)
+    counted = speed.Speed(run.program)
+    counted.step(run.state)
+    for seconds, mfu in ((0.5, None), (1.0, 0.5), (0.25, None), (0.5, 0.5)):
+        now[0] += seconds
+        counted.step(run.state)
+        found = counted.since_last()
+        assert found["tokens_per_second"] == pytest.approx(8 * 16 / seconds)
+        assert found.get("mfu") == (None if mfu is None else pytest.approx(mfu))
+    assert speed.keep_best(0.0, run.program.experiment.precision.compute) > 1e3, "and the next run knows it"
+
+
+def test_the_speed_of_a_training_leaves_out_what_is_written_of_it(tiny, monkeypatch, tmp_path):
+    """The first line imports TensorBoard's writer, and torch where it is installed: seconds."""
+    write, slow = metrics.MetricsLog.write, [2.0]
+
+    def written(self, step, split, found):
+        time.sleep(slow.pop() if slow else 0)
+        write(self, step, split, found)
+
+    monkeypatch.setattr(metrics.MetricsLog, "write", written)
+    train(tiny.override({"steps": 3, "log_every": 1, "eval_every": 3}), tmp_path)
+    speeds = [
+        line.get("tokens_per_second") for line in metrics.read(tmp_path / "metrics.jsonl") if line["split"] == "train"
+    ]
+    assert speeds[0] is None and min(speeds[1:]) > 8 * 16 / 1.0
 
 
 def test_speed_counts_steps_and_not_pauses(tiny, monkeypatch, stepper):
