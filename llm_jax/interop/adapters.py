@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -19,7 +20,7 @@ from llm_jax.interop.exports import family_for
 from llm_jax.interop.names import BLOCK, Names, Theirs, unload
 from llm_jax.models.encoder import Encoder
 from llm_jax.models.model import Model, Translator
-from llm_jax.text.tokenizer import load_tokenizer
+from llm_jax.training.belongs import check_belongs, run_tokenizer
 from llm_jax.training.checkpoints import Checkpoints
 from llm_jax.training.program import Program, fill
 from llm_jax.training.run import Run
@@ -37,12 +38,13 @@ def export_adapter(workdir: str | Path, folder: str | Path) -> None:
       InputError: there is no such run, it trains no adapters alone, or its model is of no published family.
     """
     run = Run.existing(workdir)
-    tokenizer = load_tokenizer(run.tokenizer)
+    tokenizer = run_tokenizer(run)
     experiment = fill(Experiment.of(run.manifest, user_modules()), tokenizer)
     program = Program(experiment, jax.sharding.Mesh(jax.devices()[:1], ("data",)), tokenizer)
     if not isinstance(program.experiment.tuning, Lora):
         raise InputError(f"{workdir} has no adapters: export the model itself, with llm_jax export")
-    with Checkpoints(run.checkpoints, run.manifest) as checkpoints:
+    belongs = functools.partial(check_belongs, run, experiment)
+    with Checkpoints(run.checkpoints, run.manifest, belongs=belongs) as checkpoints:
         name = "average" if experiment.ema else "params"
         trained = checkpoints.restore_params(program.template.params, name).state
     model: Any = experiment.model

@@ -46,6 +46,7 @@ from llm_jax.text.chat import ChatTemplate
 from llm_jax.text.kept import Kept
 from llm_jax.text.tokenizer import Tokenizer
 from llm_jax.training import restore
+from llm_jax.training.belongs import beside
 from llm_jax.training.checkpoint_files import saved_steps
 from llm_jax.training.checkpoints import Checkpoints
 from llm_jax.training.loop import keep_tokenizer
@@ -93,10 +94,9 @@ def make_run(workdir: str | Path, experiment: Experiment, tokenizer: Tokenizer, 
     with Run.open(workdir, experiment.manifest()) as run:
         if saved_steps(run.checkpoints):
             raise InputError(f"there is a model in {workdir} already: use another --workdir")
-        if not run.has_tokenizer:
-            keep_tokenizer(tokenizer, run)
+        keep_tokenizer(tokenizer, run)
         with Checkpoints(run.checkpoints, run.manifest) as checkpoints:
-            checkpoints.save(0, {"params": params()}, data={}, metrics={})
+            checkpoints.save(0, {"params": params()}, data={}, metrics={}, beside=beside(run))
 
 
 def load(

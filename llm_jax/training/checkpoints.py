@@ -5,7 +5,8 @@ A checkpoint is a folder named by its step:
     00000300/state/...          the arrays, by Orbax (https://orbax.readthedocs.io)
     00000300/manifest.json      the experiment: enough to rebuild the model without the rest of the run
     00000300/data.json          where the data stood
-    00000300/metrics.json       what was last measured
+    00000300/metrics.json       what was last measured, and at which step
+    00000300/beside.json        the hashes of the run's tokenizer and of what is frozen
     00000300/checksums.sha256   the hash of every file above
 
 It is written under another name (`.saving`), sealed, and then renamed: that is the commit. So whatever has a
@@ -71,6 +72,8 @@ class Checkpoints:
       keep_last: how many of the newest are kept.
       keep_best: how many of the best are kept besides, among those that were evaluated at their own step.
       best_by: the metric that they are the best by: of its lowest values for `best_mode` "min", else of its highest.
+      belongs: asked before a checkpoint is loaded, with its step, its manifest and what it was saved beside; it raises
+        InputError where these are not of the run as it is now.
       note: where the lines go that tell of a damaged checkpoint, or of one that cannot be removed; standard error by
         default.
     """
@@ -84,6 +87,7 @@ class Checkpoints:
         keep_best: int = 1,
         best_by: str = "loss",
         best_mode: Literal["min", "max"] = "min",
+        belongs: Callable[[int, Mapping[str, Any], Mapping[str, Any]], None] = lambda step, manifest, beside: None,
         note: Callable[[str], None] = _say,
     ):
         if keep_last < 1:
@@ -93,6 +97,7 @@ class Checkpoints:
         self.keep_last, self.keep_best = keep_last, keep_best
         self.best_by, self.best_mode = best_by, best_mode
         self._shown = folder
+        self._belongs = belongs
         self._note = note
         self._sound: set[int] = set()  # checked, or saved by ourselves
         self._damaged: set[int] = set()
@@ -106,13 +111,17 @@ class Checkpoints:
 
     # ----------------------------------------------------------------------------------------------------------- saving
 
-    def save(self, step: int, state: Any, data: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    def save(
+        self, step: int, state: Any, data: Mapping[str, Any], metrics: Mapping[str, float],
+        beside: Mapping[str, str | None] | None = None,
+    ) -> None:  # fmt: skip
         """Begins to save, and returns as soon as `state` may be donated. If this step was saved, that stays as it is.
 
         Args:
           state: a pytree of arrays.
           data: JSON: where the data iterator stands.
           metrics: the latest evaluation, and as `step` that which it is of; without one it is of this step.
+          beside: the hashes of the run's files that it depends on.
 
         Raises:
           InputError: it cannot be written, now or while the save before was going on (the disk is full, say); older
@@ -123,6 +132,7 @@ class Checkpoints:
             return
         measured = {name: plain(value) for name, value in metrics.items()}
         contents = {"manifest.json": self.manifest, "data.json": dict(data), "metrics.json": measured}
+        contents["beside.json"] = dict(beside or {})
         files = {name: json.dumps(value, indent=2).encode() + b"\n" for name, value in contents.items()}
         partial = self.folder / f"{step:08d}.saving"
         try:
@@ -325,6 +335,9 @@ class Checkpoints:
     def _load(self, step: int, template: Any, partial: bool) -> Checkpoint:
         path = self._path(step)
         with self._reading(step):
+            saved_beside = path / "beside.json"  # older versions wrote none
+            others = json.loads(saved_beside.read_bytes()) if saved_beside.exists() else {}
+            self._belongs(step, json.loads((path / "manifest.json").read_bytes()), others)
             state = load(path, template, f"checkpoint {step} in {self._shown}", partial)
             about = {name: json.loads((path / f"{name}.json").read_bytes()) for name in ("data", "metrics", "manifest")}
         return Checkpoint(step, state, **about)

@@ -23,7 +23,8 @@ from llm_jax.models.inherited import Inherited
 from llm_jax.models.model import Model
 from llm_jax.models.pretrained import Pretrained
 from llm_jax.text.kept import Kept
-from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
+from llm_jax.text.tokenizer import Tokenizer
+from llm_jax.training.belongs import run_tokenizer
 from llm_jax.training.checkpoint_files import saved_steps
 from llm_jax.training.finished import Finished
 from llm_jax.training.program import Program, TrainState, fill
@@ -105,7 +106,7 @@ def first_tokenizer(experiment: Experiment) -> Tokenizer:
     """The tokenizer that a training of the experiment begins with: that of `init_from`, or one made of its texts."""
     data: Any = experiment.data
     if experiment.init_from:
-        return data.rendering.settled.template.ending(load_tokenizer(Run.existing(experiment.init_from).tokenizer))
+        return data.rendering.settled.template.ending(run_tokenizer(Run.existing(experiment.init_from)))
     return data.prepare(experiment.tokenizer)
 
 
@@ -192,7 +193,7 @@ def _check_reading(program: Program, run: Run) -> None:
       InputError: it has another tokenizer, or another rendering (but for what is learnt).
     """
     alike = "let both begin from the same run (init_from)"
-    if program.tokenizer is None or load_tokenizer(run.tokenizer).identity != program.tokenizer.identity:
+    if program.tokenizer is None or run_tokenizer(run).identity != program.tokenizer.identity:
         raise InputError(f"{run.workdir} has another tokenizer than this run: {alike}")
     there, here = (conform(e.data, Data, "data").rendering.settled for e in (_experiment(run), program.experiment))
     for name in parts.settings(here):
@@ -219,7 +220,7 @@ def _experiment(run: Run) -> Experiment:
 
 def _opened(run: Run, mesh: Any = None) -> Program:
     """The program of another run, on this mesh, or one of a single device."""
-    experiment, tokenizer = _experiment(run), load_tokenizer(run.tokenizer)
+    experiment, tokenizer = _experiment(run), run_tokenizer(run)
     if mesh is None:
         mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
     return Program(fill(experiment, tokenizer), mesh, tokenizer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from llm_jax.core.workers import not_in_worker
 from llm_jax.data.presentation import Batch
 from llm_jax.experiment import Experiment
 from llm_jax.parallel.layout import place
-from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
+from llm_jax.text.tokenizer import Tokenizer
 from llm_jax.training.author import HeldOut
+from llm_jax.training.belongs import beside, check_belongs, run_tokenizer
 from llm_jax.training.check import check_families, check_openings
 from llm_jax.training.checkpoints import Checkpoints
 from llm_jax.training.disk import space_for
@@ -64,6 +66,7 @@ def train(experiment: Experiment, workdir: str | Path) -> TrainState:
         checkpoints = Checkpoints(
             run.checkpoints, experiment.manifest(), keep_last=experiment.keep_last, keep_best=experiment.keep_best,
             best_by=experiment.best_by, best_mode=best_mode(experiment),
+            belongs=functools.partial(check_belongs, run, experiment),
         )  # fmt: skip
         with checkpoints, Display(experiment.steps) as display:
             return Training(program, tokenizer, run, checkpoints, display).run_to_end()
@@ -242,13 +245,14 @@ class Training:
 
     def _save(self, step: int, state: TrainState) -> None:
         self._demand_targets()
-        self.checkpoints.save(step, dataclasses.replace(state, frozen=None), self.batches.save(), self.evaluated)
+        alone = dataclasses.replace(state, frozen=None)
+        self.checkpoints.save(step, alone, self.batches.save(), self.evaluated, beside(self.run))
 
 
 def prepare_tokenizer(experiment: Experiment, run: Run) -> Tokenizer:
     """The run's own tokenizer: the first time that of `init_from`, or one trained on the training documents."""
     if run.has_tokenizer:
-        return load_tokenizer(run.tokenizer)
+        return run_tokenizer(run)
     tokenizer = first_tokenizer(experiment)
     keep_tokenizer(tokenizer, run)
     return tokenizer

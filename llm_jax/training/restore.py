@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from llm_jax.core.process import set_up
 from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
-from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
+from llm_jax.text.tokenizer import Tokenizer
+from llm_jax.training.belongs import check_belongs, run_tokenizer
 from llm_jax.training.check import check_families
 from llm_jax.training.checkpoints import Checkpoints
 from llm_jax.training.evaluation import best_mode
@@ -45,14 +47,14 @@ def restore(
     before = Experiment.of(run.manifest, modules)
     experiment = before.set(list(assignments), modules)
     check_families(experiment)
-    tokenizer = load_tokenizer(run.tokenizer)
+    tokenizer = run_tokenizer(run)
     experiment = fill(experiment, tokenizer)
     layout: Any = experiment.layout
     mesh = layout.mesh()
     free = ("model", "layout", "ema", "best_by", "best_mode")
     saved = dataclasses.replace(before, **{name: getattr(experiment, name) for name in free})
     trained = Program(saved, mesh, tokenizer)
-    params, frozen = open_checkpoint(run, trained, checkpoint)
+    params, frozen = open_checkpoint(run, trained, checkpoint, fill(before, tokenizer))
     program = Program(experiment.override({"tuning": None}), mesh, tokenizer)
     if frozen is not None:
         beside = trained.beside(frozen)
@@ -62,16 +64,23 @@ def restore(
     return program, tokenizer, params
 
 
-def open_checkpoint(run: Run, program: Program, checkpoint: str = "newest") -> tuple[Any, Any]:
+def open_checkpoint(
+    run: Run, program: Program, checkpoint: str = "newest", own: Experiment | None = None
+) -> tuple[Any, Any]:
     """The whole model's parameters of a checkpoint that was saved by `program`, and what was frozen.
 
+    Args:
+      own: the run's own experiment, filled in, where that of the program has other settings.
+
     Raises:
-      InputError: there is no such checkpoint, it holds other arrays, or numbers that are not finite.
+      InputError: there is no such checkpoint, it is not of the run as it is now, or it holds other arrays, or numbers
+        that are not finite.
     """
     name = "average" if program.experiment.ema else "params"
     experiment = program.experiment
     mode = best_mode(experiment) if checkpoint == "best" else "min"
-    opened = Checkpoints(run.checkpoints, run.manifest, best_by=experiment.best_by, best_mode=mode)
+    belongs = functools.partial(check_belongs, run, own or experiment)
+    opened = Checkpoints(run.checkpoints, run.manifest, best_by=experiment.best_by, best_mode=mode, belongs=belongs)
     with opened as checkpoints, jax.set_mesh(program.mesh):
         if not checkpoints.steps():
             raise InputError(f"no checkpoint in {run.checkpoints}: train first")
