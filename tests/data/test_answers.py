@@ -65,10 +65,8 @@ def language_model(tokenizer, rendering, ids):
         def _begin(self, *_: Any):
             return Says([ids])
 
-    template = rendering.settled.template
-    return Silent(
-        type("Model", (), dict(limit=lambda self: None, words=lambda self: 10**6))(), None, tokenizer, template=template
-    )  # pyright: ignore[reportArgumentType]
+    model: Any = type("Model", (), dict(limit=lambda self: None, words=lambda self: 10**6))()
+    return Silent(model, None, tokenizer, template=rendering.settled.template)
 
 
 @pytest.mark.parametrize(("document", "template"), [*documents()])
