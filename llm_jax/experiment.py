@@ -37,6 +37,7 @@ class Experiment(Part):
     Of checkpoints the newest `keep_last` stay, and the best `keep_best` by the validation metric `best_by`, among those
     that were evaluated at their own step. `best_mode` says whether its lowest ("min") or highest ("max") value is best;
     None: as is known of `loss`, `perplexity`, `bits_per_byte`, `accuracy` and `reward`.
+    The learning rate's schedule runs over `schedule_steps` (None: `steps`; a resumed run keeps what it had).
     `init_from` is the folder of a run to train on from: with its parameters and tokenizer, and what `data.rendering`
     leaves unsaid. `model` is `Inherited()` then, or one that has the same parameters, and `tokenizer` is `Kept()`.
     """
@@ -50,6 +51,7 @@ class Experiment(Part):
     layout: Part
     precision: Part
     steps: Size
+    schedule_steps: Size | None = None  # over which the learning rate's schedule runs
     seed: Seed = 0
     microbatches: Size = 1
     ema: Rate = 0.0

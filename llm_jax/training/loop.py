@@ -32,6 +32,7 @@ from llm_jax.training.interrupt import GivenUp, Interrupt
 from llm_jax.training.metrics import MetricsLog, append, cut, read
 from llm_jax.training.program import Program, TrainState, fill
 from llm_jax.training.report import findings
+from llm_jax.training.resume import resumed
 from llm_jax.training.run import Run
 from llm_jax.training.speed import Speed
 
@@ -56,7 +57,9 @@ def train(experiment: Experiment, workdir: str | Path) -> TrainState:
     not_in_worker()
     set_up()
     check_families(experiment)
-    experiment = inherit(experiment, workdir)
+    experiment, said = resumed(inherit(experiment, workdir), workdir)
+    if said:
+        print(said, flush=True)
     with Run.open(workdir, experiment.manifest()) as run:
         print("reading the data ...", flush=True)
         tokenizer = prepare_tokenizer(experiment, run)

@@ -83,7 +83,11 @@ class Program:
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformationExtraArgs:
         optimizer: Any = self.experiment.optimizer
-        return optimizer.transform(self.experiment.steps, self.parted[0])
+        return optimizer.transform(self.schedule_steps, self.parted[0])
+
+    @property
+    def schedule_steps(self) -> int:
+        return self.experiment.schedule_steps or self.experiment.steps
 
     @functools.cached_property
     def pretrained(self) -> dict[str, Pretrained]:
@@ -308,7 +312,7 @@ class Program:
             longest_streak=jnp.maximum(jnp.where(first, 0, state.longest_streak), streak),
         )  # fmt: skip
         rate: Any = optimizer
-        rate_now = rate.rate(state.step, experiment.steps)
+        rate_now = rate.rate(state.step, self.schedule_steps)
         return after, dict(gradient_norm=norm, learning_rate=rate_now, weight=sums["weight"])
 
     def _gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Sums]:

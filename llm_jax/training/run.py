@@ -17,6 +17,7 @@ from llm_jax.training.disk import only_writer, space_for
 MAY_DIFFER = frozenset(
     {
         "steps",
+        "schedule_steps",
         "log_every",
         "eval_every",
         "save_every",
