@@ -50,6 +50,11 @@ class Rollout:
         """[prompts, group]."""
         return x_B.reshape(-1, self.group)
 
+    def spread_B(self) -> np.ndarray:
+        """[B]: the standard deviation of the rewards of each completion's group, as estimated of a sample (n - 1)."""
+        reward = self.grouped(self.reward_B)
+        return np.repeat(reward.std(1, ddof=1) if self.group > 1 else np.zeros(len(reward)), self.group)
+
     def compared(self, x_B: np.ndarray, objective: str) -> np.ndarray:
         """`grouped`, for an objective that compares the completions of a prompt.
 
@@ -202,12 +207,11 @@ class Grpo(PolicyGradient):
 
     def credit(self, rollout, coefficient):
         reward = rollout.compared(rollout.reward_B, type(self).__name__)
-        advantage_B = self.scaled(reward - reward.mean(1, keepdims=True), reward).reshape(-1)
+        advantage_B = self.scaled((reward - reward.mean(1, keepdims=True)).reshape(-1), rollout)
         return Credit(advantage_B[:, None] * rollout.weight_BT, np.zeros_like(rollout.weight_BT), coefficient)
 
-    def scaled(self, advantage: np.ndarray, reward: np.ndarray) -> np.ndarray:
-        """[prompts, group]."""
-        return advantage / (reward.std(1, ddof=1, keepdims=True) + 1e-4)
+    def scaled(self, advantage_B: np.ndarray, rollout: Rollout) -> np.ndarray:
+        return advantage_B / (rollout.spread_B() + 1e-4)
 
     def shares(self, weight_BT: jax.Array, frozen: Any) -> jax.Array:
         """[B, T]: how much each token counts."""
@@ -231,8 +235,8 @@ class DrGrpo(Grpo):
 
     kl: Penalty = 0.0
 
-    def scaled(self, advantage, reward):
-        return advantage
+    def scaled(self, advantage_B, rollout):
+        return advantage_B
 
     def shares(self, weight_BT, frozen):
         return weight_BT / frozen["max_tokens"]

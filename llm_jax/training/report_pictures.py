@@ -52,7 +52,7 @@ class Captions(Report):
 
 
 def grid(pictures: list[Picture], said: list[str], right: list[bool], title: str, columns: int = 8) -> bytes:
-    """A PNG of the pictures over what was said of them; a mistake is red, and the caption behind it."""
+    """A PNG of the pictures, each under what was said of it; a mistake is red, with the right caption in brackets."""
     from matplotlib.figure import Figure  # slow to import, and only reports draw
 
     rows = math.ceil(len(pictures) / columns)

@@ -234,7 +234,7 @@ class RolloutIterator(Iterator[Batch]):
         exact = {name: known[name].astype(np.float64) for name in ("reward_B", "weight_BT", *RECALLED)}
         rollout = Rollout(**exact, group=self._data.group)
         credit = self._author.policy.credit(rollout, self._coefficient)
-        spread_B = np.repeat(rollout.grouped(rollout.reward_B).std(1), self._data.group)
+        spread_B = rollout.spread_B()
         known |= dict(advantage_BT=credit.advantage_BT, return_BT=credit.return_BT, reward_spread_B=spread_B)
         known["kl_coefficient_B"] = np.full(len(spread_B), self._coefficient)
         batch = {name: a.astype(np.float32) if a.dtype == np.float64 else a for name, a in known.items()}

@@ -374,3 +374,16 @@ def test_a_completion_alone_is_compared_with_none(objective):
     name = type(objective).__name__
     with pytest.raises(InputError, match=rf"{name} compares completions of one prompt: data.group must be 2 or more"):
         objective.credit(alone, 0.0)
+
+
+def test_the_spread_that_is_logged_is_the_one_that_advantages_are_divided_by():
+    """As torch.std has it, and so trl: of a sample."""
+    reward_B = np.random.default_rng(3).normal(size=8)
+    zeros = np.zeros((8, 3))
+    rollout = Rollout(reward_B, zeros + 1, zeros, zeros, zeros, group=4)
+    expected_B = np.repeat(torch.from_numpy(reward_B).reshape(2, 4).std(1).numpy(), 4)
+    np.testing.assert_allclose(rollout.spread_B(), expected_B)
+    centred_B = reward_B - np.repeat(reward_B.reshape(2, 4).mean(1), 4)
+    np.testing.assert_allclose(Grpo().credit(rollout, 0.0).advantage_BT[:, 0], centred_B / (expected_B + 1e-4))
+    alone = Rollout(reward_B, zeros + 1, zeros, zeros, zeros, group=1)
+    np.testing.assert_array_equal(alone.spread_B(), np.zeros(8))
