@@ -130,6 +130,8 @@ class TwoTexts(Presentation):
 
     def plan(self, packing, corpus, length, rng):
         """Two pieces a row: the tokens that are not learnt, and those that are."""
+        if length < 3:
+            raise InputError(f"data.length={length} has no room for a token between bos and eos: raise it")
         begin, end, cut = _cuts(corpus)
         order = np.arange(len(begin)) if rng is None else rng.permutation(len(begin))
         size = np.stack([cut - begin, end - cut], 1)[order]

@@ -26,7 +26,7 @@ from llm_jax.data.packing import Packing, Plan, WindowPlan, ramps
 from llm_jax.data.presentation import AsIs, Batch, Presentation, Vocabulary, blank
 from llm_jax.data.workers import Sent, ahead, death
 
-PERIOD = 10_000  # rows after which the pattern of a mixture repeats: weights are exact to a part in so many
+PERIOD = 10_000  # rows after which the pattern of a mixture repeats, where its shares are so many of so many
 
 
 @dataclasses.dataclass
@@ -98,20 +98,42 @@ def _mixed(x: np.ndarray, key: np.uint64) -> np.ndarray:
 
 
 class Mixed:
-    """Which component, and which of its rows, is row n of a mixture: as evenly spread as whole rows allow."""
+    """Which component, and which of its rows, is row n of a mixture: as evenly spread as whole rows allow.
 
-    def __init__(self, weights: list[float]):
-        share = np.asarray(weights) / np.sum(weights)
-        self.counts = np.maximum(1, np.round(share * PERIOD)).astype(np.int64)
-        due = np.concatenate([(np.arange(count) + 0.5) / count for count in self.counts])
-        order = np.argsort(due, kind="stable")
-        self.component = np.repeat(np.arange(len(weights)), self.counts)[order]
-        self.number = ramps(self.counts)[order]
+    Row k of a component is due at (k + 1/2) / share, and rows come as they are due. Shares are whole parts of `PERIOD`,
+    unless one of them would be wrong by more than a hundredth of itself: they are exact then.
+    """
+
+    def __init__(self, weights: Sequence[float]):
+        scaled = np.asarray(weights, np.float64) / np.max(weights)
+        exact = scaled / np.sum(scaled) * PERIOD
+        rounded = np.round(exact)
+        self.exact = bool(np.any(np.abs(rounded - exact) > 0.01 * exact))
+        self.share = exact if self.exact else rounded
+        self.period = np.sum(self.share)
+
+    def _due(self, number_RC: np.ndarray) -> np.ndarray:
+        """In periods: how far the rows have come where a component's row is due. Infinitely far, if that is never."""
+        with np.errstate(over="ignore"):
+            return (number_RC + 0.5) / self.share
 
     def __call__(self, row_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        period, place = np.divmod(row_R, len(self.component))
-        component = self.component[place]
-        return component, period * self.counts[component] + self.number[place]
+        """Component and number of each row, int64 both."""
+        begin_R, place_R = (0, row_R) if self.exact else np.divmod(row_R, int(self.period))
+        count = len(self.share)
+        from_R1 = (place_R / self.period - (count + 2) / self.period)[:, None]  # no more than so many are due early
+        first_RC = np.maximum(np.ceil(from_R1 * self.share - 0.5), 0)
+        first_RC -= (first_RC > 0) & (self._due(first_RC - 1) >= from_R1)  # of rounding
+        first_RC += self._due(first_RC) < from_R1
+        ahead_RNC = first_RC[:, None] + np.arange(3 * count + 6)[:, None]
+        ahead_RCN = ahead_RNC.swapaxes(1, 2)  # of two that are due at once, the first component's comes first
+        due_RCN = self._due(ahead_RNC).swapaxes(1, 2)
+        order_RN = np.argsort(due_RCN.reshape(len(place_R), -1), axis=1, kind="stable")
+        nth_R = (place_R - first_RC.sum(1)).astype(np.int64)
+        chosen_R = np.take_along_axis(order_RN, nth_R[:, None], 1)[:, 0]
+        number_R = np.take_along_axis(ahead_RCN.reshape(len(place_R), -1), chosen_R[:, None], 1)[:, 0]
+        component_R = chosen_R // ahead_RCN.shape[-1]
+        return component_R, (begin_R * self.share[component_R] + number_R).astype(np.int64)
 
 
 @dataclasses.dataclass

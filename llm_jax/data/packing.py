@@ -45,7 +45,9 @@ class WindowPlan:
     stride: int
 
     def __len__(self) -> int:
-        return max(0, -(-(self.tokens - 1 - self.length) // self.stride)) + 1
+        pairs = self.tokens - 1
+        to_the_end = max(0, -(-(pairs - self.length) // self.stride)) + 1
+        return min(to_the_end, -(-pairs // self.stride))  # a stride longer than a row may step over the end
 
     def pieces(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         start = rows * self.stride
@@ -80,7 +82,8 @@ class Packing(Part):
 class Windows(Packing):
     """A window every `stride` tokens over all documents one after another; shuffled with stride 1, they are nanoGPT's.
 
-    A window is one segment: attention does cross documents, but the first token of a document is never a target.
+    A window is one segment: attention does cross documents, but the first token of a document is never a target. A
+    stride longer than a row leaves the tokens between windows out of training; evaluation reads all of them.
     """
 
     stride: Size = 1

@@ -77,7 +77,7 @@ class Data(Part):
         """Says so where what is held out is trained on too: across a mixture, or by a source's own split."""
         trained = {hash(document.group()) for part in parts for document in part["train"]}
         held_out = [document.group() for part in parts for document in part["validation"]]
-        if shared := sum(hash(group) in trained for group in held_out):
+        if len(trained) > 1 and (shared := sum(hash(group) in trained for group in held_out)):
             logging.warning(
                 "%d of %d held-out documents of %s have a prompt, or a text, that is trained on too: what is measured "
                 "of them is not what the model makes of new ones. ByHash holds out the same prompts of every source",
@@ -92,20 +92,12 @@ class Data(Part):
         """
         found = [d for part in self._split_documents for d in lookup(part, split, "split")]
         if not found:
-            raise InputError(f"{self.split} leaves no {split} documents of {self.source}: {self._cure()}")
-        return found
-
-    def _cure(self) -> str:
-        """What to do where a split has no documents."""
-        every = [document for part in self._split_documents for each in part.values() for document in each]
-        if len(every) == 1:
-            return "there is one, of which WithinText holds out the end, if it is a text"
-        if len({document.group() for document in every}) == 1:
-            return (
-                f"all {len(every)} have the same prompt, and so stay together. Give replies that every prompt repeats "
-                "the weight 0, or bring a source with a validation of its own"
+            one = sum(len(each) for part in self._split_documents for each in part.values()) == 1
+            cure = (
+                "there is one, of which WithinText holds out the end, if it is a text" if one else "change data.split"
             )
-        return "change data.split"
+            raise InputError(f"{self.split} leaves no {split} documents of {self.source}: {cure}")
+        return found
 
     def prepare(self, recipe: TokenizerRecipe) -> Tokenizer:
         """A tokenizer trained on the training documents alone, with the special tokens that the chat template needs."""
@@ -134,13 +126,15 @@ class Data(Part):
             if c is not None
         ]
         weights = [weight for _, weight in self.source.components()]
+        mixed = Mixed(weights)
         shown = [] if self.presentation == AsIs() else [to_json(self.presentation)]
+        shown += ["exact shares"] * mixed.exact  # they were whole parts of 10,000 rows once
         stream = digest(
             json.dumps([to_json(self.packing), self.batch, self.length, self.shuffle, seed, weights, *shown]),
             *(f"{part.corpus.made_of}.tokens" for part in rows),
         )
         content = digest(*(part.corpus.content for part in rows))
-        batches = TrainingBatches(self._filler(rows, tokenizer, seed), Mixed(weights), self.batch, process, processes)
+        batches = TrainingBatches(self._filler(rows, tokenizer, seed), mixed, self.batch, process, processes)
         return DataIterator(batches, self.workers, stream, content)
 
     def evaluation(

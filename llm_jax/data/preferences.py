@@ -43,6 +43,8 @@ class Pairs(Presentation):
         return 2 * (length - 1)
 
     def plan(self, packing, corpus, length, rng):
+        if length < 2:
+            raise InputError(f"data.length={length} has no room for a token of a reply and the one before it: raise it")
         begin, end, learnt = corpus.offsets[:-1], corpus.offsets[1:], np.flatnonzero(corpus.learnt)
         place = np.searchsorted(learnt, begin)
         blank_P = (place == np.searchsorted(learnt, end)).reshape(-1, 2).any(1)

@@ -53,7 +53,9 @@ class RatedReplies(Source):
         pairs = {before: _compared(before, rated) for before, rated in asked.items()}
         if not any(pairs.values()):
             raise InputError(f"{self.path} has no prompt with two replies that are rated differently")
-        found = [pair for made in pairs.values() for pair in made if is_held_out(pair, self.held_out) == held_out]
+        found = [
+            pair for made in pairs.values() for pair in made if is_held_out(pair.group(), self.held_out) == held_out
+        ]
         if not found:
             part = "validation" if held_out else "training"
             raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 from llm_jax.core.parts import Positive
@@ -40,8 +41,8 @@ class Mixture(Source):
     def __post_init__(self) -> None:
         if not self.sources or len(self.sources) != len(self.weights):
             raise InputError(f"Mixture has {len(self.sources)} sources and {len(self.weights)} weights: give one each")
-        if min(self.weights) <= 0:
-            raise InputError(f"Mixture.weights must be greater than 0, not {self.weights}")
+        if not all(0 < weight < math.inf for weight in self.weights):
+            raise InputError(f"Mixture.weights must be finite and greater than 0, not {self.weights}")
 
     def documents(self) -> Iterator[Document]:
         for source in self.sources:

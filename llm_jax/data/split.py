@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
+
+from absl import logging
 
 from llm_jax.core.files import digest
 from llm_jax.core.parts import Part, Rate, Size
@@ -15,6 +18,7 @@ class Split(Part):
     """Parts documents into those trained on and those held out for validation.
 
     Documents of one `group` (several replies to a prompt, captions of an image, the same text twice) stay together.
+    Where all have the same prompt they are parted by their texts, and a warning says so.
     """
 
     def __call__(self, documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:
@@ -26,9 +30,21 @@ def _check(split: Split, validation: float) -> None:
         raise InputError(f"{type(split).__name__}.validation is a fraction from 0 to below 1, not {validation}")
 
 
-def is_held_out(document: Document, share: float) -> bool:
-    """Whether a document's group is among the `share` of all groups that their hashes hold out."""
-    return int(digest(document.group())[:12], 16) < share * 16**12
+def is_held_out(group: str, share: float) -> bool:
+    """Whether a group is among the `share` of all groups that their hashes hold out."""
+    return int(digest(group)[:12], 16) < share * 16**12
+
+
+def groups_of(documents: Sequence[Document]) -> list[str]:
+    """What must stay together, per document: its group; its text, where all are of one group."""
+    groups = [document.group() for document in documents]
+    if len(documents) < 2 or len(set(groups)) > 1:
+        return groups
+    logging.warning(
+        "all %d documents have the same prompt, so they are parted by their texts: held out are new replies to it, and "
+        "no new prompts", len(documents),
+    )  # fmt: skip
+    return [document.text() for document in documents]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +62,8 @@ class ByHash(Split):
 
     def __call__(self, documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:
         parts: tuple[list[Document], list[Document]] = [], []
-        for document in documents:
-            parts[is_held_out(document, self.validation)].append(document)
+        for document, group in zip(documents, groups_of(documents), strict=True):
+            parts[is_held_out(group, self.validation)].append(document)
         return parts
 
 
@@ -64,19 +80,18 @@ class LastDocuments(Split):
         _check(self, self.validation)
 
     def __call__(self, documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:
-        groups: dict[str, list[Document]] = {}
-        for document in documents:
-            groups.setdefault(document.group(), []).append(document)
+        group_of = groups_of(documents)
+        sizes = Counter(group_of)  # in the order of the first of each
         room = len(documents) * (1 - self.validation) + 1e-9  # 5 * (1 - 0.8) is a little less than 1
         trained: set[str] = set()
-        for group, members in groups.items():
-            room -= len(members)
-            if room < 0 and (trained or len(groups) == 1):
+        for group, size in sizes.items():
+            room -= size
+            if room < 0 and (trained or len(sizes) == 1):
                 break
             trained.add(group)
         parts: tuple[list[Document], list[Document]] = [], []
-        for document in documents:
-            parts[document.group() not in trained].append(document)
+        for document, group in zip(documents, group_of, strict=True):
+            parts[group not in trained].append(document)
         return parts
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from llm_jax.core.alphabet import contract
 from llm_jax.core.parts import NonNegative, Part, Size, conform
+from llm_jax.core.tables import InputError
 from llm_jax.data.documents import check_weights
 from llm_jax.layers.tokens import PADDING
 from llm_jax.models.word2vec import Word2Vec
@@ -117,6 +118,11 @@ class _Windowed(Objective):
     def prepare(self, data, tokenizer):
         count_V = data.counts(tokenizer)
         count_V[list(tokenizer.special.values())] = 0
+        if np.count_nonzero(count_V) < 2:
+            raise InputError(
+                f"of the training documents {np.count_nonzero(count_V)} words are in the vocabulary, so that none can "
+                "predict another: raise tokenizer.vocabulary, or train the tokenizer on these texts"
+            )
         share_V = count_V / count_V.sum()
         with np.errstate(divide="ignore"):
             keep_V = np.minimum(1, np.sqrt(self.subsample / share_V)) if self.subsample else np.ones(len(count_V))

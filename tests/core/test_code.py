@@ -19,6 +19,7 @@ def fresh(monkeypatch):
     code._source.cache_clear()
     code._installed.cache_clear()
     monkeypatch.setattr(code, "STARTED", float("inf"))
+    monkeypatch.setattr("llm_jax.experiment._sources", {})  # workers of later tests are not sent these files
     yield
     code._source.cache_clear()
     code._installed.cache_clear()

@@ -237,6 +237,7 @@ class Recipe(Bpe):
 def own(tmp_path, monkeypatch):
     """Loads a user's file with one place of it changed, as a new process does that begins after the change."""
     monkeypatch.setattr(code, "STARTED", math.inf)
+    monkeypatch.setattr("llm_jax.experiment._sources", {})  # workers of later tests are not sent these files
 
     def load(after="", **said):
         path = tmp_path / "cache_own.py"

@@ -152,8 +152,41 @@ def test_a_mixture_keeps_its_weights_in_every_stretch():
         assert np.all(np.abs(np.bincount(part, minlength=3) - [50, 30, 20]) <= 1)
     for c in range(3):
         np.testing.assert_array_equal(number[component == c], np.arange(np.sum(component == c)))
-    tiny, _ = Mixed([1e-9, 1.0])(np.arange(10_001))
-    assert np.sum(tiny == 0) == 1
+
+
+def table(weights, rows):
+    """The rows of a mixture whose shares are whole parts of 10,000, written out a period at a time."""
+    counts = np.round(np.asarray(weights) / np.sum(weights) * 10_000).astype(int)
+    due = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
+    order = np.argsort(due, kind="stable")
+    component = np.repeat(np.arange(len(weights)), counts)[order]
+    number = np.concatenate([np.arange(count) for count in counts])[order]
+    period, place = np.divmod(rows, len(order))
+    return component[place], period * counts[component[place]] + number[place]
+
+
+@pytest.mark.parametrize(
+    "weights", [[2.0], [9.0, 1.0], [1 / 3] * 3, [5, 2.5, 1.25, 1.25], [0.01, 0.99], [0.7, 0.11, 3]]
+)
+def test_whole_parts_of_a_period_come_as_they_always_did(weights):
+    for rows in (np.arange(25_000), 10**10 + np.arange(12_000)):
+        np.testing.assert_array_equal(Mixed(weights)(rows), table(weights, rows))
+
+
+@pytest.mark.parametrize("weights", [[1e-6, 1.0], [1.0, 3e-5, 2.4e-4], [1e-4 / 3, 1, 7], [1e-300, 2.0], [1e300, 1e290]])
+def test_a_small_weight_is_not_rounded_up(weights):
+    mixed, share = Mixed(weights), np.array(weights) / np.max(weights) / np.sum(np.array(weights) / np.max(weights))
+    seen = np.zeros(len(weights), int)
+    for begin in range(0, 600_000, 50_000):
+        component, number = mixed(np.arange(begin, begin + 50_000))
+        for c in range(len(weights)):
+            mine = number[component == c]
+            np.testing.assert_array_equal(mine, seen[c] + np.arange(len(mine)))
+            seen[c] += len(mine)
+        assert np.all(np.abs(seen - share * (begin + 50_000)) <= 1)
+    np.testing.assert_array_equal(
+        mixed(np.array([599_999, 3]))[0], np.concatenate([component[-1:], mixed(np.arange(4))[0][3:]])
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 97, 1000, 65_537])

@@ -117,6 +117,17 @@ def test_windows_for_evaluation_hold_every_pair_once(tokens, length, stride):
     assert [s + i for row in rows for s, n in row for i in range(n)] == list(range(tokens - 1))
 
 
+@hypothesis.given(tokens=st.integers(2, 200), length=st.integers(1, 20), stride=st.integers(1, 70))
+def test_no_window_lies_beyond_the_end(tokens, length, stride):
+    rows = rows_of(Windows(stride), [tokens], length)
+    assert [row[0][0] for row in rows] == [stride * i for i in range(len(rows))]
+    for i, [(start, size)] in enumerate(rows):
+        assert 1 <= size == min(length, tokens - 1 - start)
+        assert size == length or i == len(rows) - 1
+    last = rows[-1][0]
+    assert sum(last) == tokens - 1 or last[0] + stride >= tokens - 1, "windows go on to the end"
+
+
 def test_ramps():
     assert ramps(np.array([2, 0, 3])).tolist() == [0, 1, 0, 1, 2]
     assert ramps(np.array([], int)).tolist() == []

@@ -9,9 +9,14 @@ import pytest
 from llm_jax.core.parts import check, override
 from llm_jax.core.spelling import from_json, to_json
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Conversation, Example, Rendering, Text
-from llm_jax.data.packing import BestFit, One, Windows
+from llm_jax.data.denoising import Denoising, SpanCorruption, TextInfilling
+from llm_jax.data.documents import Conversation, Document, Example, Labelled, Preference, Rendering, Text
+from llm_jax.data.examples import SourceAndTarget, TwoTexts
+from llm_jax.data.noising import Masked
+from llm_jax.data.packing import BestFit, ConcatThenSplit, One, Windows
 from llm_jax.data.pipeline import Data
+from llm_jax.data.preferences import Pairs
+from llm_jax.data.presentation import AsIs, WithLabel
 from llm_jax.data.sources import Mixture, PythonHelp, Source, TextFiles
 from llm_jax.data.split import ByHash, LastDocuments, WithinText
 from llm_jax.text.chat import Message
@@ -178,3 +183,44 @@ def test_a_batch_that_cannot_be_divided_is_refused(tokenizer):
 def test_importing_data_starts_no_device():
     code = "import llm_jax.data.pipeline, sys; from jax._src import xla_bridge; sys.exit(bool(xla_bridge._backends))"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+ODD = dict(
+    texts=(Text("a"), Text(""), Text("bc"), Text(" ")),
+    long=(Text("abc " * 40),),
+    labelled=(Labelled("a", 0), Labelled("", 1)),
+    examples=(Example("a", "b"), Example("", "b"), Example("a", "")),
+    conversations=(Conversation((Message("user", "a"), Message("assistant", "b"))), Conversation(())),
+    preferences=(Preference((Message("user", "a"),), "b", "c d e"), Preference((), "b", "c")),
+)
+PRESENTED = (
+    AsIs(), WithLabel(), SourceAndTarget(2), TwoTexts(), Pairs(), Masked(), Denoising(SpanCorruption()),
+    Denoising(TextInfilling(), sources=3),
+)  # fmt: skip
+PACKED = (Windows(), Windows(50), ConcatThenSplit(), BestFit(), BestFit("truncate"), One("truncate"), One("split"))
+
+
+@pytest.mark.parametrize("presentation", PRESENTED, ids=lambda part: type(part).__name__)
+@pytest.mark.parametrize("documents", ODD.values(), ids=ODD)
+def test_odd_documents_in_short_rows_are_presented_or_refused(documents, presentation):
+    tokenizer = Bytes(sentinels=8).train([])
+    for packing, length, learn in itertools.product(PACKED, (1, 2, 3, 16), ("everything", "answers")):
+        data = Data(
+            Odd(documents), length, 2, packing, ByHash(0.0), Rendering(learn=learn), presentation=presentation
+        )  # fmt: skip
+        try:
+            batches = [next(data.train(tokenizer, seed=0)), *data.evaluation(tokenizer, split="train")]
+        except InputError as error:
+            assert "\n" not in str(error)
+            continue
+        for batch in batches:
+            real = batch["segment_BT"] >= 0
+            assert real.any() and (batch["tokens_BT"][real] != tokenizer.special["pad"]).all()
+
+
+@dataclasses.dataclass(frozen=True)
+class Odd(Source):
+    held: tuple[Document, ...]
+
+    def documents(self):
+        return iter(self.held)

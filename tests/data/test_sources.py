@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import itertools
 import json
+import math
 import os
 import threading
 
@@ -335,6 +336,9 @@ def test_mixtures_of_mixtures_multiply_their_weights(tmp_path):
         Mixture((a,), (1.0, 2.0))
     with pytest.raises(InputError, match="greater than 0"):
         Mixture((a, b), (1.0, 0.0))
+    for weight in (math.nan, math.inf, -1.0):
+        with pytest.raises(InputError, match="must be finite and greater than 0"):
+            Mixture((a, b), (1.0, weight))
 
 
 def test_plain_texts_of_a_mixture_are_that_mixture(tmp_path):

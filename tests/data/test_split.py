@@ -191,8 +191,13 @@ def test_the_last_documents_leave_some_on_both_sides(count, share):
 def test_documents_that_cannot_be_parted_say_why():
     with pytest.raises(InputError, match=r"leaves no train documents of .*: there is one, of which WithinText"):
         Data(Held((Text("one"),)), split=LastDocuments(0.5)).documents("train")
-    same = Held(tuple(Conversation(said("Hi", f"reply {n}")) for n in range(5)))
-    with pytest.raises(InputError, match=r"all 5 have the same prompt, .*the weight 0, or bring a source with"):
-        Data(same, split=LastDocuments(0.5)).documents("train")
     shown = [Conversation((*said("Hi", "Hello", weight=0), *said(f"a {n}", "b"))) for n in range(5)]
     assert len(Data(Held(tuple(shown)), split=LastDocuments(0.4)).documents("train")) == 3
+
+
+def test_replies_that_all_have_one_prompt_are_parted_by_their_texts(warned):
+    same = Held(tuple(Conversation(said("Hi", f"reply {n}")) for n in range(50)))
+    for split in (LastDocuments(0.2), ByHash(0.2)):
+        warned.clear()
+        assert 3 <= len(Data(same, split=split).documents("validation")) <= 20
+        assert len(warned) == 1 and warned[0].startswith("all 50 documents have the same prompt")

@@ -140,3 +140,13 @@ def test_what_is_prepared_comes_from_the_counts_of_the_training_documents():
     assert frozen["keep_V"][the] == pytest.approx(np.sqrt(1e-2 * 5), rel=1e-5)  # one word of five
     with pytest.raises(InputError, match=r"model must be .*Word2Vec"):
         SkipGram()(RecurrentDecoder(Embed(D, V)), {}, frozen, case()[1], None)
+
+
+@pytest.mark.parametrize("decisions", [NegativeSampling(), HierarchicalSoftmax()], ids=["negatives", "tree"])
+@pytest.mark.parametrize("learnt_from", ["quite other words", "the number one"])
+def test_documents_of_unknown_words_are_refused(decisions, learnt_from):
+    """They were NaN from the first step on; of one word that is known, none is near another."""
+    data = Data(Sentences(), length=16, batch=8, packing=BestFit(), split=ByHash(0.2))
+    tokenizer = Words(30).train([learnt_from.replace("number", "")])
+    with pytest.raises(InputError, match=r"of the training documents [01] words are in the vocabulary"):
+        SkipGram(decisions=decisions).prepare(data, tokenizer)
