@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,10 @@ def decode(data: bytes, where: object, offset: int = 0) -> str:
 
 
 def texts(text: str, separator: str) -> Iterator[Text]:
-    for piece in text.split(separator) if separator else [text]:
+    """The texts between separators. An end of a line in the separator is one in the text, however either writes it."""
+    lines = separator.replace("\r\n", "\n").split("\n")
+    between = re.compile(r"(?:\r\n|(?<!\r)\n|\r(?!\n))".join(map(re.escape, lines)))
+    for piece in between.split(text) if separator else [text]:
         if piece.strip():
             yield Text(piece)
 

@@ -96,6 +96,18 @@ def test_text_files(tmp_path):
     assert listed(TextFiles(str(tmp_path / "d.md"))) == [Text("not read")]
 
 
+@pytest.mark.parametrize("written", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("separator", ["\n\n", "\r\n\r\n", "\n---\n", "\n", "."])
+def test_ends_of_lines_separate_however_they_are_written(tmp_path, written, separator):
+    said = [["one", "two"], ["three"], ["four", "five."]]
+    text = separator.replace("\r\n", "\n").join("\n".join(lines) for lines in said) + "\n\n"
+    path = tmp_path / "a.txt"
+    path.write_bytes(text.replace("\n", written).encode())
+    wanted = text.split(separator.replace("\r\n", "\n"))
+    found = [d.content for d in listed(TextFiles(str(path), separator))]
+    assert found == [piece.replace("\n", written) for piece in wanted if piece.strip()], "and nothing else is changed"
+
+
 def test_text_files_that_cannot_be_read(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"no .txt file in the folder"):
         listed(TextFiles(str(tmp_path)))
