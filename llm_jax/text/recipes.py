@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import tokenizers
+from absl import logging
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
 from llm_jax.core.parts import Count, Part, Size
@@ -20,6 +22,7 @@ from llm_jax.text.special import specials_from
 from llm_jax.text.tokenizer import Tokenizer, check_text, load_tokenizer
 
 UNK = "[UNK]"
+LONGEST = 1000  # characters of a piece that is learnt from: what it costs grows with the square of that
 PAIR_RECURS = 2  # a pair of symbols must occur so often to be merged: one that occurs once teaches nothing
 
 
@@ -49,7 +52,7 @@ class Bpe(TokenizerRecipe):
         room = _room(self, self.vocabulary, self.sentinels, special, fixed=256, least=0)
         rust = byte_level(models.BPE())
         rust.train_from_iterator(
-            _checked(texts),
+            _bounded(_checked(texts), byte_level(models.BPE())),
             trainers.BpeTrainer(
                 vocab_size=256 + room, initial_alphabet=list(LETTERS), min_frequency=PAIR_RECURS, show_progress=False
             ),
@@ -78,7 +81,7 @@ class WordPiece(TokenizerRecipe):
         first = [UNK, *letters, *(f"##{letter}" for letter in letters)]
         rust = self._rust(models.WordPiece(unk_token=UNK))
         rust.train_from_iterator(
-            texts,
+            _bounded(texts, self._rust(models.WordPiece(unk_token=UNK))),
             trainers.WordPieceTrainer(
                 vocab_size=1 + room, special_tokens=first, min_frequency=PAIR_RECURS, show_progress=False
             ),
@@ -110,7 +113,7 @@ class Unigram(TokenizerRecipe):
         rust = self._rust(models.Unigram())
         no_nul = (text.replace("\0", "") for text in texts)  # it means the end of a sentence to the trainer
         rust.train_from_iterator(
-            no_nul,
+            _bounded(no_nul, self._rust(models.Unigram())),
             trainers.UnigramTrainer(vocab_size=1 + room, unk_token=UNK, special_tokens=[UNK], show_progress=False),
         )
         pieces = _without_noise(json.loads(rust.to_str())["model"]["vocab"][1:])
@@ -203,6 +206,38 @@ def _checked(texts: Iterable[str]) -> Iterator[str]:
         yield text
     if not something:
         raise InputError("the corpus is empty: a tokenizer has nothing to learn from")
+
+
+def _bounded(texts: Iterable[str], rust: tokenizers.Tokenizer) -> Iterator[str]:
+    """The texts, cut within pieces (words, runs of white space) of more than `LONGEST` characters; a warning counts.
+
+    `rust` is not the tokenizer that is being trained on them: that is locked.
+    """
+    assert rust.pre_tokenizer is not None
+    cut = longest = 0
+    for text in texts:
+        begin = 0
+        for _, (start, end) in rust.pre_tokenizer.pre_tokenize_str(text) if _has_long(text) else ():
+            if end - start > LONGEST:
+                cut, longest = cut + 1, max(longest, end - start)
+                for at in range(start + LONGEST, end, LONGEST):
+                    yield text[begin:at]
+                    begin = at
+        yield text[begin:]
+    if cut:
+        logging.warning(
+            "the tokenizer learns from pieces of at most %d characters: %d longer ones (words, runs of white space; "
+            "the longest has %d) were cut to learn from. If they are no language, leave them out of the data",
+            LONGEST, cut, longest,
+        )  # fmt: skip
+
+
+def _has_long(text: str) -> bool:
+    """Whether there may be a piece of more than `LONGEST` characters: none has white space within it, and others."""
+    if len(text) <= LONGEST:
+        return False
+    runs = (*text.split(), *re.findall(r"\s{32,}", text))
+    return max(map(len, runs), default=0) >= LONGEST
 
 
 def _room(

@@ -2,8 +2,10 @@
 
 import os
 import pydoc_data.topics
+import random
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from llm_jax.core.spelling import from_json, to_json
 from llm_jax.core.tables import InputError
-from llm_jax.text import RECIPES, Bpe, Bytes, Characters, Gpt2, Unigram, WordPiece, Words, load_tokenizer
+from llm_jax.text import RECIPES, Bpe, Bytes, Characters, Gpt2, Unigram, WordPiece, Words, load_tokenizer, recipes
 from llm_jax.text.special import ENDS, SPECIAL
 
 CORPUS = [text for _, text in sorted(pydoc_data.topics.topics.items())][:20]
@@ -278,3 +280,35 @@ def test_words_are_numbered_by_frequency_and_the_rest_is_unknown():
     assert words.encode("cats [UNK]") == [0, words.encode("[")[0], 0, words.encode("]")[0]]
     assert words.decode(words.encode("The dog, the cat")) == "the dog , the cat"
     assert Words(12).train(["b a b c"]).encode("b a c") == [1, 2, 0]
+
+
+@pytest.mark.parametrize("recipe", [Bpe(400), WordPiece(300), Unigram(400)], ids=lambda recipe: type(recipe).__name__)
+def test_a_very_long_piece_is_cut_to_learn_from_and_reported(recipe, monkeypatch):
+    said = []
+    monkeypatch.setattr(recipes.logging, "warning", lambda text, *args: said.append(text % args))
+    dna = "".join(random.Random(0).choices("ACGT", k=4_321))
+    recipe.train([f"The cat sat. {dna} and\n the dog, too", "A short text."])
+    assert len(said) == 1 and "at most 1000 characters: 1 longer ones" in said[0] and "longest has 432" in said[0]
+    said.clear()
+    ordinary = ["words of a text " * 500, "字" * 900 + "。" + "字" * 900 + " a" * 99]  # no white space is no long word
+    bounded = recipe.train(ordinary)
+    monkeypatch.setattr(recipes, "_bounded", lambda texts, rust: texts)
+    assert bounded.identity == recipe.train(ordinary).identity and not said
+
+
+def test_what_is_cut_to_learn_from_is_all_of_the_text():
+    rust = recipes.byte_level(recipes.models.BPE())
+    text = "é" * 2_500 + " x\t" + " " * 3_001 + "y" * 1_000 + "!" * 1_001
+    pieces = list(recipes._bounded([text, "short"], rust))
+    assert "".join(pieces) == text + "short" and len(pieces) > 5
+    for piece in pieces:
+        longest = max(end - start for _, (start, end) in rust.pre_tokenizer.pre_tokenize_str(piece))
+        assert longest <= recipes.LONGEST
+
+
+@pytest.mark.parametrize("letters", [" ", "ACGT"])
+def test_training_is_not_quadratic_in_the_longest_word(letters):
+    """A million characters without an end took minutes."""
+    rng, begun = random.Random(0), time.process_time()
+    Bpe(300).train(["a" + "".join(rng.choices(letters, k=300_000)) + "b"])
+    assert time.process_time() - begun < 20
