@@ -9,6 +9,7 @@ import unicodedata
 
 from rich.console import Console
 
+from llm_jax.core.seeds import BITS, random_key
 from llm_jax.core.tables import InputError, nearest
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.inference.sampling import Sampling
@@ -37,6 +38,7 @@ def chat(
 
 class Chat:
     def __init__(self, lm: LanguageModel, system: str | None, sampling: Sampling, max_tokens: int | None, seed: int):
+        random_key(seed)  # refuses what is no seed now, and not at the first answer
         self._lm, self._sampling, self._max_tokens, self._seed = lm, sampling, max_tokens, seed
         self._begin = [Message("system", system)] if system else []
         self._messages = list(self._begin)
@@ -88,7 +90,9 @@ class Chat:
         said: list[str] = []
         asked = [*self._messages, Message("user", line)]
         try:
-            for piece in self._lm.reply(asked, self._max_tokens, seed=self._seed + self._turns, **vars(self._sampling)):
+            for piece in self._lm.reply(
+                asked, self._max_tokens, seed=(self._seed + self._turns) % 2**BITS, **vars(self._sampling)
+            ):
                 said.append(piece)
                 self._console.print(printable(piece), end="", soft_wrap=True)
                 self._console.file.flush()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -203,8 +204,8 @@ class Generation:
 
 def _most(model: Generator, prompts: Sequence[Sequence[int]], max_tokens: int | None) -> np.ndarray:
     """[B]: the most tokens that each text gets. Raises as `Generation` does."""
-    if max_tokens is not None and max_tokens < 1:
-        raise InputError(f"max_tokens must be 1 or more, not {max_tokens}")
+    if max_tokens is not None:
+        check_max_tokens(max_tokens)
     context, ahead, most = model.limit(), model.ahead(), []
     opening = model.opening()  # None: the text follows the prompt in the same row
     reads = None if opening is None else model.reads()
@@ -228,6 +229,12 @@ def _most(model: Generator, prompts: Sequence[Sequence[int]], max_tokens: int | 
             )
         most.append(max_tokens or room)
     return np.array(most)
+
+
+def check_max_tokens(max_tokens: int) -> None:
+    """Raises InputError: it is no whole number, 1 or more."""
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, numbers.Integral) or max_tokens < 1:
+        raise InputError(f"max_tokens must be 1 or more, not {max_tokens!r}: a whole number")
 
 
 def _check_beside(model: Generator, rows: int, beside: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from llm_jax.core.parts import conform, show
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Conversation
 from llm_jax.inference.embed import classify, embed
-from llm_jax.inference.generate import CHUNK, Generation, Writer, prepare, row_keys
+from llm_jax.inference.generate import CHUNK, Generation, Writer, check_max_tokens, prepare, row_keys
 from llm_jax.inference.sampling import Sampling
 from llm_jax.models.encoder import Encoder
 from llm_jax.models.heads import Classifier
@@ -72,7 +72,12 @@ class LanguageModel:
         Raises:
           InputError: `ids_BT` is no table of token ids, or has more positions than the model, which may have no scores.
         """
-        ids_BT = np.asarray(ids_BT)
+        try:
+            ids_BT = np.asarray(ids_BT)
+        except ValueError:  # NumPy makes no table of rows that differ in length
+            raise InputError(
+                "ids_BT must be whole numbers [B, T], all rows of one length: pad or score them apart"
+            ) from None
         if ids_BT.ndim != 2 or not ids_BT.size or not np.issubdtype(ids_BT.dtype, np.integer):
             raise InputError(f"ids_BT must be whole numbers [B, T], not {ids_BT.dtype} of shape {ids_BT.shape}")
         vocabulary = self.model.words()
@@ -197,6 +202,8 @@ class LanguageModel:
         messages = list(messages)
         if self.context is None:
             return messages
+        if max_tokens is not None:
+            check_max_tokens(max_tokens)
         room = self.context // 4 if max_tokens is None else max_tokens
         system = next((at for at, m in enumerate(messages[:-1]) if m.role != "system"), max(len(messages) - 1, 0))
         length = 0
@@ -284,7 +291,7 @@ def _pixels(images: Any) -> np.ndarray:
 
 
 def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    strings = (stop,) if isinstance(stop, str) else conform(stop, tuple[str, ...], "stop")
     if "" in strings:
         raise InputError("a stop string must not be empty")
     return strings

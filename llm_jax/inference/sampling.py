@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.parts import Count, NonNegative, Part, Positive, Range, Share
-from llm_jax.core.tables import InputError
+from llm_jax.core.parts import Count, NonNegative, Part, Range, Share, conform, types_of
 
 TopP = Annotated[float, Range(above=0, most=1)]
+Penalty = Annotated[float, Range(least=1e-6)]  # what is divided by less may overflow
 
 
 class Sampler(Part):
@@ -53,19 +54,15 @@ class Sampling(Sampler):
     top_k: Count = 0
     top_p: TopP = 1.0
     min_p: Share = 0.0
-    repetition_penalty: Positive = 1.0
+    repetition_penalty: Penalty = 1.0
 
     def check(self):
-        asked = (
-            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
-            ("top_k", self.top_k >= 0 and self.top_k == int(self.top_k), "a whole number, 0 (all) or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1 (all)"),
-            ("min_p", 0 <= self.min_p <= 1, "from 0 (all) to 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0 (1: none)"),
-        )
-        for name, right, range_ in asked:
-            if not right:  # also NaN
-                raise InputError(f"{name} must be {range_}, not {getattr(self, name)!r}")
+        for name, declared in types_of(type(self)).items():
+            value = getattr(self, name)
+            if isinstance(value, numbers.Real):  # NumPy's too, and 40.0 where a whole number is asked for
+                number = float(value)
+                value = int(number) if number.is_integer() else number
+            conform(value, declared, name)
 
     def draw(self, key_B, logits_BV, seen_BV):
         penalised_BV = self.penalise(logits_BV, seen_BV)
@@ -76,7 +73,7 @@ class Sampling(Sampler):
         def sample() -> jax.Array:
             return jax.vmap(jax.random.categorical)(key_B, self.keep(penalised_BV)).astype(jnp.int32)
 
-        return jax.lax.cond(self.temperature == 0, greedy, sample)
+        return jax.lax.cond(self.temperature < jnp.finfo(jnp.float32).tiny, greedy, sample)  # 0, as it is computed with
 
     def penalise(self, logits_BV: jax.Array, seen_BV: jax.Array) -> jax.Array:
         """Scores of tokens already seen moved down: positive ones divided, negative ones multiplied."""
@@ -85,7 +82,10 @@ class Sampling(Sampler):
 
     def keep(self, logits_BV: jax.Array) -> jax.Array:
         """Scores at the temperature (not 0), with -infinity for the tokens that are not kept."""
-        logits_BV = logits_BV / self.temperature
+        best_B1 = logits_BV.max(-1, keepdims=True)
+        # Rounding would leave no noise of numbers so large, and larger ones are infinite: the best is moved to 0 first.
+        small_B1 = jnp.abs(best_B1 / self.temperature) < 1e4
+        logits_BV = jnp.where(small_B1, logits_BV, logits_BV - best_B1) / self.temperature
         # Sorting a whole vocabulary costs more than the rest together: only when asked for.
         sorts = (self.top_k > 0) | (self.top_p < 1)
         least_B1 = jax.lax.cond(

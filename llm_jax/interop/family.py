@@ -114,15 +114,15 @@ def activation(config: Config, name: str, default: str) -> Activation:
     return lookup(ACTIVATIONS, config.get(name) or default, "activation")
 
 
-def activation_name(part: Activation) -> str:
-    """The name in config.json.
+def activation_name(part: Activation, usual: str = "") -> str:
+    """The name in config.json; of several the family's `usual` one.
 
     Raises:
       InputError: it has none.
     """
-    for name, known in ACTIVATIONS.items():
-        if known == part:
-            return name
+    names = [name for name, known in ACTIVATIONS.items() if known == part]
+    if names:
+        return usual if usual in names else names[0]
     raise InputError(f"no published family has the activation {show(part, whole=True)}")
 
 

@@ -74,6 +74,9 @@ def published(field: Field) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
     ids = {
         name: field(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "padding", "unknown", "mask", "eot")
     }
+    for name, i in ids.items():
+        if i is not None and not 0 <= i < len(tokens):
+            raise InputError(f"the GGUF file has tokenizer.ggml.{name}_token_id={i}, and {len(tokens)} tokens")
     names = dict(bos="bos_token", eos="eos_token", padding="pad_token", unknown="unk_token", mask="mask_token")
     settings = {theirs: tokens[ids[name]] for name, theirs in names.items() if ids[name] is not None}
     settings["chat_template"] = field("tokenizer.chat_template")

@@ -92,23 +92,24 @@ def import_tokenizer(folder: str | Path, rows: int | None = None) -> tuple[Token
 
 
 def assemble(
-    rust: Mapping[str, Any], settings: Mapping[str, Any], ends: int | Sequence[int] | None, rows: int | None = None
+    rust: Mapping[str, Any], settings: Mapping[str, Any], ends: Any, rows: int | None = None
 ) -> tuple[Tokenizer, ChatTemplate]:
     """The tokenizer of a tokenizer.json and the settings of tokenizer_config.json.
 
     Args:
-      ends: ids that end a text.
+      ends: the id that ends a text, or a list of such ids.
       rows: of the model's embedding. Special tokens without a row are left out, with a warning: none is ever written.
         None: as many as there are tokens.
 
     Raises:
-      InputError: it is of a kind that is not covered, or a text can have a token without a row.
+      InputError: it is of a kind that is not covered, `ends` are no ids of it, or a text can have a token without a
+        row.
     """
     spelling = _spelling(rust)
     keys = [*(key for keys in ROLES.values() for key in keys), "unk_token"]
     named = {key: token for key in keys if (token := _content(settings.get(key)))}
     vocabulary = _vocabulary(rust["model"])
-    ended = {ends} if isinstance(ends, int) else set(ends or ())
+    ended = _ends(ends, vocabulary, rust, settings)
     source = settings.get("chat_template") or ""
     every = _added(rust, settings, vocabulary, named)
     added = {t.content: t for t in every if t.forges(source) or t.id in ended or t.content in named.values()}
@@ -132,6 +133,22 @@ def assemble(
         return tokenizer, template
     special["end_of_turn"] = end
     return Tokenizer(encoder, special, spelling, marks=marks, ends={*ended, end}), template
+
+
+def _ends(ends: Any, vocabulary: Mapping[str, int], rust: Mapping[str, Any], settings: Mapping[str, Any]) -> set[int]:
+    """The ids that end a text.
+
+    Raises:
+      InputError: they are no ids of this tokenizer.
+    """
+    found = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    last = max([*vocabulary.values(), *(token.id for token in _added(rust, settings, vocabulary, {}))], default=-1)
+    if wrong := [end for end in found if type(end) is not int or not 0 <= end <= last]:
+        raise InputError(
+            f"eos_token_id={ends!r} in generation_config.json, or in config.json without it, has {wrong[0]!r}: it must "
+            f"be one id from 0 to {last}, or a list of them"
+        )
+    return set(found)
 
 
 def _roles(named: Mapping[str, str], special: Mapping[str, int]) -> dict[str, int]:

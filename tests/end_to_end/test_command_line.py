@@ -162,6 +162,8 @@ def test_progress_lines_where_there_is_no_terminal(here):
          "more than the model's context of 24: shorten it to at most"),
         (["sample", "--workdir=run", "--modules=FILE", "--prompt=x", "--max_tokens=100"], "ask for at most 22 tokens"),
         (["sample", "--workdir=run", "--modules=FILE", "--repetition_penalty=-1"], "repetition_penalty"),
+        (["sample", "--workdir=run", "--modules=FILE", f"--seed={2**70}"], f"--seed={2**70}"),
+        (["chat", "--workdir=run", "--modules=FILE", f"--seed={2**64}"], f"--seed={2**64}"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip

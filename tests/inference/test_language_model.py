@@ -37,7 +37,7 @@ def test_logits_are_the_model_s(lm):
     np.testing.assert_allclose(logits_BTV, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("wrong", [[[1, 999]], [[-1]], [1, 2], [[0.5]], [[]]])
+@pytest.mark.parametrize("wrong", [[[1, 999]], [[-1]], [1, 2], [[0.5]], [[]], [[1, 2], [3]], [["a"]], [[2**70]], None])
 def test_logits_of_no_ids_are_refused(lm, wrong):
     with pytest.raises(InputError, match=r"ids_BT|token id"):
         lm.logits(wrong)
@@ -100,9 +100,14 @@ def test_a_word_after_the_prompt_keeps_its_space(lm):
     ("settings", "message"),
     [
         (dict(max_tokens=80), "the prompt has 3 tokens, and with max_tokens=80 .* context of 64: ask for at most 61"),
-        (dict(temperature=-1.0), "temperature must be 0"),
+        (dict(temperature=-1.0), "temperature must be a number at least 0"),
         (dict(top_p=0.0), "top_p"),
         (dict(max_tokens=0), "max_tokens must be 1 or more"),
+        (dict(max_tokens="5"), "max_tokens must be 1 or more, not '5': a whole number"),
+        (dict(max_tokens=2.5), "max_tokens must be 1 or more, not 2.5: a whole number"),
+        (dict(temperature="0.5"), "temperature must be "),
+        (dict(stop=5), "stop must be "),
+        (dict(stop=["a", 5]), "stop.1 must be "),
     ],
 )
 def test_bad_settings_are_refused_at_once(lm, settings, message):

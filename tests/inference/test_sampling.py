@@ -1,6 +1,7 @@
 """Samplers keep what Hugging Face's processors and a float64 reference keep, and draw it as often as they should."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -146,12 +147,46 @@ def test_settings_do_not_compile_again():
     "wrong",
     [
         dict(temperature=-0.1), dict(temperature=float("nan")), dict(top_k=-1), dict(top_p=0.0), dict(top_p=1.5),
-        dict(min_p=-0.1), dict(min_p=2.0), dict(repetition_penalty=0.0),
+        dict(min_p=-0.1), dict(min_p=2.0), dict(repetition_penalty=0.0), dict(repetition_penalty=1e-38),
+        dict(temperature="0.8"), dict(temperature=None), dict(temperature=float("inf")), dict(temperature=1e39),
+        dict(top_k="3"), dict(top_k=2.5), dict(top_p=1e-50), dict(min_p=[0.1]), dict(repetition_penalty=float("inf")),
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused_by_name(wrong):
-    with pytest.raises(InputError, match=next(iter(wrong))):
+    with pytest.raises(InputError, match=next(iter(wrong))) as said:
         Sampling(**wrong).check()
+    assert "\n" not in str(said.value)
+
+
+def test_numbers_of_numpy_are_numbers():
+    some: dict[str, Any] = dict(temperature=np.float32(0.5), top_k=np.int64(3), top_p=np.float64(1))
+    more: dict[str, Any] = dict(temperature=1, top_k=40.0, min_p=0, repetition_penalty=np.float16(1.5))
+    Sampling(**some).check()
+    Sampling(**more).check()
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-20, 1e-36, 1e-37, 1e-38, 1e-39, 1e-44, 1e-46, 5e-324])
+@pytest.mark.parametrize("above", [8.0, -3.0, 3e4])
+def test_a_very_low_temperature_takes_the_best_token(temperature, above):
+    """Divided by it, scores overflow to infinity, and the first of them won."""
+    random = np.random.default_rng(0)
+    logits_BV = jnp.asarray(above + random.normal(size=(6, 40)), jnp.float32).at[:, 3].set(-jnp.inf)
+    seen_BV, keys = jnp.zeros((6, 40), bool), jax.random.split(jax.random.key(0), 6)
+    ways: tuple[dict[str, Any], ...] = ({}, dict(top_k=5), dict(top_p=0.9), dict(min_p=0.5))
+    for more in ways:
+        sampling = Sampling(temperature=temperature, **more)
+        sampling.check()
+        drawn_B = jax.jit(Sampling.draw)(sampling, keys, logits_BV, seen_BV)
+        np.testing.assert_array_equal(drawn_B, logits_BV.argmax(-1))
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-12, 1e-30, 1e-37])
+def test_equal_scores_are_drawn_evenly_at_a_very_low_temperature(temperature):
+    """Rounding took the noise away, and the first of them won."""
+    logits_BV = jnp.zeros((400, 4)).at[:, :2].set(5.0)
+    keys = jax.random.split(jax.random.key(0), 400)
+    drawn_B = jax.jit(Sampling.draw)(Sampling(temperature), keys, logits_BV, jnp.zeros((400, 4), bool))
+    assert 150 < int((drawn_B == 0).sum()) < 250 and int((drawn_B < 2).sum()) == 400
 
 
 def test_the_settings_are_a_part():

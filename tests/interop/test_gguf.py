@@ -308,6 +308,21 @@ def test_what_is_not_covered_is_refused(tmp_path, add, message):
         rope(tmp_path, add)
 
 
+@pytest.mark.parametrize("role", ["bos", "eos", "pad", "unk", "mask", "eot"])
+def test_a_token_that_is_none_of_the_file_s_is_refused(tmp_path, role):
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    settings(writer, CONFIGS["llama"], *(dict(bos=99).get(role, 1), dict(eos=99).get(role, 2)))
+    if role not in ("bos", "eos"):
+        getattr(writer, f"add_{role}_token_id")(99)
+    writer.add_tensor("token_embd.weight", np.zeros((48, 64), np.float32))
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([f"t{i}" for i in range(48)])
+    writer.add_token_scores([0.0] * 48)
+    finish(writer)
+    with pytest.raises(InputError, match=r"tokenizer\.ggml\.\w+_token_id=99, and 48 tokens"):
+        Gguf(tmp_path / "a.gguf").tokenizer()
+
+
 def test_what_is_no_gguf_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="there is no file"):
         Gguf(tmp_path / "absent.gguf")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import transformers
 
 from llm_jax.core.tables import InputError
 from llm_jax.interop.exports import family_for
+from llm_jax.interop.families import FAMILIES
 from llm_jax.interop.family import blocks_of, stack_of
 from llm_jax.interop.imports import model_of
 from llm_jax.layers.attention import Attention
@@ -152,3 +154,22 @@ def test_an_export_takes_a_family_that_has_every_part_or_says_which_has_not(ours
         return
     with pytest.raises(InputError, match=r"no published family has all parts of this model; the nearest is \w+: "):
         family_for(ours)
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (transformers.GPT2Config(), "activation_function"),
+        (transformers.BertConfig(), "hidden_act"),
+        (transformers.BertConfig(hidden_act="gelu_new"), "hidden_act"),
+        (transformers.BartConfig(), "activation_function"),
+        (transformers.MarianConfig(activation_function="swish"), "activation_function"),
+        (transformers.LlamaConfig(), "hidden_act"),
+        (transformers.Gemma2Config(), "hidden_activation"),
+    ],
+    ids=lambda value: getattr(value, "model_type", value),
+)
+def test_an_export_calls_an_activation_as_the_family_does(config, name):
+    """`gelu_new`, `gelu_fast` and `gelu_pytorch_tanh` are one function; older programs know one name of them."""
+    family, read = FAMILIES[config.model_type], config.to_dict()
+    assert family.config(family.model(read))[name] == read[name]

@@ -1,6 +1,7 @@
 """Published tokenizers: the same ids as `transformers` gives, and no special token from any text."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -255,3 +256,20 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("[")
     with pytest.raises(InputError, match=r"tokenizer.json is damaged"):
         import_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("ends", ["2", [2, "3"], 2.0, True, -1, 10**9, {"id": 2}, [[2]]])
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_end_tokens_that_are_no_ids_are_refused(published, tmp_path, file, ends):
+    shutil.copytree(published["llama2"], tmp_path / "a")
+    (tmp_path / "a" / file).write_text(json.dumps(dict(eos_token_id=ends)))
+    with pytest.raises(InputError, match=r"eos_token_id=.* has .*: it must be one id from 0 to \d+, or a list") as said:
+        import_tokenizer(tmp_path / "a")
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize("ends", [5, [2, 5], [], None])
+def test_end_tokens_are_one_or_several(published, tmp_path, ends):
+    shutil.copytree(published["llama2"], tmp_path / "a")
+    (tmp_path / "a" / "generation_config.json").write_text(json.dumps(dict(eos_token_id=ends)))
+    assert import_tokenizer(tmp_path / "a")[0].ends == {2, *(ends if isinstance(ends, list) else [ends or 2])}

@@ -77,7 +77,7 @@ def _config(model: Model, marian: bool) -> dict[str, Any]:
         vocab_size=model.embed.vocabulary,
         d_model=model.embed.width,
         max_position_embeddings=model.context,
-        activation_function=activation_name(block.ffn.activation),
+        activation_function=activation_name(block.ffn.activation, usual="swish" if marian else "gelu_new"),
         scale_embedding=model.embed.scale != 1.0,
         dropout=model.embed.dropout,
         attention_dropout=block.attention.dropout,

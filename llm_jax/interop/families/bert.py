@@ -100,7 +100,7 @@ def _config(model: Model, roberta: bool) -> dict[str, Any]:
         num_hidden_layers=encoder.stack.repeats,
         num_attention_heads=block.attention.key_heads,
         intermediate_size=block.ffn.hidden,
-        hidden_act=activation_name(block.ffn.activation),
+        hidden_act=activation_name(block.ffn.activation, usual="gelu_new"),
         hidden_dropout_prob=encoder.embed.dropout,
         attention_probs_dropout_prob=block.attention.dropout,
         max_position_embeddings=positions.length + positions.offset,

@@ -48,7 +48,7 @@ def config(model: Model) -> dict:
         n_layer=sizes["num_hidden_layers"],
         n_head=sizes["num_attention_heads"],
         n_inner=None if first.ffn.hidden == 4 * sizes["hidden_size"] else first.ffn.hidden,
-        activation_function=activation_name(first.ffn.activation),
+        activation_function=activation_name(first.ffn.activation, usual="gelu_new"),
         resid_pdrop=first.dropout,
         embd_pdrop=whole.embed.dropout,
         attn_pdrop=first.attention.dropout,
