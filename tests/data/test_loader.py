@@ -238,17 +238,18 @@ if __name__ == "__main__":
             for number in signals:
                 os.killpg(0, number)
 
-    threading.Thread(target=send).start()
+    threading.Thread(target=send, daemon=True).start()
     first = next(batches)
     started.set()
     for number in signals:
         os.killpg(0, number)
     more = [next(batches) for _ in range(6)]
-    print([int(batch["reversed"]) for batch in [first, *more]], flush=True)
+    print([batch["reversed_B"].tolist() for batch in [first, *more]], flush=True)
     time.sleep(300)
 """
 OWN = """
-import dataclasses, os
+import dataclasses
+import numpy as np
 from llm_jax.data.presentation import AsIs
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +257,8 @@ class Reversed(AsIs):
     times: int
 
     def __call__(self, batch, length, special, seed_B):
-        return super().__call__(batch, length, special, seed_B) | dict(reversed=self.times)
+        made = super().__call__(batch, length, special, seed_B)
+        return made | dict(reversed_B=np.full(len(seed_B), self.times))
 """
 
 
@@ -267,7 +269,7 @@ def test_workers_know_the_users_files_outlive_signals_and_end_with_a_training_th
     script.write_text(TRAINING.format(path=str(text), own=str(own)))
     pipes: Any = dict(stdout=subprocess.PIPE, text=True)
     process = subprocess.Popen([sys.executable, str(script)], start_new_session=True, **pipes)
-    assert process.stdout is not None and process.stdout.readline() == "[3, 3, 3, 3, 3, 3, 3]\n"
+    assert process.stdout is not None and process.stdout.readline() == f"{[[3, 3]] * 7}\n"
     process.kill()
     process.communicate(timeout=60)  # the workers hold its output: it ends when they have ended
 
