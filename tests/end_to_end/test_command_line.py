@@ -139,7 +139,7 @@ def test_progress_lines_where_there_is_no_terminal(here):
         (["train", "FILE", "--workdir=W", "--set=steps"], "--set=steps: write --set=path=value"),
         (["train", "FILE", "--workdir=W", "--set=stpes=3"], "no setting 'stpes' (Experiment): did you mean 'steps'?"),
         (["train", "FILE", "--workdir=W", "--set=steps=many"], "steps must be a whole number, not 'many'"),
-        (["train", "FILE", "--workdir=W", "--set=steps=0"], "steps must be at least 1, not 0"),
+        (["train", "FILE", "--workdir=W", "--set=steps=0"], "steps must be a whole number at least 1, not 0"),
         (["train", "FILE", "--workdir=W", "--set=model.positions=Rop()"], "no part named 'Rop': did you mean 'Rope'?"),
         (["train", "FILE", "--workdir=W", "--set=model.positions=Bytes()"], "model.positions must be a Positions"),
         (["train", "FILE", "--workdir=W", "--set=model.stack.pattern.3.dropout=0.1"], "is no place in"),
