@@ -52,9 +52,11 @@ class Verb:
     named: bool = False
     flags: tuple[str, ...] = ()
     word: str = "NAME"
+    optional: bool = False  # whether it can do without the name
 
     def called(self, verb: str) -> str:
-        return f"{verb} {self.word}" if self.named else verb
+        word = f"[{self.word}]" if self.optional else self.word
+        return f"{verb} {word}" if self.named else verb
 
 
 def list_() -> None:
@@ -83,15 +85,23 @@ def show(name: str) -> None:
         raise InputError(f"no experiment or preset named {name!r}: {nearest(name, [*experiment.names(), *PRESETS])}")
 
 
-def train(name: str) -> None:
+def train(name: str | None = None) -> None:
+    """Without a name the run in `--workdir` is gone on with."""
     from llm_jax.data.documents import Conversation, Preference
+    from llm_jax.experiment import module_name
     from llm_jax.models.model import Generator
     from llm_jax.training.inherit import inherit
     from llm_jax.training.loop import train as run
+    from llm_jax.training.record import recorded_experiment
 
-    experiment = _experiment(name)
-    if name.endswith(".py"):
-        FLAGS["modules"].value = [*FLAGS.modules, name]  # so that the commands shown at the end name it
+    if name is None:
+        modules = _modules()
+        experiment: Any
+        experiment, files = recorded_experiment(_workdir(), modules)
+        experiment = experiment.set(_assignments(), (*modules, *map(module_name, files)))
+    else:
+        experiment, files = _experiment(name), [name] if name.endswith(".py") else []
+    FLAGS["modules"].value = [*FLAGS.modules, *files]  # so that the commands shown at the end name them
     workdir = _workdir()
     run(experiment, workdir)
     first = experiment.data.documents("train")[:1]
@@ -189,7 +199,13 @@ VERBS = dict(
     show=Verb(
         show, "an experiment or a published model: its settings, size and cost", True, ("set", "modules", "data_dir")
     ),
-    train=Verb(train, "train, or go on from the newest checkpoint", True, ("workdir", "set", "modules", "data_dir")),
+    train=Verb(
+        train,
+        "train, or go on from the newest checkpoint; without NAME as the run's folder says",
+        True,
+        ("workdir", "set", "modules", "data_dir"),
+        optional=True,
+    ),
     eval=Verb(evaluate, "measure a run's model", False, (*RUN, "data_dir")),
     sample=Verb(sample, "generate text", False, (*RUN, "prompt", "prompt_ids", "special_tokens", "stop", *WRITING)),
     **{"import": Verb(import_, "make a run of a Hugging Face folder or a .gguf", True, ("workdir",), "SOURCE")},
@@ -307,7 +323,7 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     FLAGS.unparse_flags()  # what an earlier call in this process set
     _, first, *rest = FLAGS(argv)
-    if first != verb or len(rest) != found.named:
+    if first != verb or len(rest) not in ((0, 1) if found.optional else (int(found.named),)):
         raise InputError(f"write: python -m llm_jax {found.called(verb)} [flags]")
     if unread := [n for n in FLAGS if FLAGS[n].present and n not in found.flags and FLAGS[n] in _own_flags()]:
         raise InputError(f"{verb} has no flag --{unread[0]}: it reads {', '.join(found.flags) or 'none'}")

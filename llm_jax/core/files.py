@@ -47,6 +47,25 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file with one a line, without a last one that a kill cut short.
+
+    Raises:
+      InputError: it is missing or damaged.
+    """
+    with reading(path):
+        lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            found.append(None)
+        if not isinstance(found[-1], dict):
+            raise InputError(f"{path}, line {number} is damaged: mend or delete that line")
+    return found
+
+
 def cache_folder(*below: str) -> Path:
     """A folder under `$LLM_JAX_CACHE`, or the user's cache folder (`$XDG_CACHE_HOME`, `~/.cache`); made if absent.
 

@@ -53,6 +53,7 @@ from llm_jax.training.loop import keep_tokenizer
 from llm_jax.training.optimizers import AdamW
 from llm_jax.training.precision import Precision
 from llm_jax.training.program import fill
+from llm_jax.training.record import record
 from llm_jax.training.run import Run
 
 ROW = 512  # tokens in a row of the data that an imported model is measured on, at most
@@ -95,6 +96,7 @@ def make_run(workdir: str | Path, experiment: Experiment, tokenizer: Tokenizer, 
         if saved_steps(run.checkpoints):
             raise InputError(f"there is a model in {workdir} already: use another --workdir")
         keep_tokenizer(tokenizer, run)
+        record(run, 0)
         with Checkpoints(run.checkpoints, run.manifest) as checkpoints:
             checkpoints.save(0, {"params": params()}, data={}, metrics={}, beside=beside(run))
 

@@ -31,6 +31,7 @@ from llm_jax.training.inherit import begin, equip, first_tokenizer, inherit
 from llm_jax.training.interrupt import GivenUp, Interrupt
 from llm_jax.training.metrics import MetricsLog, append, cut, read
 from llm_jax.training.program import Program, TrainState, fill
+from llm_jax.training.record import record
 from llm_jax.training.report import findings
 from llm_jax.training.resume import resumed
 from llm_jax.training.run import Run
@@ -98,6 +99,8 @@ class Training:
         with jax.set_mesh(self.program.mesh), contextlib.closing(self.batches):
             state = self._resume()
             begun = int(state.step)
+            if begun < self.experiment.steps and jax.process_index() == 0:
+                record(self.run, begun)
             self.speed = Speed(self.program)
             self.display.note(self.speed.introduction())
             if unmeasured := _unmeasured(self.experiment):

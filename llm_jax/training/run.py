@@ -61,6 +61,11 @@ class Run:
         return self.workdir / "completions.jsonl"
 
     @property
+    def sessions(self) -> Path:
+        """What made the run, one JSON object a line for each session that trained."""
+        return self.workdir / "sessions.jsonl"
+
+    @property
     def events(self) -> Path:
         return self.workdir / "events"
 

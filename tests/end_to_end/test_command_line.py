@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from llm_jax import experiment as experiments
@@ -131,7 +132,7 @@ def test_progress_lines_where_there_is_no_terminal(here):
         (["trian", "small_gpt"], "no verb named 'trian': did you mean 'train'?"),
         (["--workdir=W"], "the first word must be a verb: list, show, train"),
         (["train", "FILE"], "say where the run is: --workdir=FOLDER"),
-        (["train", "--workdir=W"], "write: python -m llm_jax train NAME [flags]"),
+        (["train", "--workdir=W"], "train first, or name the --workdir of a run"),
         (["eval", "extra", "--workdir=W"], "write: python -m llm_jax eval [flags]"),
         (["train", "FILE", "--workdri=W"], "Unknown command line flag 'workdri'. Did you mean: workdir"),
         (["eval", "--workdir=W", "--prompt=x"], "eval has no flag --prompt: it reads workdir, checkpoint"),
@@ -193,7 +194,7 @@ def test_an_empty_run_has_nothing_to_sample_from(here, tmp_path, capsys):
     file = here / "parity.py"
     message = refused(capsys, "train", file, f"--workdir={tmp_path}", "--set=data.source=TextFiles('nowhere.txt')")
     assert "there is no nowhere.txt" in message
-    assert "error: no tokenizer in" in refused(capsys, "sample", f"--workdir={tmp_path}", f"--modules={file}")
+    assert "error: no checkpoint in" in refused(capsys, "sample", f"--workdir={tmp_path}", f"--modules={file}")
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(here, tmp_path, capsys):
@@ -210,6 +211,42 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(here, tmp_path, capsy
     assert before.items() <= files_of(tmp_path / "checkpoints").items()
     assert main(["llm_jax", *words, "--set=steps=8"]) == 0
     assert "going on from step 4" in capsys.readouterr().out
+
+
+def forget(monkeypatch, tmp_path, cache):
+    """As a new process would begin, of a user with that cache folder."""
+    monkeypatch.setattr(experiments, "_sources", {})
+    monkeypatch.delitem(sys.modules, "user_own", raising=False)
+    monkeypatch.setenv("LLM_JAX_CACHE", str(tmp_path / cache))
+
+
+def test_a_run_says_what_made_it_and_goes_on_from_its_folder_alone(here, tmp_path, monkeypatch, capsys):
+    file, run = tmp_path / "own.py", tmp_path / "run"
+    file.write_text(text := FILE.replace("TEXTS", str(here / "texts.txt")))
+    forget(monkeypatch, tmp_path, "mine")
+    assert main(["llm_jax", "train", str(file), f"--workdir={run}", "--set=steps=2"]) == 0
+    file.unlink()
+    forget(monkeypatch, tmp_path, "mine")
+    assert main(["llm_jax", "train", f"--workdir={run}", "--set=steps=3"]) == 0
+
+    first, second = (json.loads(line) for line in (run / "sessions.jsonl").read_text().splitlines())
+    assert (first["step"], second["step"]) == (0, 2) and first["date"] <= second["date"]
+    assert first["packages"]["jax"] == jax.__version__ and "flax" in first["packages"]
+    assert first["device"] == dict(platform="cpu", kind="cpu", count=jax.device_count(), processes=1)
+    head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+    expected = head.stdout.strip() if head.returncode == 0 else None
+    assert (first["git"] or {}).get("commit") == expected
+    assert "pytest" in first["command"] and first["version"] and first["folder"]
+    (copy,) = ((run / each["copy"]) for each in second["files"])
+    assert copy.read_text() == text and first["files"] == second["files"]
+    assert main(["llm_jax", "train", f"--workdir={run}"]) == 0  # it has ended: nothing was trained, nothing is added
+    assert len((run / "sessions.jsonl").read_text().splitlines()) == 2
+
+    forget(monkeypatch, tmp_path, "another user's")  # whose machine never ran that file
+    before = files_of(run)
+    said = refused(capsys, "train", f"--workdir={run}", "--set=steps=4")
+    assert f"--modules={copy}" in said and files_of(run) == before and "user_own" not in sys.modules
+    assert main(["llm_jax", "train", f"--workdir={run}", "--set=steps=4", f"--modules={copy}"]) == 0
 
 
 @pytest.mark.parametrize("verb", VERBS)
