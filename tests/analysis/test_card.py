@@ -26,7 +26,7 @@ def runs(tmp_path_factory) -> list[Path]:
     small: dict[str, Any] = {
         "model.stack.repeats": 1, "model.embed.width": 16, "data.length": 64, "data.batch": 2, "steps": 2,
         "log_every": 1, "eval_every": 1, "save_every": 2, "tokenizer.vocabulary": 300, "layout.data": 1,
-        "data.evaluation_batches": 1, "data.split": Few(300), "report": (Samples(max_tokens=3),),
+        "data.evaluation_batches": 40, "data.split": Few(300), "report": (Samples(max_tokens=3),),
     }  # fmt: skip
     llm_jax.train(llm_jax.get("small_gpt").override(small), folder / "one")
     second = {name: value for name, value in small.items() if not name.startswith(("model", "tokenizer"))}
