@@ -199,8 +199,9 @@ _sources: dict[str, bytes] = {}
 
 
 def user_sources() -> dict[str, bytes]:
-    """By path, the user's own files that were run so far, as they were when they were run."""
-    return dict(_sources)
+    """By path, the user's own files that were run and are still loaded, as they were when they were run."""
+    loaded = {getattr(sys.modules[name], "__file__", None) for name in user_modules()}
+    return {path: source for path, source in _sources.items() if path in loaded}
 
 
 def user_modules() -> tuple[str, ...]:

@@ -103,7 +103,7 @@ def _names(tokenizer: Tokenizer, model: dict[str, Any]) -> dict[int, str]:
     for role, i in tokenizer.special.items():
         if role in ROLE_NAMES and i not in names:
             name = pieces.get(i) or f"<|{role}|>"
-            while not pieces.get(i) and name in known:  # text of the corpus, by chance
+            while not pieces.get(i) and (name in known or name in names.values()):  # text of the corpus, another token
                 name = f"<{name}>"
             names[i] = name
     return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from llm_jax.data.sources import JsonLines
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.layers.embedding import Untied
 from llm_jax.models.inherited import Inherited
-from llm_jax.text import Bpe, Bytes, ChatML, ChatTemplate, Llama3, Message
+from llm_jax.text import Bpe, Bytes, ChatML, ChatTemplate, Llama3, Message, load_tokenizer
 from llm_jax.text.kept import Kept
 from llm_jax.training.inherit import first_tokenizer, inherit
 
@@ -27,8 +28,8 @@ ENDS = [(ChatML(), "<|im_end|>"), (Llama3(), "<|eot_id|>")]
 def talking(tiny, tmp_path_factory) -> Any:
     """Like `tiny`, of conversations; a manifest may name where they are."""
     path = tmp_path_factory.mktemp("data") / "said.jsonl"
-    said = '{"messages": [{"role": "user", "content": "how much"}, {"role": "assistant", "content": "about %d"}]}\n'
-    path.write_text("".join(said % i for i in range(40)))
+    said = '{"messages": [{"role": "user", "content": "how much, %d"}, {"role": "assistant", "content": "%d"}]}\n'
+    path.write_text("".join(said % (i, i) for i in range(40)))
     return tiny.override({
         "data.source": JsonLines(str(path)), "data.length": 96, "data.packing": BestFit(), "model.context": 128,
         "model.embed.vocabulary": 0, "model.head": Untied(), "data.rendering": Rendering(learn="answers"),
@@ -58,15 +59,22 @@ def test_from_scratch_to_a_reply_that_ends_as_the_template_says(talking, templat
     assert list(silent.reply(ASKED, max_tokens=3, temperature=0.0)) == []
 
 
+@dataclasses.dataclass(frozen=True)
+class BytesAndTurns(Bytes):
+    """Bytes, and the tokens of ChatML's turns."""
+
+    def train(self, texts, special=()):
+        return super().train(texts, ChatML().needs)
+
+
 def test_the_end_of_a_turn_is_said_where_the_template_comes_later_than_the_tokenizer(talking, tmp_path):
     """The tokenizer of a base model may have the tokens of turns, without a template that says what they are for."""
-    base = talking.override({"data.rendering.template": ChatML()})
+    base = talking.override({"tokenizer": BytesAndTurns()})
     llm_jax.train(base, tmp_path)
-    bare = Bytes().train([], ChatML().needs)
-    for file in (tmp_path / "tokenizer").iterdir():
-        file.unlink()
-    bare.save(tmp_path / "tokenizer")
-    again = base.override({"init_from": str(tmp_path), "model": Inherited(), "tokenizer": Kept()})
+    bare = load_tokenizer(tmp_path / "tokenizer")
+    again = base.override({
+        "init_from": str(tmp_path), "model": Inherited(), "tokenizer": Kept(), "data.rendering.template": ChatML()
+    })  # fmt: skip
     end = bare.special["<|im_end|>"]
     assert end not in bare.ends and end in first_tokenizer(inherit(again)).ends
 
