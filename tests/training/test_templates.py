@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -14,11 +14,13 @@ from llm_jax.data.documents import Conversation, Rendering
 from llm_jax.data.packing import BestFit
 from llm_jax.data.sources import JsonLines
 from llm_jax.inference.language_model import LanguageModel
+from llm_jax.interop.imports import make_run
 from llm_jax.layers.embedding import Untied
 from llm_jax.models.inherited import Inherited
-from llm_jax.text import Bpe, Bytes, ChatML, ChatTemplate, Llama3, Message, load_tokenizer
+from llm_jax.text import Bpe, Bytes, ChatML, ChatTemplate, Llama3, Message
 from llm_jax.text.kept import Kept
 from llm_jax.training.inherit import first_tokenizer, inherit
+from llm_jax.training.program import fill
 
 ASKED = [Message("user", "how much")]
 ENDS = [(ChatML(), "<|im_end|>"), (Llama3(), "<|eot_id|>")]
@@ -59,22 +61,13 @@ def test_from_scratch_to_a_reply_that_ends_as_the_template_says(talking, templat
     assert list(silent.reply(ASKED, max_tokens=3, temperature=0.0)) == []
 
 
-@dataclasses.dataclass(frozen=True)
-class BytesAndTurns(Bytes):
-    """Bytes, and the tokens of ChatML's turns."""
-
-    def train(self, texts, special=()):
-        return super().train(texts, ChatML().needs)
-
-
 def test_the_end_of_a_turn_is_said_where_the_template_comes_later_than_the_tokenizer(talking, tmp_path):
     """The tokenizer of a base model may have the tokens of turns, without a template that says what they are for."""
-    base = talking.override({"tokenizer": BytesAndTurns()})
-    llm_jax.train(base, tmp_path)
-    bare = load_tokenizer(tmp_path / "tokenizer")
-    again = base.override({
-        "init_from": str(tmp_path), "model": Inherited(), "tokenizer": Kept(), "data.rendering.template": ChatML()
-    })  # fmt: skip
+    bare = Bytes().train([], ChatML().needs)
+    base = fill(talking.override({"data.rendering.template": ChatML()}), bare)
+    params: Any = nn.meta.unbox(base.model.begin(jax.random.key(0)))
+    make_run(tmp_path, base, bare, lambda: params)
+    again = base.override({"init_from": str(tmp_path), "model": Inherited(), "tokenizer": Kept()})
     end = bare.special["<|im_end|>"]
     assert end not in bare.ends and end in first_tokenizer(inherit(again)).ends
 
