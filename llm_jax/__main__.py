@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -109,7 +110,7 @@ def train(name: str | None = None) -> None:
     model = inherit(experiment, workdir).model
     writes = isinstance(model, Generator) and not model.beside()
     again = [_command("chat")] * (talks and writes) + [f"{_command('sample')} --prompt='...'"] * writes
-    again += [f"{_python()} -m llm_jax list"]
+    again += [_spelt("list")]
     print("\n  ".join(["\nwhat next:", *again]))
 
 
@@ -175,7 +176,7 @@ def import_(source: str) -> None:
     experiment = import_model(source, workdir := _workdir())
     again = [f"{_command('export')} --to=FOLDER"]
     if isinstance(experiment.model, Decoder):
-        train_on = f"{_python()} -m llm_jax train finetune --set=init_from={workdir} --workdir=runs/tuned"
+        train_on = _spelt("train", "finetune", f"--set=init_from={workdir}", "--workdir=runs/tuned")
         again = [_command("chat"), f"{_command('sample')} --prompt='...'", train_on]
     elif isinstance(experiment.model, Generator):
         again.insert(0, f"{_command('sample')} --prompt='...'")
@@ -260,8 +261,12 @@ def _python() -> str:
 
 
 def _command(verb: str) -> str:
-    modules = "".join(f" --modules={path}" for path in FLAGS.modules)
-    return f"{_python()} -m llm_jax {verb} --workdir={FLAGS.workdir}{modules}"
+    return _spelt(verb, f"--workdir={FLAGS.workdir}", *(f"--modules={path}" for path in FLAGS.modules))
+
+
+def _spelt(*words: str) -> str:
+    """A command of these words, as it can be pasted into a shell."""
+    return shlex.join([_python(), "-m", "llm_jax", *words])
 
 
 def usage(verb: str | None = None) -> str:
@@ -309,7 +314,7 @@ def main(argv: list[str]) -> int:
 
 
 def _dispatch(argv: list[str]) -> int:
-    words = [a for a in argv[1:] if not a.startswith("-")]
+    words = _words(argv[1:])
     asked = words[:1] == ["help"] or {"-h", "--help", "--helpfull"} & set(argv[1:])
     verb = next(iter(words[1:] if words[:1] == ["help"] else words), None)
     if verb is None:
@@ -331,6 +336,18 @@ def _dispatch(argv: list[str]) -> int:
         os.environ["LLM_JAX_DATA"] = FLAGS.data_dir
     found.run(*rest)
     return 0
+
+
+def _words(arguments: list[str]) -> list[str]:
+    """The arguments that are neither flags nor, as in `--workdir runs/x`, the values of flags."""
+    found, value = [], False
+    for argument in arguments:
+        if not value and not argument.startswith("-"):
+            found.append(argument)
+        name = argument.lstrip("-")
+        takes = argument.startswith("-") and not value and name in FLAGS and not FLAGS[name].boolean
+        value = takes
+    return found
 
 
 def _own_flags() -> list[Any]:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import flax.linen as nn
 
 from llm_jax.core import parts, spelling
-from llm_jax.core.files import reading
+from llm_jax.core.files import reading, user_path
 from llm_jax.core.parts import Count, Part, Rate, Seed, Size
 from llm_jax.core.tables import InputError, nearest
 
@@ -150,7 +150,7 @@ def get(name: str | Path) -> Experiment:
 
 def _path(name: str) -> Path:
     if name.endswith(".py"):
-        path = Path(name)
+        path = user_path(name)
         with reading(path):
             if not path.is_file():
                 raise InputError(f"there is no experiment file {name}")
@@ -167,7 +167,7 @@ def load_module(path: str | Path, source: bytes | None = None) -> ModuleType:
     by now: what another process ran.
     """
     with reading(path):
-        path = Path(path).resolve()
+        path = user_path(path).resolve()
         if source is None and not path.is_file():
             raise InputError(f"there is no file {path}")
     if path.is_relative_to(FOLDER):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax.core import parts
-from llm_jax.core.files import write_atomically
+from llm_jax.core.files import user_path, write_atomically
 from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment, question, user_modules
 from llm_jax.experiment import names as experiment_names
@@ -83,14 +83,14 @@ def card(workdirs: Sequence[str | Path], to: str | Path, prompts: Sequence[str] 
     Raises:
       InputError: there is no run, or one has not been trained.
     """
-    stages = [Stage.open(Path(workdir)) for workdir in workdirs]
+    stages = [Stage.open(user_path(workdir)) for workdir in workdirs]
     if not stages:
         raise InputError("a card is of one run at least: name the folders of runs")
     sections = [_stages(stages), _replies(stages, prompts, seed), *map(_curves, stages)]
     page = PAGE.replace("{{title}}", html.escape(" → ".join(s.name for s in stages)))
     content = page.replace("{{sections}}", "\n".join(sections))
-    write_atomically(Path(to), content.encode())
-    return Path(to)
+    write_atomically(user_path(to), content.encode())
+    return user_path(to)
 
 
 def _stages(stages: Sequence[Stage]) -> str:

@@ -7,8 +7,9 @@ import hashlib
 import itertools
 import json
 import os
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,30 @@ def reading(path: str | Path) -> Iterator[None]:
         raise InputError(f"cannot read {shown}: {error.strerror or error}") from None
 
 
+def user_path(path: str | Path) -> Path:
+    """A path as a user gave it, with `~` for the home folder, which a shell does not put into `--workdir=~/runs`.
+
+    Raises:
+      InputError: there is no such home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"cannot find the folder {path}: {error}") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value that `text` says.
+
+    Raises:
+      ValueError: it is no JSON, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A file that holds a JSON object.
 
@@ -39,7 +64,7 @@ def read_json(path: Path) -> dict[str, Any]:
     with reading(path):
         text = path.read_bytes()
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError:
         found = None
     if not isinstance(found, dict):
@@ -58,7 +83,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(lines, 1):
         try:
-            found.append(json.loads(line))
+            found.append(parse_json(line))
         except ValueError:
             found.append(None)
         if not isinstance(found[-1], dict):
@@ -74,7 +99,7 @@ def cache_folder(*below: str) -> Path:
     """
     root = os.environ.get("LLM_JAX_CACHE")
     try:
-        base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm_jax"
+        base = user_path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm_jax"
         folder = base.joinpath(*below)
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # a RuntimeError: there is no home
@@ -86,7 +111,8 @@ def cache_folder(*below: str) -> Path:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes beside `path` and renames, so that a reader or a crash never sees half a file."""
     data = content.encode("utf-8") if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less what the umask takes away
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -94,8 +120,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def open_to_others(path: Path) -> None:
+    """Gives a file that was written for its owner alone the permissions that the user's umask asks for."""
+    probe = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    os.close(os.open(probe, os.O_CREAT | os.O_EXCL, 0o666))
+    try:
+        os.chmod(path, stat.S_IMODE(probe.stat().st_mode))
+    finally:
+        probe.unlink()
 
 
 def delete(path: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 
 from llm_jax.core.code import code_hash
-from llm_jax.core.files import cache_folder, delete, digest, reading, write_atomically
+from llm_jax.core.files import cache_folder, delete, digest, parse_json, reading, write_atomically
 from llm_jax.core.parts import trusted, walk
 from llm_jax.core.spelling import to_json
 from llm_jax.core.tables import InputError
@@ -56,7 +56,7 @@ class Corpus:
 
     def _map(self) -> None:
         with self.path.open("rb") as file:
-            self.header = json.loads(file.read(HEADER))
+            self.header = parse_json(file.read(HEADER))
         documents, tokens, dtype = self.header["documents"], self.header["tokens"], np.dtype(self.header["dtype"])
         self.made_of, self.content = self.header["made_of"], self.header["sha256"]
         file = np.asarray(np.memmap(self.path, np.uint8, "r"))  # plain arrays are indexed faster than memmaps
@@ -193,7 +193,7 @@ def _fault(path: Path) -> str | None:
     """What is wrong with a cached corpus; None if nothing is."""
     with path.open("rb") as file:
         try:
-            header = json.loads(file.read(HEADER))
+            header = parse_json(file.read(HEADER))
         except ValueError:
             return "no header"
         found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from llm_jax.core.files import cache_folder, reading
+from llm_jax.core.files import cache_folder, parse_json, reading, user_path
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Document, Example, Labelled, Preference
 from llm_jax.data.fields import Record
@@ -37,7 +36,7 @@ class Download(Source):
     def fetch(self) -> Path:
         """The file, downloaded if it is not here yet."""
         if folder := os.environ.get("LLM_JAX_DATA"):
-            path = Path(folder) / self.file
+            path = user_path(folder) / self.file
             with reading(path):
                 here = path.is_file()
             if here:
@@ -153,7 +152,7 @@ class InstructionPreferences(Source):
         name = "instruction-data-with-preference.json"
         sha256 = "305315abf14f65fa42c01a0877572f832606571c2a7d49f152ac1d758b16756e"
         path = Download(f"{PREFERENCES}/{name}", sha256, name).fetch()
-        for number, record in enumerate(json.loads(decode(bytes_of(path), path))):
+        for number, record in enumerate(parse_json(decode(bytes_of(path), path))):
             if record["chosen"] != record["rejected"]:
                 said = asked(Record.of(record, f"{path}, record {number}", None))
                 yield Preference((said,), record["chosen"], record["rejected"])

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llm_jax.core.files import reading
+from llm_jax.core.files import parse_json, reading, user_path
 from llm_jax.core.parts import Part
 from llm_jax.core.tables import InputError, nearest
 from llm_jax.data.documents import Document, Text
@@ -80,7 +80,7 @@ class TextFiles(Source):
             yield from texts(decode(bytes_of(path), path), self.separator)
 
     def files(self) -> list[Path]:
-        path = Path(self.path)
+        path = user_path(self.path)
         with reading(path):
             if not path.is_dir():
                 return [path]
@@ -127,7 +127,7 @@ def json_records(path: str) -> Iterator[tuple[Any, str]]:
     Raises:
       InputError: the file cannot be read, or is no JSON.
     """
-    content = bytes_of(Path(path))
+    content = bytes_of(user_path(path))
     if content.lstrip()[:1] == b"[":
         for number, record in enumerate(_parsed(decode(content, path), path)):
             yield record, f"{path}, record {number}"
@@ -142,7 +142,7 @@ def json_records(path: str) -> Iterator[tuple[Any, str]]:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         line = f" of line {error.lineno}" if error.lineno > 1 else ""
         raise InputError(f"{where} is not JSON: {error.msg} at column {error.colno}{line}") from None
@@ -160,7 +160,7 @@ class ArrayRecord(Source):
     def documents(self) -> Iterator[Document]:
         from array_record.python.array_record_module import ArrayRecordReader  # a native library: only where it is used
 
-        _exists(Path(self.path))
+        _exists(user_path(self.path))
         try:
             reader = ArrayRecordReader(self.path)
             records = reader.read_all()
@@ -171,7 +171,7 @@ class ArrayRecord(Source):
             where = f"{self.path}, record {number}"
             text = decode(record, where)
             try:
-                value = json.loads(text) if text.startswith("{") else None
+                value = parse_json(text) if text.startswith("{") else None
             except (ValueError, RecursionError):
                 value = None
             if value is not None:

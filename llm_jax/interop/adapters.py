@@ -14,6 +14,7 @@ import safetensors.numpy
 
 from llm_jax.core.adapters import ADAPTER
 from llm_jax.core.alphabet import Lettered
+from llm_jax.core.files import open_to_others, user_path
 from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment, user_modules
 from llm_jax.interop.exports import family_for
@@ -48,7 +49,7 @@ def export_adapter(workdir: str | Path, folder: str | Path) -> None:
         name = "average" if experiment.ema else "params"
         trained = checkpoints.restore_params(program.template.params, name).state
     model: Any = experiment.model
-    write(model, experiment.tuning, trained, Path(folder))
+    write(model, experiment.tuning, trained, user_path(folder))
 
 
 def write(model: Model, tuning: Any, trained: Any, folder: Path) -> None:
@@ -74,6 +75,7 @@ def write(model: Model, tuning: Any, trained: Any, folder: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     saving = folder / "adapter_model.saving"
     safetensors.numpy.save_file(tensors, saving, metadata={"format": "pt"})
+    open_to_others(saving)
     os.replace(saving, folder / "adapter_model.safetensors")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import safetensors
 import tokenizers
 
-from llm_jax.core.files import read_json, reading
+from llm_jax.core.files import read_json, reading, user_path
 from llm_jax.core.tables import InputError
 from llm_jax.interop.generation import begins, not_kept
 from llm_jax.interop.multimodal import is_multimodal, text_config, text_tensors
@@ -62,7 +62,7 @@ def open_source(path: str | Path) -> Source:
     Raises:
       InputError: there is none, or it is of a format that we do not read.
     """
-    path = Path(path)
+    path = user_path(path)
     with reading(path):
         if path.is_file() and path.suffix == ".gguf":
             from llm_jax.interop.gguf import Gguf  # the package `gguf` is an extra

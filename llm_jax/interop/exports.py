@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from llm_jax.core import parts
 from llm_jax.core.alphabet import FanIn, Init
-from llm_jax.core.files import delete, reading, unused
+from llm_jax.core.files import delete, open_to_others, reading, unused, user_path
 from llm_jax.core.spelling import to_json
 from llm_jax.core.tables import InputError
 from llm_jax.core.workers import not_in_worker
@@ -63,7 +63,7 @@ def export_model(
       InputError: there is no such run, no published family has its parts, or `folder` is not empty.
     """
     not_in_worker()
-    folder = Path(folder)
+    folder = user_path(folder)
     with reading(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder} is not empty: name a new folder")
@@ -141,7 +141,9 @@ def _write_tensors(
 
     def flush() -> None:
         files.append(list(held))
-        safetensors.numpy.save_file(held, folder / f"{len(files)}.saving", metadata={"format": "pt"})
+        saving = folder / f"{len(files)}.saving"
+        safetensors.numpy.save_file(held, saving, metadata={"format": "pt"})
+        open_to_others(saving)
         held.clear()
 
     for name, tensor in tensors:

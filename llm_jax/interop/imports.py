@@ -12,7 +12,7 @@ import jax
 from absl import logging
 
 from llm_jax.core import parts
-from llm_jax.core.files import reading
+from llm_jax.core.files import reading, user_path
 from llm_jax.core.process import set_up
 from llm_jax.core.tables import InputError, lookup
 from llm_jax.core.workers import not_in_worker
@@ -112,7 +112,7 @@ def load(
     Raises:
       InputError: there is no model, or it is damaged or of a kind that we do not read.
     """
-    path = Path(source)
+    path = user_path(source)
     with reading(path):
         published = path.is_file() or any((path / name).exists() for name in (CONFIG, ADAPTER))
         is_run = (path / "manifest.json").exists() or not published

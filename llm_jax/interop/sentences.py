@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llm_jax.core.files import parse_json
 from llm_jax.core.parts import show
 from llm_jax.core.tables import InputError
 from llm_jax.layers.pooling import First, Last, Mean, Normalized, Pooling
@@ -83,6 +84,6 @@ def _optional(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}") from None

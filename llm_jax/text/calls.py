@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from llm_jax.core.files import parse_json
 from llm_jax.core.tables import InputError
 from llm_jax.text.tokenizer import check_text
 
@@ -90,6 +91,6 @@ def read_json(text: str, what: str) -> Any:
       InputError: it is no JSON.
     """
     try:
-        return json.loads(text)
+        return parse_json(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{what} is no JSON: {error}") from None

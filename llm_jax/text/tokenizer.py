@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from llm_jax.core.files import digest, write_atomically
+from llm_jax.core.files import digest, parse_json, user_path, write_atomically
 from llm_jax.core.tables import InputError, lookup
 from llm_jax.text.byte_level import GPT2_END_OF_TEXT, LETTERS, gpt2, letters_to_bytes
 from llm_jax.text.special import ENDS, specials_from
@@ -256,9 +256,9 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         # bos and eos come first among the special tokens, so from one before <|endoftext|> pad is the one after it.
         special = specials_from(GPT2_END_OF_TEXT - 1) | {"bos": GPT2_END_OF_TEXT, "eos": GPT2_END_OF_TEXT}
         return Tokenizer(gpt2(), special, "letters")
-    folder = Path(source)
+    folder = user_path(source)
     try:
-        beside = json.loads((folder / "special.json").read_text(encoding="utf-8"))
+        beside = parse_json((folder / "special.json").read_text(encoding="utf-8"))
         special, spelling = beside["special"], beside["spelling"]
         marks, ends = beside.get("marks"), beside.get("ends")  # older folders have neither
         rust = (folder / "tokenizer.json").read_text(encoding="utf-8")

@@ -6,11 +6,10 @@ of the experiment a copy, so whatever of the three was changed since is refused 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from llm_jax.core.files import digest
+from llm_jax.core.files import digest, parse_json
 from llm_jax.core.parts import show
 from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment
@@ -36,7 +35,7 @@ def run_tokenizer(run: Run) -> Tokenizer:
         raise InputError(f"no checkpoint in {run.checkpoints}: train first")
     for step in reversed(saved_steps(run.checkpoints)):
         try:
-            saved = json.loads((checkpoint_path(run.checkpoints, step) / "beside.json").read_bytes())
+            saved = parse_json((checkpoint_path(run.checkpoints, step) / "beside.json").read_bytes())
         except (OSError, ValueError):
             continue  # of an older version, removed meanwhile, or damaged, which is told when it is loaded
         if isinstance(saved, dict):

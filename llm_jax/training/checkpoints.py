@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from llm_jax.core.files import delete, unused
+from llm_jax.core.files import delete, parse_json, unused
 from llm_jax.core.tables import InputError, nearest
 from llm_jax.training.checkpoint_files import (
     checkpoint_path,
@@ -214,7 +214,7 @@ class Checkpoints:
     def _rank(self, step: int) -> float:
         """Lower is better; without a finite metric of this very step, or with a damaged file, infinity."""
         try:
-            metrics = json.loads((self._path(step) / "metrics.json").read_bytes())
+            metrics = parse_json((self._path(step) / "metrics.json").read_bytes())
             value, of = float(metrics[self.best_by]), metrics.get("step", step)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return math.inf

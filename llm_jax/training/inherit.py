@@ -14,6 +14,7 @@ import jax
 from absl import logging
 
 from llm_jax.core import parts
+from llm_jax.core.files import user_path
 from llm_jax.core.parts import conform, show
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Rendering
@@ -207,7 +208,7 @@ def _check_reading(program: Program, run: Run) -> None:
 
 def _begun(experiment: Experiment, workdir: str | Path | None) -> Run | None:
     """The run in `workdir`, if it has a checkpoint of a training that began from `init_from`."""
-    if workdir is None or not (Path(workdir) / "manifest.json").exists():
+    if workdir is None or not (user_path(workdir) / "manifest.json").exists():
         return None
     run = Run.existing(workdir)
     same = run.manifest.get("init_from") == experiment.init_from

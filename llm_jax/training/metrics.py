@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_jax.core.files import write_atomically
+from llm_jax.core.files import parse_json, write_atomically
 from llm_jax.core.tables import InputError
 from llm_jax.training.disk import space_for
 
@@ -40,7 +40,7 @@ def _whole_lines(path: Path) -> list[bytes]:
 
 def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(line)
+        found = parse_json(line)
     except ValueError:
         found = None
     if not isinstance(found, dict) or not isinstance(found.get("step"), int):

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from llm_jax.core.files import user_path
 from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment
 from llm_jax.training.checkpoint_files import saved_steps
@@ -23,7 +24,7 @@ def resumed(experiment: Experiment, workdir: str | Path) -> tuple[Experiment, st
     Raises:
       InputError: the run is beyond the experiment's last step.
     """
-    saved = saved_steps(Path(workdir) / "checkpoints")
+    saved = saved_steps(user_path(workdir) / "checkpoints")
     if not saved:
         return experiment, ""
     before, newest, steps = Run.existing(workdir).manifest, max(saved), experiment.steps

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_jax.core.files import delete, reading, write_atomically
+from llm_jax.core.files import delete, parse_json, reading, user_path, write_atomically
 from llm_jax.core.parts import show
 from llm_jax.core.tables import InputError
 from llm_jax.training.checkpoint_files import saved_steps
@@ -36,6 +36,7 @@ MAY_DIFFER = frozenset(
 )
 """Settings, with all below them, that a resumed run may change without becoming another experiment."""
 
+DEEPEST = 100  # levels of a manifest
 SHOWN = 3  # differences that a message lists; the rest are counted
 
 
@@ -101,7 +102,7 @@ class Run:
         Raises:
           InputError: the folder cannot be written, is in use, is damaged, or another experiment was trained in it.
         """
-        workdir, new = Path(workdir), json.loads(json.dumps(manifest, allow_nan=False))
+        workdir, new = user_path(workdir), json.loads(json.dumps(manifest, allow_nan=False))
         held = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:
             try:
@@ -130,7 +131,7 @@ class Run:
         Raises:
           InputError: there is none, or its manifest is damaged.
         """
-        workdir = Path(workdir)
+        workdir = user_path(workdir)
         with reading(workdir):
             found = workdir.is_dir()
         if not found:
@@ -167,16 +168,27 @@ class Run:
 def _read_manifest(workdir: Path) -> dict[str, Any]:
     path = workdir / "manifest.json"
     try:
-        found = json.loads(path.read_bytes())
+        found = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{workdir} is not the folder of a run: it has no manifest.json") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError:
         found = None
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or _deep(found):
         raise InputError(f"{path} is damaged: copy that of the newest checkpoint there, or use another --workdir")
     return found
+
+
+def _deep(manifest: Any) -> bool:
+    """Whether it is nested as no experiment is, and too deeply to be walked."""
+    level = [manifest]
+    for _ in range(DEEPEST):
+        children = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [value for inside in children for value in inside if isinstance(value, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _refuse_other(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any], may_differ: Collection[str]) -> None:

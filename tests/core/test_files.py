@@ -63,3 +63,30 @@ def test_what_the_system_refuses_is_one_line(tmp_path, monkeypatch):
 
 def test_a_digest_takes_half_a_surrogate_pair():
     assert files.digest("\ud800") != files.digest("\ud801")
+
+
+@pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_permissions_that_the_umask_asks_for(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        files.write_atomically(tmp_path / "a", "x")
+        (tmp_path / "b").touch(0o600)
+        files.open_to_others(tmp_path / "b")
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in sorted(tmp_path.iterdir())] == [mode, mode]
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.user_path("~/runs/a") == tmp_path / "runs" / "a" and str(files.user_path("runs/~a")) == "runs/~a"
+    with pytest.raises(InputError, match="cannot find the folder ~nobody-of-this-name/x"):
+        files.user_path("~nobody-of-this-name/x")
+
+
+def test_json_that_is_nested_too_deeply_is_no_json(tmp_path):
+    (tmp_path / "deep.json").write_text('{"a": ' + "[" * 100_000)
+    with pytest.raises(InputError, match=r"deep.json is damaged"):
+        files.read_json(tmp_path / "deep.json")
+    with pytest.raises(ValueError, match="nested too deeply"):
+        files.parse_json("[" * 100_000 + "]" * 100_000)

@@ -1,7 +1,9 @@
 """What a user types, right and wrong: one clear line and exit status 2 for the wrong, and nothing is lost."""
 
 import json
+import os
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from llm_jax.models.presets import PRESETS
 from llm_jax.text.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
+os.umask(UMASK := os.umask(0))
 FILE = '''
 """Does a model that knows parity learn better?"""
 
@@ -247,6 +250,26 @@ def test_a_run_says_what_made_it_and_goes_on_from_its_folder_alone(here, tmp_pat
     said = refused(capsys, "train", f"--workdir={run}", "--set=steps=4")
     assert f"--modules={copy}" in said and files_of(run) == before and "user_own" not in sys.modules
     assert main(["llm_jax", "train", f"--workdir={run}", "--set=steps=4", f"--modules={copy}"]) == 0
+
+
+def test_a_tilde_and_a_flag_before_the_verb(here, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(here))
+    words = ["--workdir", "~/run", "--prompt", "sample", "sample", "--modules=~/parity.py", "--max_tokens=2"]
+    assert main(["llm_jax", *words]) == 0
+    assert capsys.readouterr().out.startswith("sample")
+    assert main(["llm_jax", "show", "~/parity.py", "--set=data.source=TextFiles('~/texts.txt')"]) == 0
+    assert "show has no flag --workdir" in refused(capsys, "--workdir", "runs/x", "show", "small_gpt")
+
+
+def test_what_comes_next_can_be_pasted_into_a_shell(here, tmp_path, capsys):
+    run = tmp_path / "it's a run; of $HOME"
+    assert main(["llm_jax", "train", str(here / "parity.py"), f"--workdir={run}", "--set=steps=1"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if " sample " in line)
+    words = shlex.split(line)
+    assert words[1:4] == ["-m", "llm_jax", "sample"] and f"--workdir={run}" in words
+    assert {oct(path.stat().st_mode & 0o777) for path in run.rglob("*") if path.name != ".lock" and path.is_file()} == {
+        oct(0o666 & ~UMASK)
+    }
 
 
 @pytest.mark.parametrize("verb", VERBS)

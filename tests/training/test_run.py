@@ -77,6 +77,10 @@ def test_differences_name_the_innermost_path():
     assert list(differences({"a": 1}, {"a": True})) == [("a", 1, True)]
 
 
+def nested(levels):
+    return b'{"steps": ' + b"[" * levels + b"]" * levels + b"}"
+
+
 def test_missing_and_damaged(tmp_path):
     with pytest.raises(InputError, match="no folder"):
         Run.existing(tmp_path / "none")
@@ -84,7 +88,7 @@ def test_missing_and_damaged(tmp_path):
         Run.existing(tmp_path / ("x" * 300))
     with pytest.raises(InputError, match=r"has no manifest.json"):
         Run.existing(tmp_path)
-    for content in (b"{", b"[]", b"\xff"):
+    for content in (b"{", b"[]", b"\xff", nested(200), nested(100_000)):
         (tmp_path / "manifest.json").write_bytes(content)
         for use in (Run.existing, lambda path: Run.open(path, manifest())):
             with pytest.raises(InputError, match=r"manifest.json is damaged"):
