@@ -123,7 +123,7 @@ def test_a_decoder_that_was_saved_with_left_padding_begins_its_texts(published, 
     import_model(folder, tmp_path / "run")
     for path in (folder, tmp_path / "run"):
         lm = load(path)
-        assert lm.bos and lm._prompt("the value") == theirs("the value").input_ids
+        assert lm.bos and lm._prompts(["the value"], "text") == [theirs("the value").input_ids]
 
 
 # -------------------------------------------------------------------------------- ids beyond the model's embedding
