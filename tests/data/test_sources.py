@@ -104,7 +104,7 @@ def test_ends_of_lines_separate_however_they_are_written(tmp_path, written, sepa
     path = tmp_path / "a.txt"
     path.write_bytes(text.replace("\n", written).encode())
     wanted = text.split(separator.replace("\r\n", "\n"))
-    found = [d.content for d in listed(TextFiles(str(path), separator))]
+    found = [d.text() for d in listed(TextFiles(str(path), separator))]
     assert found == [piece.replace("\n", written) for piece in wanted if piece.strip()], "and nothing else is changed"
 
 

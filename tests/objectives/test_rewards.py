@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from llm_jax.__main__ import main
 from llm_jax.core.spelling import from_json, parse, to_json
 from llm_jax.core.tables import InputError
+from llm_jax.data.documents import Example
 from llm_jax.experiment import load_module
 from llm_jax.objectives import rewards
 from llm_jax.objectives.rewards import ExactAnswer, Function, Reward, as_reward, scores
@@ -163,15 +165,15 @@ def test_numbers_of_every_kind_are_scores(value):
 
 def test_a_reward_may_spoil_its_lists_and_nobody_elses():
     class Spoils(Reward):
-        def __call__(self, prompts, completions, examples):
+        def __call__(self, prompts: Any, completions: Any, examples: Any):
             prompts.clear()
             examples.clear()
             completions[:] = [c.upper() for c in completions]
             return [len(c) for c in completions]
 
-    prompts, completions, examples = ["p", "q"], ["a", "bc"], [None, None]
+    prompts, completions, examples = ["p", "q"], ["a", "bc"], [Example("p", "a"), Example("q", "b")]
     assert scores(Spoils(), prompts, completions, examples).tolist() == [1, 2]
-    assert (prompts, completions, examples) == (["p", "q"], ["a", "bc"], [None, None])
+    assert (prompts, completions) == (["p", "q"], ["a", "bc"]) and len(examples) == 2
 
 
 class Called:

@@ -1,6 +1,7 @@
 """What a training leaves behind."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,8 @@ def test_a_checkpoint_says_of_which_step_its_metrics_are_and_the_best_is_measure
         assert kept[step] == {name: value for name, value in logged[step].items() if name != "split"}
     best = max((6, 9), key=lambda step: logged[step]["accuracy"])
     program, tokenizer, params = restore(tmp_path, modules=(type(tiny.data.source).__module__,), checkpoint="best")
-    found = evaluate(program, params, program.experiment.data.evaluation(tokenizer), program.frozen)
+    data: Any = program.experiment.data
+    found = evaluate(program, params, data.evaluation(tokenizer), program.frozen)
     assert found == pytest.approx({name: logged[best][name] for name in found}, rel=1e-6)
 
 

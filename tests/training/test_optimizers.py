@@ -9,7 +9,7 @@ import pytest
 import torch
 from optax.contrib import muon
 
-from llm_jax.core.alphabet import Fill, Lettered, weigh
+from llm_jax.core.alphabet import Fill, Lettered, Role, weigh
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed
@@ -44,7 +44,7 @@ SHAPES = {
 def boxed():
     rng = np.random.default_rng(0)
 
-    def draw(letters, shape, role="kernel"):
+    def draw(letters, shape, role: Role = "kernel"):
         return Lettered(jnp.asarray(rng.normal(size=shape), jnp.float32), letters, role=role)
 
     kernels = {name: {"kernel": draw(*about)} for name, about in SHAPES.items()}

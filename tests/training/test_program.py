@@ -5,6 +5,7 @@ import itertools
 import math
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -312,7 +313,7 @@ def test_the_best_product_ever_timed_is_the_peak(monkeypatch, tmp_path):
 
 
 def test_virtual_devices_share_one_processor():
-    def mesh(platform, *hosts):
+    def mesh(platform, *hosts) -> Any:
         devices = [SimpleNamespace(platform=platform, process_index=host) for host in hosts]
         return SimpleNamespace(devices=np.array(devices, object))
 
@@ -350,7 +351,7 @@ def test_the_speed_of_a_training_leaves_out_what_is_written_of_it(tiny, monkeypa
 
     monkeypatch.setattr(metrics.MetricsLog, "write", written)
     train(tiny.override({"steps": 3, "log_every": 1, "eval_every": 3}), tmp_path)
-    speeds = [
+    speeds: list[Any] = [
         line.get("tokens_per_second") for line in metrics.read(tmp_path / "metrics.jsonl") if line["split"] == "train"
     ]
     assert speeds[0] is None and min(speeds[1:]) > 8 * 16 / 1.0
