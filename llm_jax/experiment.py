@@ -19,6 +19,7 @@ from typing import Any, Literal
 import flax.linen as nn
 
 from llm_jax.core import parts, spelling
+from llm_jax.core.code import RAN
 from llm_jax.core.files import reading, user_path
 from llm_jax.core.parts import Count, Part, Rate, Seed, Size
 from llm_jax.core.tables import InputError, nearest
@@ -165,6 +166,9 @@ def load_module(path: str | Path, source: bytes | None = None) -> ModuleType:
 
     A file of the user's own is known by its stem, also in manifests. `source` is what to run in place of what is in it
     by now: what another process ran.
+
+    Raises:
+      InputError: there is no such file, or another of that name, or with another `source`, was run already.
     """
     with reading(path):
         path = user_path(path).resolve()
@@ -177,6 +181,8 @@ def load_module(path: str | Path, source: bytes | None = None) -> ModuleType:
     known = sys.modules.get(name)
     if known is not None:
         if getattr(known, "__file__", None) == str(path):
+            if source is not None and source != getattr(known, RAN):
+                raise InputError(f"{path} was run already, as it is now and not as it was then: begin a new process")
             return known
         raise InputError(f"{path}: the name {name!r} is taken by another module, rename the file")
     spec = importlib.util.spec_from_file_location(name, path)
@@ -185,6 +191,7 @@ def load_module(path: str | Path, source: bytes | None = None) -> ModuleType:
     if source is None:
         with reading(path):
             source = path.read_bytes()
+    setattr(module, RAN, source)
     sys.modules[name] = module
     try:
         exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)

@@ -17,6 +17,7 @@ from types import FunctionType
 from llm_jax.core.files import digest
 from llm_jax.core.parts import ROOT, TRUSTED, trusted
 
+RAN = "__ran__"  # of a module of the user's own: the bytes that were run, whatever its file says by now
 STARTED = time.time()  # what is written to a file later is not what runs here
 DYNAMIC = frozenset(
     {"importlib", "runpy", "__import__", "exec", "load_module"}
@@ -27,11 +28,12 @@ def code_hash(*owners: type | FunctionType) -> str | None:
     """A hash of the code that classes (with their bases) and functions are made of; None where it cannot be told.
 
     It is of the bytes of their modules, and of the modules of this project that these import, directly or not. A user's
-    own module is its file, with the versions of the installed packages that it imports. Files that code reads when it
-    runs are not part of it, nor are the versions of the packages that the project imports.
+    own module is what `load_module` ran, else its file, with the versions of the installed packages that it imports.
+    Files that code reads when it runs are no part of it, nor are the versions of the packages that the project imports.
 
     It cannot be told where one was made by a function or in a notebook, where a user's file imports another of the
-    user's files or imports by name, and where a file was changed after this process began.
+    user's files or imports by name, and where a file of which only the path is known was changed after this process
+    began.
 
     Args:
       owners: the classes and functions that decide a result.
@@ -57,7 +59,7 @@ def code_hash(*owners: type | FunctionType) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """What is known of a module from its file.
+    """What is known of a module from its text.
 
     Attributes:
       digest: a hash of its bytes and of the versions of what it imports.
@@ -74,11 +76,16 @@ class _Source:
 def _source(module: str) -> _Source | None:
     """None: what the module's code is cannot be told."""
     ours = _ours(module)
-    file = _file(module) if ours else getattr(sys.modules.get(module), "__file__", None)
+    loaded = sys.modules.get(module)
+    file = _file(module) if ours else getattr(loaded, "__file__", None)
     try:
-        if file is None or Path(file).stat().st_mtime > STARTED:
+        if file is None:
             return None
-        content = Path(file).read_bytes()
+        content = None if ours else getattr(loaded, RAN, None)
+        if content is None:
+            if Path(file).stat().st_mtime > STARTED:
+                return None
+            content = Path(file).read_bytes()
         tree = ast.parse(content)
     except (OSError, SyntaxError, ValueError):
         return None

@@ -8,6 +8,7 @@ import pytest
 from llm_jax.core import code
 from llm_jax.core.code import code_hash
 from llm_jax.core.parts import ROOT, Part
+from llm_jax.core.tables import InputError
 from llm_jax.data.cache import Corpus
 from llm_jax.experiment import load_module
 from llm_jax.text.chat import ChatTemplate
@@ -143,5 +144,24 @@ def test_code_without_a_file_that_says_what_it_is_has_no_hash(own, monkeypatch):
 
 def test_what_was_edited_after_the_process_began_has_no_hash(own, monkeypatch):
     monkeypatch.setattr(code, "STARTED", 0.0)
-    assert code_hash(own(OWN).Own) is None, "the file may say something else than what runs"
-    assert code_hash(ChatTemplate) is None
+    assert code_hash(ChatTemplate) is None, "the file may say something else than what runs"
+    module = own("def reward(prompts, completions, examples):\n    return 1\n")
+    assert code_hash(module.reward) is not None, "what ran is kept"
+    monkeypatch.delattr(module, code.RAN)  # loaded in another way
+    code._source.cache_clear()
+    assert code_hash(module.reward) is None
+
+
+def test_what_ran_counts_and_not_what_the_file_says_by_now(own, tmp_path):
+    path = tmp_path / "own_code.py"
+    first = code_hash(own(OWN).Own)
+    path.write_text(edited := OWN + "\nx = 2\n")
+    code._source.cache_clear()
+    assert code_hash(sys.modules["user_own_code"].Own) == first
+    second = code_hash(own(edited).Own)
+    del sys.modules["user_own_code"]
+    code._source.cache_clear()
+    recorded = load_module(path, OWN.encode())  # as `train --workdir=DIR` runs the copy of what was trained with
+    assert code_hash(recorded.Own) == first != second
+    with pytest.raises(InputError, match="own_code\\.py was run already, as it is now and not as it was then"):
+        load_module(path, edited.encode())
