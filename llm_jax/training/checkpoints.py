@@ -43,6 +43,7 @@ from llm_jax.training.metrics import plain
 from llm_jax.training.pytrees import held_logs, load, save_async
 
 Found = TypeVar("Found")
+UNKNOWN, NONE = (1, -math.inf), (2, 0.0)  # ranks: the first whose step is not known, and that of no metric
 ATTEMPTS = 20  # at reading a checkpoint that a trainer has not removed meanwhile
 
 
@@ -112,7 +113,7 @@ class Checkpoints:
     # ----------------------------------------------------------------------------------------------------------- saving
 
     def save(
-        self, step: int, state: Any, data: Mapping[str, Any], metrics: Mapping[str, float],
+        self, step: int, state: Any, data: Mapping[str, Any], metrics: Mapping[str, float | None],
         beside: Mapping[str, str | None] | None = None,
     ) -> None:  # fmt: skip
         """Begins to save, and returns as soon as `state` may be donated. If this step was saved, that stays as it is.
@@ -120,7 +121,8 @@ class Checkpoints:
         Args:
           state: a pytree of arrays.
           data: JSON: where the data iterator stands.
-          metrics: the latest evaluation, and as `step` that which it is of; without one it is of this step.
+          metrics: the latest evaluation, and as `step` that which it is of: without one this step, which is written
+            then; None where it is not known.
           beside: the hashes of the run's files that it depends on.
 
         Raises:
@@ -131,6 +133,8 @@ class Checkpoints:
         if step in self._sound and self._path(step).exists():
             return
         measured = {name: plain(value) for name, value in metrics.items()}
+        if measured:
+            measured.setdefault("step", step)
         contents = {"manifest.json": self.manifest, "data.json": dict(data), "metrics.json": measured}
         contents["beside.json"] = dict(beside or {})
         files = {name: json.dumps(value, indent=2).encode() + b"\n" for name, value in contents.items()}
@@ -188,7 +192,7 @@ class Checkpoints:
         """Removes what need not be kept. What cannot be removed is told once: the checkpoint that was saved stands."""
         steps = [step for step in self.steps() if step not in self._damaged]
         ranked = sorted((self._rank(step), step) for step in steps)
-        best = {step for rank, step in ranked[: self.keep_best] if rank < math.inf}
+        best = {step for rank, step in ranked[: self.keep_best] if rank < NONE}
         for step in self.steps():
             if step not in best.union(steps[-self.keep_last :]):
                 with self._clearing(self._path(step)), in_use(self._path(step), removing=True):
@@ -211,16 +215,20 @@ class Checkpoints:
                     f"{self._shown / path.name} cannot be removed ({reason}) and takes up space: training goes on"
                 )
 
-    def _rank(self, step: int) -> float:
-        """Lower is better; without a finite metric of this very step, or with a damaged file, infinity."""
+    def _rank(self, step: int) -> tuple[int, float]:
+        """Lower is better; without a finite metric of this very step, or with a damaged file, `NONE`.
+
+        Older versions did not write the step that a metric is of, which may be an earlier one: such a metric ranks
+        behind all that are known to be of their own step, and decides only where there are none of those.
+        """
         try:
             metrics = parse_json((self._path(step) / "metrics.json").read_bytes())
-            value, of = float(metrics[self.best_by]), metrics.get("step", step)
+            value, of = float(metrics[self.best_by]), metrics.get("step")
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return math.inf
-        if of != step or not math.isfinite(value):
-            return math.inf
-        return value if self.best_mode == "min" else -value
+            return NONE
+        if of not in (step, None) or not math.isfinite(value):
+            return NONE
+        return int(of is None), value if self.best_mode == "min" else -value
 
     def _discard(self, partial: Path) -> None:
         for leftover in self.folder.glob(f"{partial.name}*"):
@@ -315,7 +323,7 @@ class Checkpoints:
         for step in kept.values() if which == "best" else ():
             with self._reading(step):
                 rank = self._rank(step)
-            if rank < math.inf:
+            if rank < NONE:
                 measured[step] = rank
         if which == "best" and kept and not measured:
             raise InputError(
@@ -323,6 +331,11 @@ class Checkpoints:
                 f"train with save_every a multiple of eval_every, or choose {' or '.join(['newest', *kept])}"
             )
         best = min(measured, key=lambda step: (measured[step], step), default=None)
+        if best is not None and measured[best] >= UNKNOWN:
+            self._note(
+                f"{self._shown}: the checkpoints of an older version do not say which step their {self.best_by} is of: "
+                f"taking {best} for the best"
+            )
         step = best if which == "best" else kept.get(which)
         if step is None:
             raise InputError(f"no checkpoint {which!r} in {self._shown}: {nearest(which, ['newest', 'best', *kept])}")

@@ -92,7 +92,7 @@ class Training:
             program=program,
         )  # fmt: skip
         self.held_out = data.evaluation(tokenizer, process=jax.process_index(), processes=jax.process_count())
-        self.evaluated: dict[str, float] = {}  # the newest evaluation, with the step it is of
+        self.evaluated: dict[str, float | None] = {}  # the newest evaluation, with the step it is of (None: unknown)
         self.weighed: tuple[int, Any] = (0, 1.0)  # the newest step, and what its targets weigh
 
     def run_to_end(self) -> TrainState:
@@ -157,7 +157,7 @@ class Training:
             keep(self.run, state.frozen)
             return state
         self.batches.restore(found.data)
-        self.evaluated = dict(found.metrics)
+        self.evaluated = {"step": None, **found.metrics} if found.metrics else {}  # older versions wrote no step
         self.display.note(f"going on from step {found.step}")
         return dataclasses.replace(found.state, frozen=kept(self.run, template.frozen))
 

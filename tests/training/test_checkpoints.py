@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from llm_jax.core.tables import InputError
 from llm_jax.training.checkpoints import Checkpoints
-from llm_jax.training.checksums import SEAL
+from llm_jax.training.checksums import SEAL, seal
 
 MANIFEST = {"part": "llm_jax.experiment:Experiment", "name": "small_gpt", "steps": 10}
 
@@ -86,7 +86,7 @@ def test_restores_what_was_saved(make, notes):
     found = make().restore(template(state_at(0)))
     assert isinstance(found.state, State) and notes == []
     same(found.state, state_at(7))
-    assert (found.step, found.data, found.metrics) == (7, {"at": [7, "x"]}, {"loss": 0.1, "accuracy": 0.5})
+    assert (found.step, found.data, found.metrics) == (7, {"at": [7, "x"]}, {"loss": 0.1, "accuracy": 0.5, "step": 7})
     assert found.manifest == MANIFEST
 
 
@@ -176,6 +176,33 @@ def test_the_best_by_another_metric_may_be_the_highest(make):
             checkpoints.save(step, {"w": jnp.zeros(2)}, {}, {"loss": loss, "accuracy": accuracy, "step": step})
     assert make().steps() == [2, 3]
     assert best_of(make(best_by="accuracy", best_mode="max")) == 2 and best_of(make()) == 3
+
+
+def forget_step(folder, step):
+    """As an older version wrote the metrics of a checkpoint."""
+    path = folder / f"{step:08d}"
+    metrics = json.loads((path / "metrics.json").read_text())
+    del metrics["step"]
+    (path / "metrics.json").write_text(json.dumps(metrics))
+    (path / "checksums.sha256").unlink()
+    seal(path)
+
+
+def test_a_metric_of_an_unknown_step_is_the_best_only_among_its_like(make, notes):
+    with make(keep_last=3, keep_best=3) as checkpoints:
+        for step, loss in {1: 0.5, 2: 0.25, 3: 1.0}.items():
+            checkpoints.save(step, {"w": jnp.zeros(2)}, {}, {"loss": loss})
+    for step in (1, 2):
+        forget_step(make().folder, step)
+    assert best_of(make()) == 3 and notes == []
+    forget_step(make().folder, 3)
+    assert best_of(make()) == 2 and "do not say which step their loss is of: taking 2" in notes[0]
+    with make(keep_last=1, keep_best=2) as checkpoints:
+        checkpoints.save(4, {"w": jnp.zeros(2)}, {}, {"loss": 2.0})
+        checkpoints.save(5, {"w": jnp.zeros(2)}, {}, {"loss": 0.1, "step": None})  # carried on by a resumed run
+        checkpoints.save(6, {"w": jnp.zeros(2)}, {}, {"loss": 3.0})
+        checkpoints.save(7, {"w": jnp.zeros(2)}, {}, {})
+    assert make().steps() == [4, 6, 7] and best_of(make()) == 4
 
 
 def test_no_best_among_those_saved_between_evaluations(make):
