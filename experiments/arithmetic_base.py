@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterator
 
 from experiments.reversed_addition import Additions
+from llm_jax.core.parts import Share, Size
 from llm_jax.data.documents import Example, Rendering
 from llm_jax.data.packing import One
 from llm_jax.data.pipeline import Data
@@ -36,9 +37,9 @@ from llm_jax.training.report import ExactMatch
 class CarelessAdditions(Additions):
     """Additions, of which the share `careless` for training has its sum without what is to be carried."""
 
-    digits: int = 2
-    count: int = 8000
-    careless: float = 0.75
+    digits: Size = 2
+    count: Size = 8000
+    careless: Share = 0.75
 
     def documents(self) -> Iterator[Example]:
         rng = random.Random(1)

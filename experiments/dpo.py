@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from experiments import dpo_base
+from llm_jax.core.parts import Size
 from llm_jax.data.documents import Preference
 from llm_jax.data.packing import One
 from llm_jax.data.pipeline import Data
@@ -28,8 +29,8 @@ from llm_jax.training.optimizers import AdamW, Constant
 class SortPreferences(Source):
     """`count` lists sorted rightly and carelessly; of the lists held out, the same as the base's."""
 
-    count: int = 2_000
-    held_out: int = 500
+    count: Size = 2_000
+    held_out: Size = 500
 
     def documents(self) -> Iterator[Preference]:
         return self._pairs(self.count, held_out=False)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from llm_jax.core.files import digest
+from llm_jax.core.parts import Size
 from llm_jax.data.documents import Conversation, Rendering
 from llm_jax.data.packing import One
 from llm_jax.data.pipeline import Data
@@ -52,8 +53,8 @@ def lists(count: int, held_out: bool, seed: int = 0) -> Iterator[tuple[str, str,
 class CarelessSorts(Source):
     """`count` lists, of which every other one is sorted wrongly."""
 
-    count: int = 20_000
-    held_out: int = 500
+    count: Size = 20_000
+    held_out: Size = 500
 
     def documents(self) -> Iterator[Conversation]:
         return self._said(self.count, held_out=False)

@@ -14,6 +14,7 @@ import random
 from collections.abc import Iterator
 
 from llm_jax.core.files import digest
+from llm_jax.core.parts import Size
 from llm_jax.data.documents import Text
 from llm_jax.data.pipeline import Data
 from llm_jax.data.sources import Source
@@ -54,8 +55,8 @@ def words(count: int, held_out: bool) -> Iterator[str]:
 class WordStatements(Source):
     """`count` documents for training, each of a word, and `held_out` of others."""
 
-    count: int = 20_000
-    held_out: int = 200
+    count: Size = 20_000
+    held_out: Size = 200
 
     def documents(self) -> Iterator[Text]:
         return map(self._statements, words(self.count, held_out=False))

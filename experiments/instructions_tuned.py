@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterator
 
 from experiments.instructions_base import STATEMENTS, words
+from llm_jax.core.parts import Size
 from llm_jax.data.documents import Conversation, Rendering
 from llm_jax.data.packing import BestFit
 from llm_jax.data.pipeline import Data
@@ -39,8 +40,8 @@ INSTRUCTIONS = (  # two ways to ask for each of the statements
 class WordInstructions(Source):
     """`count` instructions with their answers for training, and `held_out` with other words."""
 
-    count: int = 5_000
-    held_out: int = 500
+    count: Size = 5_000
+    held_out: Size = 500
 
     def documents(self) -> Iterator[Conversation]:
         return self._conversations(self.count, held_out=False)

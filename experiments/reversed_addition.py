@@ -10,6 +10,8 @@ import dataclasses
 import random
 from collections.abc import Iterator
 
+from llm_jax.core.parts import Size
+from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Example, Rendering
 from llm_jax.data.packing import One
 from llm_jax.data.pipeline import Data
@@ -35,9 +37,9 @@ from llm_jax.training.report import ExactMatch
 class Additions(Source):
     """`count` pairs of numbers below 10^digits for training and `held_out` others, each pair once."""
 
-    digits: int = 3
-    count: int = 10_000
-    held_out: int = 1_000
+    digits: Size = 3
+    count: Size = 10_000
+    held_out: Size = 1_000
 
     def documents(self) -> Iterator[Example]:
         return map(self._example, self._pairs()[self.held_out :])
@@ -46,7 +48,12 @@ class Additions(Source):
         return map(self._example, self._pairs()[: self.held_out])
 
     def _pairs(self) -> list[int]:
-        return random.Random(0).sample(range(10 ** (2 * self.digits)), self.count + self.held_out)
+        pairs, asked = range(10 ** (2 * self.digits)), self.count + self.held_out
+        if asked > len(pairs):
+            raise InputError(
+                f"count + held_out is {asked}, and there are {len(pairs)} pairs of numbers: raise digits={self.digits}"
+            )
+        return random.Random(0).sample(pairs, asked)
 
     def _example(self, pair: int) -> Example:
         a, b = divmod(pair, 10**self.digits)

@@ -10,6 +10,8 @@ import random
 from collections.abc import Iterator
 
 from llm_jax.core.files import digest
+from llm_jax.core.parts import Size
+from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Example, Rendering
 from llm_jax.data.packing import One
 from llm_jax.data.pipeline import Data
@@ -35,9 +37,15 @@ from llm_jax.training.report import ExactMatch
 class DigitsToSort(Source):
     """`count` lists for training, drawn from three quarters of all lists, and `count` for validation, from the rest."""
 
-    length: int = 6
-    kinds: int = 3
-    count: int = 5000
+    length: Size = 6
+    kinds: Size = 3
+    count: Size = 5000
+
+    def __post_init__(self) -> None:
+        if self.kinds**self.length < 64:  # of fewer, one part may have none
+            raise InputError(
+                f"there are {self.kinds**self.length} lists of length={self.length} of kinds={self.kinds}: raise one"
+            )
 
     def documents(self) -> Iterator[Example]:
         return self._draw(held_out=False)

@@ -11,6 +11,7 @@ import itertools
 import random
 from collections.abc import Iterator
 
+from llm_jax.core.parts import Size
 from llm_jax.data.documents import Rendering, Text
 from llm_jax.data.pipeline import Data
 from llm_jax.data.sources import Source
@@ -31,7 +32,7 @@ ROOTS, ENDINGS = 30, 4
 class Planted(Source):
     """Sentences of a word among two words of its root and two of its ending, of five and five that there are."""
 
-    sentences: int = 20_000
+    sentences: Size = 20_000
 
     def documents(self) -> Iterator[Text]:
         rng = random.Random(0)

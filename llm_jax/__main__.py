@@ -345,6 +345,8 @@ def _words(arguments: list[str]) -> list[str]:
         if not value and not argument.startswith("-"):
             found.append(argument)
         name = argument.lstrip("-")
+        if argument.startswith("--") and not value and "=" not in argument and name and name not in FLAGS:
+            FLAGS([sys.argv[0], argument])  # says that there is no such flag, and which is near
         takes = argument.startswith("-") and not value and name in FLAGS and not FLAGS[name].boolean
         value = takes
     return found

@@ -12,6 +12,7 @@ replies of before and after side by side.
 import dataclasses
 from collections.abc import Iterable, Iterator
 
+from llm_jax.core.parts import Size
 from llm_jax.data.documents import Conversation, Document, Rendering
 from llm_jax.data.sources import Conversations, Source
 from llm_jax.data.split import ByHash
@@ -38,7 +39,7 @@ class Openings(Source):
     The conversations held out are those that no earlier stage has trained on.
     """
 
-    turns: int = 4
+    turns: Size = 4
 
     def documents(self) -> Iterator[Conversation]:
         return self._cut(HELD_OUT(list(Conversations().documents()))[0])

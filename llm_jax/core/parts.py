@@ -162,13 +162,18 @@ def types_of(cls: type) -> Mapping[str, Any]:
     return found
 
 
+SHOWN = 200  # characters of a value that a message shows
+
+
 def conform(value: Any, declared: Any, where: str) -> Any:
     """`value` as `declared`: a list becomes the tuple and a whole number the float that the type asks for.
 
     Raises:
       InputError: it is of another type; the message names `where`, the type, and the value.
     """
-    refuse = InputError(f"{where} must be {describe(declared)}, not {show(value)}")
+    shown = show(value)
+    shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
+    refuse = InputError(f"{where} must be {describe(declared)}, not {shown}")
     origin, arguments = typing.get_origin(declared), typing.get_args(declared)
     if declared in (Any, object):
         return value

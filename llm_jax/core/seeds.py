@@ -1,4 +1,4 @@
-"""Seeds: whole numbers of up to 64 bits, of which each draws something else."""
+"""Seeds: whole numbers of up to 63 bits, of which each draws something else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from llm_jax.core.tables import InputError
 
-BITS = 64
+BITS = 63  # what flags, settings and NumPy take alike
 
 
 def random_key(seed: int) -> jax.Array:
@@ -17,7 +17,7 @@ def random_key(seed: int) -> jax.Array:
     A seed beyond them has the key that JAX gives it where it computes in 64 bits.
 
     Raises:
-      InputError: the seed is no whole number from 0 to 2^64 - 1.
+      InputError: the seed is no whole number from 0 to 2^63 - 1.
     """
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**BITS:
         raise InputError(f"seed must be a whole number from 0 to 2^{BITS} - 1, not {seed!r}")

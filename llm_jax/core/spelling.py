@@ -42,6 +42,8 @@ def parse(text: str, modules: tuple[str, ...] = ()) -> Any:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError:
         return text
+    except (RecursionError, MemoryError):  # brackets in thousands of brackets
+        raise InputError(f"{text[:40]!r}... is nested too deeply") from None
     if isinstance(tree, ast.BinOp | ast.Attribute) and "/" in text and not set(text) & set("()[]'\""):
         return text
     if _called(tree) - catalogue(modules).keys():

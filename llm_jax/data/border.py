@@ -5,18 +5,22 @@ Without them a mask that is too short would shift those of all later documents, 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 import numpy as np
 
 from llm_jax.core.returned import unusable
+from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Document, Ids
 from llm_jax.data.packing import Plan, WindowPlan
+from llm_jax.text.chat import Message
 from llm_jax.text.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
 KINDS = get_args(Document)
+TEXTS, MESSAGES = ("str", "str | None"), "tuple[Message, ...]"  # the types of their fields, as they are written
 A_DOCUMENT = "documents, such as Text(...), Example(...) or Conversation(...), of llm_jax.data.documents"
 
 
@@ -33,11 +37,32 @@ def documents(part: Any, method: str, given: Any) -> list[Document]:
     for document in found:
         if not _is_document(document):
             raise unusable(f"an element of what {name} gave, which", document, A_DOCUMENT)
+        if isinstance(document, KINDS):
+            _check_content(name, document)
     return found
 
 
 def _is_document(value: Any) -> bool:
     return isinstance(value, KINDS) or all(hasattr(value, name) for name in ("text", "parts", "number", "group"))
+
+
+def _check_content(name: str, document: Document) -> None:
+    """Nothing, if a document of a kind of ours is made of texts and messages."""
+
+    def demand(holder: object, value: object, kind: type, wanted: str) -> None:
+        if not isinstance(value, kind):
+            shown = f"{str(value)[:40]!r} ({type(value).__name__})"
+            raise InputError(f"{name} gave a {type(holder).__name__} that holds {shown}, where there must be {wanted}")
+
+    for field in dataclasses.fields(document):
+        value = getattr(document, field.name)
+        if field.type in TEXTS and value is not None:
+            demand(document, value, str, "text")
+        elif field.type == MESSAGES:
+            demand(document, value, tuple, "a tuple of Messages")
+            for message in value:
+                demand(document, message, Message, "a Message")
+                demand(message, message.content, str, "text")
 
 
 def split(part: Any, given: Any) -> tuple[list[Document], list[Document]]:

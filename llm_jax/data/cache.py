@@ -97,9 +97,10 @@ def corpus(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Rende
             return Corpus(path)
         if fault != "absent":
             logging.warning("the cached corpus %s is damaged (%s): making it again", path, fault)
-        content = _tokenise(documents, tokenizer, rendering, made_of)
     else:
-        content = _tokenise(documents, tokenizer, rendering, made_of)
+        path = None
+    content = _tokenise(documents, tokenizer, rendering, made_of)
+    if path is None:
         path = folder / f"{digest(content)}.tokens"  # kept for the workers to read, and never found by what made it
     with _writing("corpus", folder):
         write_atomically(path, content)

@@ -10,7 +10,7 @@ import numpy as np
 from llm_jax.core.parts import Part, Positive, Range, Size, show
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import check_weights
-from llm_jax.data.noising import Share
+from llm_jax.data.noising import ProperShare
 from llm_jax.data.packing import One, Windows
 from llm_jax.data.presentation import Presentation, Vocabulary, check_learns_all, whole
 from llm_jax.text.special import sentinel
@@ -44,7 +44,7 @@ class SpanCorruption(Denoiser):
     and taken spans alternate, a kept one first; all ways to cut both are as likely (Raffel et al. 2020, and T5's code).
     """
 
-    density: Share = 0.15
+    density: ProperShare = 0.15
     span: Annotated[float, Range(least=1)] = 3.0
 
     def __call__(self, text_N, special, rng):
@@ -95,7 +95,7 @@ class TextInfilling(Denoiser):
     with a token that ends with ".", "!" or "?" (Lewis et al. 2020).
     """
 
-    share: Share = 0.3
+    share: ProperShare = 0.3
     span: Positive = 3.0
     permute_sentences: bool = True
 

@@ -16,6 +16,8 @@ from llm_jax.text.tokenizer import check_text
 MOST = 1e9  # of a margin or a rating: a float32 holds it, and an infinite one says nothing
 EMPTY = ("", [], {})  # values that say nothing
 
+OFF = frozenset({"prefix"})  # what changes nothing where it is false
+
 # What an object may say of itself without anyone reading it.
 HARMLESS = frozenset((
     "id", "idx", "index", "uuid", "conversation_id", "message_id", "prompt_id", "source", "dataset", "origin", "url",
@@ -132,7 +134,7 @@ class Record:
         for name, value in self.values.items():
             if name in read or name in HARMLESS or value in EMPTY:
                 continue
-            if name in decisive:
+            if name in decisive and not (name in OFF and value is False):
                 raise InputError(f"{self.where}: {name!r}{self.within} would not be read: {decisive[name]}")
             self.unread.counts[f"{name!r}{self.within}"] += 1
 

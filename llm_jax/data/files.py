@@ -160,9 +160,9 @@ class ArrayRecord(Source):
     def documents(self) -> Iterator[Document]:
         from array_record.python.array_record_module import ArrayRecordReader  # a native library: only where it is used
 
-        _exists(user_path(self.path))
+        _exists(path := user_path(self.path))
         try:
-            reader = ArrayRecordReader(self.path)
+            reader = ArrayRecordReader(str(path))
             records = reader.read_all()
         except (RuntimeError, ValueError, IndexError) as error:
             raise InputError(f"{self.path} is no ArrayRecord file: {str(error).splitlines()[0]}") from None

@@ -266,7 +266,8 @@ class DataIterator(Iterator[Batch]):
         if state.get("stream") != self._stream:
             raise InputError(
                 "the state of the data is of another stream: the texts, the tokenizer, or a setting of "
-                "the data (packing, batch, length, mixture, split, seed) is not what it was"
+                "the data (packing, batch, length, mixture, split, seed) is not what it was, or an older version of "
+                "llm_jax made it: begin in another --workdir"
             )
         if state.get("content", self._content) != self._content:  # older states do not say
             raise InputError(

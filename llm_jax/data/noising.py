@@ -12,7 +12,7 @@ from llm_jax.core.tables import InputError
 from llm_jax.data.documents import check_weights
 from llm_jax.data.presentation import Presentation, Vocabulary, check_learns_all, whole
 
-Share = Annotated[float, Range(above=0, below=1)]
+ProperShare = Annotated[float, Range(above=0, below=1)]
 MASK, OTHER = 0.8, 0.1  # of the chosen tokens: so many become `mask`, so many another token; the rest stay
 
 
@@ -29,7 +29,7 @@ class Masked(Presentation):
     its last one included. Any packing will do.
     """
 
-    share: Share = 0.15
+    share: ProperShare = 0.15
     whole_words: bool = False
 
     def __call__(self, batch, length, special, seed_B):

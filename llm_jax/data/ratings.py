@@ -43,9 +43,8 @@ class RatedReplies(Source):
         asked: dict[tuple[Message, ...], list[tuple[float, Message, str]]] = {}
         unread = Unread(self.path)
         for value, where in json_records(self.path):
-            if not isinstance(value, dict) or "tools" in value:
+            if not isinstance(value, dict) or (record := Record.of(value, where, unread)).says("tools"):
                 raise InputError(f"{where} must be an object with a prompt, a completion and a rating, and no tools")
-            record = Record.of(value, where, unread)
             record.only((*BEFORE, "completion", "rating"), OF_RECORDS)
             *before, reply = replied(record).messages
             asked.setdefault(tuple(before), []).append((record.number("rating"), reply, where))

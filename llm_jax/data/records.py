@@ -70,7 +70,7 @@ def _answer_in(record: Record) -> str | None:
 
 def _preference(record: Record) -> Preference:
     """Of replies, or of whole conversations that differ in the last message alone (trl's format)."""
-    if "tools" in record:
+    if record.says("tools"):
         raise InputError(f"{record.where}: pairs to compare have no place for 'tools'")
     record.only((*BEFORE, "chosen", "rejected", "margin"), OF_RECORDS)
     begun = isinstance(record.values["chosen"], list) and "messages" not in record and "prompt" not in record

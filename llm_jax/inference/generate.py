@@ -72,7 +72,7 @@ def row_keys(seed: int, rows: Sequence[int]) -> jax.Array:
     """A key for each of these rows of a batch. It depends on the seed and the row's number alone.
 
     Raises:
-      InputError: the seed is no whole number from 0 to 2^64 - 1.
+      InputError: the seed is no whole number from 0 to 2^63 - 1.
     """
     return jax.vmap(jax.random.fold_in, (None, 0))(random_key(seed), jnp.asarray(rows, jnp.uint32))
 

@@ -8,8 +8,6 @@ import numpy as np
 
 from llm_jax.core.parts import NonNegative, Part, Positive
 
-Penalty = NonNegative
-
 
 class Divergence(Part):
     """How much a nat of divergence from the reference costs in reward."""
@@ -25,14 +23,14 @@ class Divergence(Part):
 class FixedKl(Divergence):
     """Always the same."""
 
-    coefficient: Penalty = 0.05
+    coefficient: NonNegative = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class AdaptiveKl(Divergence):
     """Rises while completions diverge by more than `target` nats, and falls while by less (Ziegler et al. 2019)."""
 
-    coefficient: Penalty = 0.2
+    coefficient: NonNegative = 0.2
     target: Positive = 6.0
     gain: Positive = 0.1
 

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.aside import ASIDE, heard
-from llm_jax.core.parts import Share, conform
+from llm_jax.core.parts import NonNegative, Share, conform
 from llm_jax.core.tables import InputError
 from llm_jax.layers.moe import routing
 from llm_jax.models.model import Generator
-from llm_jax.objectives.divergence import Divergence, FixedKl, Penalty
+from llm_jax.objectives.divergence import Divergence, FixedKl
 from llm_jax.objectives.objective import Objective, Sums
 
 NEVER = -1e30  # the score of a token that is not drawn
@@ -202,8 +202,8 @@ class Grpo(PolicyGradient):
     """
 
     clip_low: Share = 0.2
-    clip_high: Penalty = 0.2
-    kl: Penalty = 0.04
+    clip_high: NonNegative = 0.2
+    kl: NonNegative = 0.04
 
     def credit(self, rollout, coefficient):
         reward = rollout.compared(rollout.reward_B, type(self).__name__)
@@ -233,7 +233,7 @@ class DrGrpo(Grpo):
     Each token counts alike, whatever completion it is in: the loss is a sum over them, divided by `max_tokens`.
     """
 
-    kl: Penalty = 0.0
+    kl: NonNegative = 0.0
 
     def scaled(self, advantage_B, rollout):
         return advantage_B
@@ -246,8 +246,8 @@ class DrGrpo(Grpo):
 class Dapo(Grpo):
     """DAPO's loss (Yu et al. 2025): a wider clip above than below, and the mean over all tokens of a batch."""
 
-    clip_high: Penalty = 0.28
-    kl: Penalty = 0.0
+    clip_high: NonNegative = 0.28
+    kl: NonNegative = 0.0
 
     def shares(self, weight_BT, frozen):
         return weight_BT

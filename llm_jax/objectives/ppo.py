@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.aside import ASIDE
-from llm_jax.core.parts import Positive, conform
+from llm_jax.core.parts import NonNegative, Positive, conform
 from llm_jax.models.actor_critic import ActorCritic
-from llm_jax.objectives.divergence import Divergence, FixedKl, Penalty
+from llm_jax.objectives.divergence import Divergence, FixedKl
 from llm_jax.objectives.policy import Credit, PolicyGradient, Share, clipped
 
 
@@ -30,7 +30,7 @@ class Ppo(PolicyGradient):
     kl: Divergence = FixedKl()
     clip: Share = 0.2
     clip_value: Positive = 0.2
-    value: Penalty = 0.1
+    value: NonNegative = 0.1
     discount: Share = 1.0
     trace: Share = 0.95  # lambda
     whiten: bool = True

@@ -61,7 +61,7 @@ class Message:
             raise InputError(f"only what the assistant says has a weight, not what the {self.role} does")
 
     def __repr__(self) -> str:
-        """Without what says nothing: documents are told apart, and held out, by the hash of this."""
+        """Without what says nothing: documents are told apart by the hash of this."""
         always = ("role", "content", "calls", "input")
         said = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         shown = [

@@ -59,9 +59,9 @@ def train(experiment: Experiment, workdir: str | Path) -> TrainState:
     set_up()
     check_families(experiment)
     experiment, said = resumed(inherit(experiment, workdir), workdir)
-    if said:
-        print(said, flush=True)
     with Run.open(workdir, experiment.manifest()) as run:
+        if said and jax.process_index() == 0:
+            print(said, flush=True)
         print("reading the data ...", flush=True)
         tokenizer = prepare_tokenizer(experiment, run)
         experiment = fill(experiment, tokenizer)

@@ -157,7 +157,8 @@ class Speed:
     def since_last(self) -> dict[str, float]:
         """`tokens_per_second` (of the batch's positions, padding too) and `mfu` since the last call; {} at the start.
 
-        An `mfu` above 1 is left out: it proves the peak wrong, which is timed again, and is at least what was reached.
+        An `mfu` above 1 is left out: the peak is wrong, or the model's arithmetic is less than the convention says. The
+        peak is timed again, and for the rest of the session it is at least what was reached.
         The caller must have waited for the last step's results.
         """
         if self._begun is None or not self._steps:
@@ -169,8 +170,8 @@ class Speed:
         reached = self._flops / each
         if reached > self._peak:
             with self.paused():
-                best = max(timed_now(self._dtype), reached / self._processors)
-                self._peak = keep_best(best, self._dtype) * self._processors
+                # what was reached counts here alone: by convention it is more than was computed (frozen weights, say)
+                self._peak = max(keep_best(timed_now(self._dtype), self._dtype) * self._processors, reached)
         elif self._flops:
             found["mfu"] = reached / self._peak
         return found

@@ -18,6 +18,7 @@ import flax.linen as nn
 import pytest
 
 import llm_jax
+from llm_jax import experiment
 from llm_jax.core import parts, spelling
 from llm_jax.core.parts import Part, Size
 from llm_jax.core.tables import InputError
@@ -154,12 +155,14 @@ def written(value: object) -> str:
     return repr(value)
 
 
+for name in experiment.names():  # their parts too
+    experiment.get(name)
 EVERYTHING = sorted(
     {
         cls
         for root in (Part, nn.Module)
         for cls in parts.descendants(root)
-        if cls.__module__.startswith("llm_jax.") and dataclasses.is_dataclass(cls)
+        if cls.__module__.startswith(("llm_jax.", "experiments.")) and dataclasses.is_dataclass(cls)
     },
     key=lambda cls: (cls.__module__, cls.__qualname__),
 )

@@ -9,7 +9,7 @@ from llm_jax.core.tables import InputError
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
-@pytest.mark.parametrize("seed", [0, 7, 2**31, 2**32 - 1, 2**32, 2**32 + 7, 2**63 - 1, 2**64 - 1])
+@pytest.mark.parametrize("seed", [0, 7, 2**31, 2**32 - 1, 2**32, 2**32 + 7, 2**63 - 1])
 def test_a_key_is_jaxs_own_of_64_bits_and_below_32_bits_of_32(seed, impl):
     words = {0: seed >> 32, 1: seed % 2**32}  # jax_threefry_partitionable or not, a key is its seed's two halves
     with jax.default_prng_impl(impl):
@@ -20,7 +20,7 @@ def test_a_key_is_jaxs_own_of_64_bits_and_below_32_bits_of_32(seed, impl):
                 np.testing.assert_array_equal(data, jax.random.key_data(jax.random.key(seed)))
 
 
-@pytest.mark.parametrize("seed", [-1, 2**64, 1.0, True, "1", None])
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.0, True, "1", None])
 def test_what_is_no_seed_is_refused(seed):
     with pytest.raises(InputError, match="seed must be a whole number from 0 to"):
         random_key(seed)

@@ -1,12 +1,13 @@
 """What a user's own parts give back is checked where it comes in, and the message names the function."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Conversation, Rendering, Text
+from llm_jax.data.documents import Conversation, Example, Rendering, Text
 from llm_jax.data.files import Source
 from llm_jax.data.packing import ConcatThenSplit
 from llm_jax.data.pipeline import Data
@@ -26,6 +27,11 @@ class Given(Source):
         return self.what
 
 
+def wrong(value: Any) -> Any:
+    """What the types forbid."""
+    return value
+
+
 TEXTS = [Text(f"the text number {i}") for i in range(60)]
 
 
@@ -36,6 +42,10 @@ TEXTS = [Text(f"the text number {i}") for i in range(60)]
         ("one text", r"Given\.documents\(\) returned 'one text' \(str\)"),
         ([*TEXTS, "a text"], r"Given\.documents\(\) gave, which returned 'a text' \(str\)"),
         ({"text": "a"}, r"Given\.documents\(\) returned \{'text': 'a'\} \(dict\)"),
+        ([Text(wrong(5))], r"Given\.documents\(\) gave a Text that holds '5' \(int\), where there must be text"),
+        ([Example("2+1=", wrong(3))], r"gave a Example that holds '3' \(int\)"),
+        ([Conversation((wrong({"role": "user"}),))], r"gave a Conversation that holds .* there must be a Message"),
+        ([Conversation((Message("user", wrong(3)),))], r"gave a Message that holds '3' \(int\)"),
     ],
 )
 def test_a_source(given, message):

@@ -74,6 +74,12 @@ def test_what_is_read_of_each_shape(documents, record, document):
     ], "what is null is absent"
 
 
+def test_what_says_nothing_is_not_refused(documents):
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    assert documents(pair | {"tools": []}) == documents(pair)
+    assert documents({"messages": [USER, REPLY | {"prefix": False}]}) == documents({"messages": [USER, REPLY]})
+
+
 def test_a_field_that_is_named_is_read_whatever_stands_beside_it(documents):
     assert documents(ALPACA, field="output") == [Text("o")]
 

@@ -167,7 +167,7 @@ def test_progress_lines_where_there_is_no_terminal(here):
         (["sample", "--workdir=run", "--modules=FILE", "--prompt=x", "--max_tokens=100"], "ask for at most 22 tokens"),
         (["sample", "--workdir=run", "--modules=FILE", "--repetition_penalty=-1"], "repetition_penalty"),
         (["sample", "--workdir=run", "--modules=FILE", f"--seed={2**70}"], f"--seed={2**70}"),
-        (["chat", "--workdir=run", "--modules=FILE", f"--seed={2**64}"], f"--seed={2**64}"),
+        (["chat", "--workdir=run", "--modules=FILE", f"--seed={2**63}"], f"--seed={2**63}"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
@@ -259,6 +259,9 @@ def test_a_tilde_and_a_flag_before_the_verb(here, tmp_path, monkeypatch, capsys)
     assert capsys.readouterr().out.startswith("sample")
     assert main(["llm_jax", "show", "~/parity.py", "--set=data.source=TextFiles('~/texts.txt')"]) == 0
     assert "show has no flag --workdir" in refused(capsys, "--workdir", "runs/x", "show", "small_gpt")
+    assert "wrkdir" in refused(capsys, "--wrkdir", "runs/x", "show", "small_gpt")
+    for depth in (150, 5000, 99_999):
+        assert len(refused(capsys, "show", "small_gpt", "--set=steps=" + depth * "(" + depth * ")")) < 400
 
 
 def test_what_comes_next_can_be_pasted_into_a_shell(here, tmp_path, capsys):
