@@ -1,4 +1,4 @@
-"""A full disk, told in one line; and the one lock that lets a single process write in a run's folder."""
+"""A full disk, told in one line; lines appended whole; and the lock by which one process writes in a folder."""
 
 from __future__ import annotations
 
@@ -32,6 +32,22 @@ def space_for(what: str) -> Iterator[None]:
         raise InputError(f"no space left on the disk: {what}; free some and run the same command again") from error
 
 
+def append_lines(path: Path, lines: bytes) -> None:
+    """Adds whole lines, in one unbuffered write: a kill leaves at most a torn last one, which the next call cuts off.
+
+    Raises:
+      OSError: they cannot be written, or not all of them; then none of them is there.
+    """
+    with open(path, "a+b", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
+            end = path.read_bytes().rfind(b"\n") + 1
+            file.truncate(end)
+        if file.write(lines) != len(lines):
+            file.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def _is_full(error: OSError | ValueError) -> bool:
     if isinstance(error, OSError):
         return error.errno in FULL
@@ -53,7 +69,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     busy = InputError(f"another process is training in {folder}: wait for it, stop it, or use another --workdir")
     if path in _locked:
         raise busy
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # less what the umask takes away
     try:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

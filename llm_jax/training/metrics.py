@@ -6,7 +6,6 @@ JSON has no NaN or infinity: both are written `null`, and `read` gives NaN for i
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -17,7 +16,7 @@ from typing import Any
 
 from llm_jax.core.files import parse_json, write_atomically
 from llm_jax.core.tables import InputError
-from llm_jax.training.disk import space_for
+from llm_jax.training.disk import append_lines, space_for
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -71,7 +70,7 @@ class MetricsLog:
         self._events: Any = None
         with space_for(f"{path} cannot be written"):
             cut(path, resumed)
-            self._file = open(path, "ab", buffering=0)
+            path.touch()
 
     def write(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
         """Appends a line. Numbers may be Python's, NumPy's or JAX's; a flag and a text stay what they are.
@@ -82,12 +81,10 @@ class MetricsLog:
         values = {name: plain(value) for name, value in metrics.items()}
         line = json.dumps({"step": int(step), "split": split} | values, allow_nan=False).encode() + b"\n"
         with space_for(f"step {step} is not in {self.path}"):
-            if self._file.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            append_lines(self.path, line)
             self._write_events(int(step), {f"{n}/{split}": v for n, v in values.items() if isinstance(v, (int, float))})
 
     def close(self) -> None:
-        self._file.close()
         if self._events is not None:
             self._events.close()
 
@@ -131,8 +128,8 @@ def append(path: Path, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
       InputError: the disk is full.
     """
     lines = [json.dumps({"step": step} | dict(sample), ensure_ascii=False, allow_nan=False) for sample in samples]
-    with space_for(f"step {step} is not in {path}"), open(path, "ab", buffering=0) as file:
-        file.write("".join(f"{line}\n" for line in lines).encode())
+    with space_for(f"step {step} is not in {path}"):
+        append_lines(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def cut(path: Path, resumed: int | None) -> None:
