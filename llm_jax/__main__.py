@@ -93,18 +93,21 @@ def train(name: str | None = None) -> None:
     from llm_jax.models.model import Generator
     from llm_jax.training.inherit import inherit
     from llm_jax.training.loop import train as run
-    from llm_jax.training.record import recorded_experiment
+    from llm_jax.training.record import from_its_folder, recorded
 
     if name is None:
         modules = _modules()
-        experiment: Any
-        experiment, files = recorded_experiment(_workdir(), modules)
-        experiment = experiment.set(_assignments(), (*modules, *map(module_name, files)))
+        found = recorded(_workdir(), modules)
+        files, place = found.copies, found.folder
+        experiment: Any = found.experiment.set(_assignments(), (*modules, *map(module_name, files)))
+        if found.data_dir:
+            os.environ.setdefault("LLM_JAX_DATA", found.data_dir)
     else:
-        experiment, files = _experiment(name), [name] if name.endswith(".py") else []
+        experiment, files, place = _experiment(name), [name] if name.endswith(".py") else [], ""
     FLAGS["modules"].value = [*FLAGS.modules, *files]  # so that the commands shown at the end name them
     workdir = _workdir()
-    run(experiment, workdir)
+    with from_its_folder(experiment, workdir, place):
+        run(experiment, workdir)
     first = experiment.data.documents("train")[:1]
     talks = any(isinstance(document, Conversation | Preference) for document in first)
     model = inherit(experiment, workdir).model

@@ -41,7 +41,9 @@ SHOWN = 3  # differences that a message lists; the rest are counted
 
 
 class Run:
-    """A workdir: manifest.json, metrics.jsonl, events/, tokenizer/, checkpoints/; some have frozen/ and figures/ too.
+    """A workdir: manifest.json, sessions.jsonl, metrics.jsonl, events/, tokenizer/, checkpoints/.
+
+    Some have source/ (the user's own files), completions.jsonl, frozen/ and figures/ too.
 
     `Run.open` is for the one process that trains (a context manager: it holds the folder's lock), `Run.existing` for
     those that only read.
@@ -63,7 +65,7 @@ class Run:
 
     @property
     def sessions(self) -> Path:
-        """What made the run, one JSON object a line for each session that trained."""
+        """What made the run, one JSON object a line for each session that trained, or for its import."""
         return self.workdir / "sessions.jsonl"
 
     @property

@@ -252,6 +252,27 @@ def test_a_run_says_what_made_it_and_goes_on_from_its_folder_alone(here, tmp_pat
     assert main(["llm_jax", "train", f"--workdir={run}", "--set=steps=4", f"--modules={copy}"]) == 0
 
 
+def test_a_run_goes_on_in_another_folder_or_says_which_its_paths_are_of(here, tmp_path, monkeypatch, capsys):
+    there, run, data = tmp_path / "there", tmp_path / "run", tmp_path / "data"
+    for folder in (there, data):
+        folder.mkdir()
+    (there / "own.py").write_text(FILE.replace("TEXTS", "texts.txt"))
+    (there / "texts.txt").write_text((here / "texts.txt").read_text())
+    monkeypatch.chdir(there)
+    monkeypatch.setenv("LLM_JAX_DATA", "")
+    forget(monkeypatch, tmp_path, "mine")
+    assert main(["llm_jax", "train", "own.py", f"--workdir={run}", "--set=steps=1", "--data_dir=../data"]) == 0
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LLM_JAX_DATA")
+    forget(monkeypatch, tmp_path, "mine")
+    said = refused(capsys, "train", f"--workdir={run}", "--set=steps=2")
+    assert "there is no texts.txt" in said and said.endswith(f"; {run} was trained in {there}: run it there\n")
+    assert os.environ["LLM_JAX_DATA"] == str(there / "../data")
+    monkeypatch.chdir(there)
+    assert main(["llm_jax", "train", f"--workdir={run}", "--set=steps=2"]) == 0
+    assert "run it there" not in refused(capsys, "train", f"--workdir={run}", "--set=steps=2.5")
+
+
 def test_a_tilde_and_a_flag_before_the_verb(here, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(here))
     words = ["--workdir", "~/run", "--prompt", "sample", "sample", "--modules=~/parity.py", "--max_tokens=2"]
@@ -270,9 +291,7 @@ def test_what_comes_next_can_be_pasted_into_a_shell(here, tmp_path, capsys):
     line = next(line for line in capsys.readouterr().out.splitlines() if " sample " in line)
     words = shlex.split(line)
     assert words[1:4] == ["-m", "llm_jax", "sample"] and f"--workdir={run}" in words
-    assert {oct(path.stat().st_mode & 0o777) for path in run.rglob("*") if path.name != ".lock" and path.is_file()} == {
-        oct(0o666 & ~UMASK)
-    }
+    assert {oct(path.stat().st_mode & 0o777) for path in run.rglob("*") if path.is_file()} == {oct(0o666 & ~UMASK)}
 
 
 @pytest.mark.parametrize("verb", VERBS)
