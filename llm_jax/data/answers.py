@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from llm_jax.data.documents import Conversation, Document, Example, Picture, Rendering
-from llm_jax.text.chat import Message
+from llm_jax.text.chat import Jinja, Message
 from llm_jax.text.tokenizer import UNKNOWN, Tokenizer
+
+THOUGHT = "</think>"  # what ends a thought
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,15 +18,18 @@ class Answer:
     Attributes:
       text: as the document has it.
       taught: what a model writes that says exactly what it was taught: templates trim, tokenizers space words out.
-      tokens: how many tokens that is, without the one that ends it.
+        The empty thought that a template writes before an answer is left out.
+      tokens: how many tokens that is, with the empty thought, and without the token that ends it.
       sayable: whether a model can write it at all. If the tokenizer knows no token for a part of it, what is taught
         has [UNK] there, which is no answer: `taught` is the text then, which no model writes.
+      thinks: whether a model may think before it gives the answer, so that `tokens` says nothing of how long it writes.
     """
 
     text: str
     taught: str
     tokens: int
     sayable: bool
+    thinks: bool = False
 
 
 def known_answer(document: Document) -> str | None:
@@ -66,10 +71,31 @@ def answer_of(document: Document, tokenizer: Tokenizer, rendering: Rendering, an
     for token in () if anew or isinstance(document, Conversation) else ids[:begin]:
         stream.push(token)
     taught = as_answered(document, "".join([*map(stream.push, ids[begin:end]), stream.flush()]))
+    if THOUGHT not in text:
+        taught = without_thought(taught)
+    thinks = isinstance(document, Conversation) and _thinks(tokenizer, rendering)
     sayable = UNKNOWN.decode() not in taught or UNKNOWN.decode() in text
-    return Answer(text, taught if sayable else text, end - begin, sayable)
+    return Answer(text, taught if sayable else text, end - begin, sayable, thinks)
 
 
 def as_answered(document: Document, text: str) -> str:
     """What a model wrote in answer to a document. A call of a tool is the same call however its JSON is spaced."""
     return Message.reply(text).text() if isinstance(document, Conversation) else text
+
+
+def without_thought(said: str, wanted: str = "") -> str:
+    """What a model said after it thought, to be compared with `wanted`; the whole, if a thought is wanted too.
+
+    Line breaks stand between a thought and what is said: there are as many as `wanted` begins with.
+    """
+    if THOUGHT not in said or THOUGHT in wanted:
+        return said
+    before = wanted[: len(wanted) - len(wanted.lstrip("\n"))]
+    return before + said.rpartition(THOUGHT)[2].lstrip("\n")
+
+
+def _thinks(tokenizer: Tokenizer, rendering: Rendering) -> bool:
+    """Whether the tokenizer or the template knows the end of a thought."""
+    template = rendering.settled.template
+    marked = THOUGHT in tokenizer.marks or THOUGHT in tokenizer.special
+    return marked or (isinstance(template, Jinja) and THOUGHT in template.source)

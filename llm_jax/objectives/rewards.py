@@ -17,7 +17,7 @@ from llm_jax.core.parts import Part, conform
 from llm_jax.core.returned import unusable
 from llm_jax.core.spelling import resolve
 from llm_jax.core.tables import InputError, nearest
-from llm_jax.data.answers import answer_of, as_answered, known_answer
+from llm_jax.data.answers import answer_of, as_answered, known_answer, without_thought
 from llm_jax.data.documents import Conversation, Document, Example, Preference, Rendering
 from llm_jax.experiment import module_name, user_modules
 from llm_jax.layers.tokens import PADDING, Tokens
@@ -162,7 +162,8 @@ class ExactAnswer(Reward):
     """1 where the completion, without white space around it, is the answer that is known; else 0.
 
     That is an example's answer; of a conversation its `answer`, or else its final reply. In a training or a report it
-    reads as what a model says that says exactly what it was taught (`llm_jax.data.answers`).
+    reads as what a model says that says exactly what it was taught (`llm_jax.data.answers`). What a completion thinks,
+    up to the last `</think>`, is not compared, unless the answer that is known has a thought in it.
 
     Raises:
       InputError: no answer is known to a document.
@@ -197,7 +198,7 @@ def _exact(completions: Sequence[str], examples: Sequence[Document], wanted: Map
             "reply at the end"
         )
     same = [
-        as_answered(example, text).strip() == wanted[example].strip()
+        without_thought(as_answered(example, text), wanted[example]).strip() == wanted[example].strip()
         for example, text in zip(examples, completions, strict=True)
     ]
     return np.array(same, np.float64)

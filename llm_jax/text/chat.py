@@ -112,7 +112,7 @@ class ChatTemplate(Part):
     def end_of_turn(self, tokenizer: Tokenizer) -> int | None:
         """The special token that it puts after what the assistant says; None, with a warning, if that is not known."""
         try:
-            ids, learn = self.render(tokenizer, [Message("user", "a"), Message("assistant", "b")])
+            ids, learn = rendered(self, tokenizer, [Message("user", "a"), Message("assistant", "b")])
         except InputError as error:
             logging.warning("the token that ends a turn is not known: %s", error)
             return None
@@ -252,9 +252,10 @@ class Jinja(ChatTemplate):
         for turn in assistant:
             message = messages[turn]
             wanted = message.weight == 1 and not reply
+            begin = end = 0
             if message.calls:
                 begin, end = turns.calls(turn, message.calls, wanted)
-            else:
+            elif message.weight:
                 begin, end = turns.content(turn, message.content, wanted)
             if message.weight:
                 learnt[begin:end] = [True] * (end - begin)

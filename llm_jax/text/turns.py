@@ -46,11 +46,11 @@ class Turns:
         said = self._text[max(first, 0) : last]
         verbatim = first >= 0 and said.strip() == content.strip() and {*self._origins[first:last]} == {own}
         if verbatim and self._opens(first):
-            return first, self._closed(last)
-        begin = self._begin(turn) if strict else None
+            return first, self._ended(self._closed(last), strict)
+        begin = self._begin(turn, content) if strict else None
         if begin is None or (0 <= first < begin):
             if verbatim:
-                return first, self._closed(last)
+                return first, self._ended(self._closed(last), strict)
             if strict:
                 raise InputError("the chat template rewrites what the assistant says, and what comes before: it cannot "
                                  "be learnt")  # fmt: skip
@@ -64,7 +64,7 @@ class Turns:
         if end := self._end(last):
             return begin, end.end
         alone = not any(ord(origin) >= OTHER for origin in {*self._origins[last:]})
-        return begin, len(self._text) if alone else self._closed(last)
+        return begin, self._ended(len(self._text) if alone else self._closed(last), strict)
 
     def calls(self, turn: int, calls: Sequence[Call], strict: bool) -> tuple[int, int]:
         """The same of a turn that ends with these calls of tools.
@@ -83,6 +83,7 @@ class Turns:
         begin = len(before) if shared(self._written, before) == len(before) else len(before.rstrip())
         if shared(self._written, before) < begin or called in self._origins[:begin]:
             raise InputError("the chat template rewrites what comes before calls of tools: they cannot be learnt")
+        self._asks(before)
         if (end := self._end(last)) is None:
             raise InputError(
                 "the chat template has no special token at the end of calls of tools: they cannot be learnt"
@@ -100,7 +101,28 @@ class Turns:
         begin = at - len(self._opening)
         return begin >= 0 and shared(self._written[begin:at], self._opening) == len(self._opening)
 
-    def _begin(self, turn: int) -> int | None:
+    def _asks(self, before: Traced) -> None:
+        """Says so where a model is asked for a reply in another way than it learns one."""
+        if not self._text.startswith(str.__str__(before)):
+            say_once(
+                f"the chat template asks for a reply with {str.__str__(self._opening)!r}, and writes something else "
+                "before a reply that is learnt (it may do so in earlier turns alone): a model is asked in a way that "
+                "training does not show it. Set data.rendering.template to a copy whose generation prompt is what it "
+                "writes before such replies, or give them the weight 0"
+            )
+
+    def _ended(self, end: int, strict: bool) -> int:
+        """The end of a turn; says so where it has no special token, from which a model would learn to stop."""
+        if strict and not any(token.end == end and not token.mark for token in self._tokens):
+            say_once(
+                "the chat template writes no special token after a reply (it may lack after the last one alone): in "
+                "training its end is not learnt, and a model does not learn to stop there. Set data.rendering.template "
+                "to a copy that ends with {% if not add_generation_prompt %}{{ '<|user|>' }}{% endif %}, or the token "
+                "that ends its other replies, and has that token in `needs`"
+            )
+        return end
+
+    def _begin(self, turn: int, content: str) -> int | None:
         """Where a reply would begin: all that comes before it is written so in either case, but for its opening."""
         try:
             before = self._before(turn)
@@ -109,6 +131,8 @@ class Turns:
         same = shared(self._written, before)
         if same < len(before) - len(self._opening) and before[same:].strip():
             return None
+        if content.strip() and self._opening.strip():
+            self._asks(before)
         # two special tokens may begin alike
         return next((token.begin for token in self._tokens if token.begin < same < token.end), same)
 

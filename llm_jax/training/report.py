@@ -11,7 +11,7 @@ from typing import Literal
 from llm_jax.core.parts import Count, NonNegative, Part, Seed, Size
 from llm_jax.core.returned import unusable
 from llm_jax.core.tables import InputError
-from llm_jax.data.answers import Answer, answer_of, as_answered
+from llm_jax.data.answers import Answer, answer_of, as_answered, without_thought
 from llm_jax.data.documents import Conversation, Example
 from llm_jax.data.pipeline import SplitName
 from llm_jax.inference.language_model import LanguageModel
@@ -42,7 +42,10 @@ class ExactMatch(Report):
 
     What is asked is an example's prompt, or a conversation up to the assistant's turn at its end; what is right is the
     `answer` that is known, or that turn. An answer is right if it reads as what the model was taught does: where the
-    template trims a reply, or the tokenizer puts spaces between words, so it does with what is right.
+    template trims a reply, or the tokenizer puts spaces between words, so it does with what is right. What a model
+    thinks, up to the last `</think>`, is not compared, unless what is right has a thought in it. Where the template or
+    the tokenizer has `</think>`, a reply may be as long as the context has room: lower `batch` if that is too much
+    memory.
     """
 
     split: SplitName = "validation"
@@ -66,7 +69,7 @@ class Bleu(Report):
     Both are sacrebleu's, whose signature is shown: it says what a figure may be compared with. `tokenize` is how BLEU
     splits words ("none" where they are split already). The first `show` answers are shown. They
     are compared with the text of the documents. Where the tokenizer or the template changes that, a line says what it
-    would score itself, written as the model was taught it.
+    would score itself, written as the model was taught it. Thoughts are left out, and have room, as in `ExactMatch`.
 
     Raises:
       InputError: nothing is asked, or sacrebleu is not installed.
@@ -130,13 +133,18 @@ def _questions(finished: Finished, split: SplitName, limit: int) -> list[_Questi
 
 
 def _answers(lm: LanguageModel, questions: Sequence[_Question], batch: int) -> list[str]:
-    """What the model answers greedily: no longer than the longest answer wanted, and a token to end it."""
-    longest = max(q.answer.tokens for q in questions) + 1
+    """What the model answers greedily, without what it thinks before it.
+
+    That is no longer than the longest answer wanted, and a token to end it; a thought may fill the context.
+    """
+    thinks = any(q.answer.thinks for q in questions)
+    longest = None if thinks else max(q.answer.tokens for q in questions) + 1
     answers = []
     for some in (questions[i : i + batch] for i in range(0, len(questions), batch)):
         said = lm.generate([q.prompt for q in some], max_tokens=longest, temperature=0.0)
         for question, text in zip(some, said, strict=True):
-            answers.append(text if isinstance(question.prompt, str) else as_answered(question.prompt, text))
+            whole = text if isinstance(question.prompt, str) else as_answered(question.prompt, text)
+            answers.append(without_thought(whole, question.answer.taught))
     return answers
 
 

@@ -1,6 +1,7 @@
 """What a user's own parts give back is checked where it comes in, and the message names the function."""
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
@@ -92,18 +93,23 @@ def test_a_recipe():
         (lambda ids, learn: (["a"] * len(ids), learn), r"Mine\.render\(\) returned \['a'"),
     ],
 )
-def test_a_template(given, message):
+def test_a_template(given, message, caplog):
     """A mask that is too short would have shifted that of every later conversation, without a word."""
 
     @dataclasses.dataclass(frozen=True)
     class Mine(ChatTemplate):
+        def tokens(self):
+            return ("<|mine|>",)  # so that the tokenizer is made with what ends its turns
+
         def render(self, tokenizer, messages, reply=False, tools=(), live=False):
             return given(*super().render(tokenizer, messages, reply, tools, live))
 
     talks = [Conversation((Message("user", f"{i}?"), Message("assistant", f"{i}!"))) for i in range(60)]
-    tokenizer = Data(Given(talks)).prepare(Bytes())
+    data = Data(Given(talks), length=16, batch=2, rendering=Rendering(template=Mine()))
+    tokenizer = data.prepare(Bytes())
+    assert re.search(f"the token that ends a turn is not known: {message}", caplog.text)
     with pytest.raises(InputError, match=message):
-        Data(Given(talks), length=16, batch=2, rendering=Rendering(template=Mine())).train(tokenizer, seed=0)
+        data.train(tokenizer, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,24 @@
 """Small tokenizers of every published kind, each as the folder that `save_pretrained` would leave."""
+# ruff: noqa: RUF001  (DeepSeek's tokens have wide bars)
 
 import json
 import pydoc_data.topics
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from llm_jax.interop.tokenizer import import_tokenizer
+
 CORPUS = [text for _, text in sorted(pydoc_data.topics.topics.items())][:12] + ["déjà vu, naïve café; ½ 日本語 🙂 " * 9]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 TURNS = ["<|im_start|>", "<|im_end|>"]
+ADDED = ["<think>", "</think>", "<tool_response>", "</tool_response>"]  # as Qwen 3 and GLM have them: not special
+SPECIAL = ["<|user|>", "<|assistant|>", "<|observation|>", "<|system|>", "[gMASK]", "<sop>"]  # GLM's, then DeepSeek's
+SPECIAL += ["<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"]
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -171,3 +179,26 @@ def published(tmp_path_factory) -> dict[str, Path]:
         (folder / "tokenizer_config.json").write_text(json.dumps(named))
         (folder / "special_tokens_map.json").write_text(json.dumps(settings))
     return folders
+
+
+@pytest.fixture(scope="module")
+def made(published, tmp_path_factory):
+    """By the template's source: our tokenizer, our template, and the tokenizer of `transformers`."""
+    import transformers  # not every test here needs it
+
+    kept: dict[str, Any] = {}
+
+    def make(source: str) -> Any:
+        if source not in kept:
+            folder = tmp_path_factory.mktemp("rewriting") / "qwen"
+            shutil.copytree(published["qwen"], folder)
+            (folder / "chat_template.jinja").write_text(source)
+            theirs = transformers.AutoTokenizer.from_pretrained(folder)
+            theirs.add_tokens(SPECIAL, special_tokens=True)
+            theirs.add_tokens([transformers.AddedToken(name, special=False, normalized=False) for name in ADDED])
+            theirs.save_pretrained(folder)
+            (folder / "chat_template.jinja").write_text(source)
+            kept[source] = (*import_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder))
+        return kept[source]
+
+    return make

@@ -5,19 +5,16 @@ import contextlib
 import importlib.util
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Conversation, Preference, Rendering
-from llm_jax.interop.tokenizer import import_tokenizer
 from llm_jax.objectives.rewards import completed
 from llm_jax.text import Call, Jinja, Message, jinja, turns
 from llm_jax.text.chat import _traced
@@ -27,9 +24,6 @@ SPEC = importlib.util.find_spec("trl")  # its folder has published templates, an
 TEMPLATES = Path(SPEC.origin if SPEC and SPEC.origin else ".").parent / "chat_templates"
 TOOL: Any = {"type": "function", "function": {"name": "f", "description": "<|im_end|>", "parameters": {}}}
 DATED = ("gptoss", "llama3_2", "muse_glimmer")  # they write the day's date, which data does not have
-ADDED = ["<think>", "</think>", "<tool_response>", "</tool_response>"]  # as Qwen 3 and GLM have them: not special
-SPECIAL = ["<|user|>", "<|assistant|>", "<|observation|>", "<|system|>", "[gMASK]", "<sop>"]  # GLM's, then DeepSeek's
-SPECIAL += ["<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"]
 
 SLICED = "{{ messages[0].content[:3] }}"
 COMPARED = "{% if messages[0].content == 'hi' %}yes{% else %}no{% endif %}{{ messages[0].content | length }}"
@@ -65,27 +59,6 @@ def conversations(content, calls=True):
 def records(messages):
     """As `transformers` takes them."""
     return json.loads(json.dumps(_traced(messages)))
-
-
-@pytest.fixture(scope="module")
-def made(published, tmp_path_factory):
-    """By the template's source: our tokenizer, our template, and the tokenizer of `transformers`."""
-    kept: dict[str, Any] = {}
-
-    def make(source: str) -> Any:
-        if source not in kept:
-            folder = tmp_path_factory.mktemp("rewriting") / "qwen"
-            shutil.copytree(published["qwen"], folder)
-            (folder / "chat_template.jinja").write_text(source)
-            theirs = transformers.AutoTokenizer.from_pretrained(folder)
-            theirs.add_tokens(SPECIAL, special_tokens=True)
-            theirs.add_tokens([transformers.AddedToken(name, special=False, normalized=False) for name in ADDED])
-            theirs.save_pretrained(folder)
-            (folder / "chat_template.jinja").write_text(source)
-            kept[source] = (*import_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder))
-        return kept[source]
-
-    return make
 
 
 every = pytest.mark.parametrize("name", sorted(p.stem for p in TEMPLATES.glob("*.jinja") if "_training" not in p.stem))
