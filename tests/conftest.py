@@ -6,6 +6,7 @@ import importlib.machinery
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -84,6 +85,12 @@ for package in Absentees.packages:
 if Absentees.packages:
     sys.meta_path.insert(0, Absentees())  # pyright: ignore[reportArgumentType]
 
+
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGHUP, signal.SIG_DFL)
+):  # fmt: skip
+    if signal.getsignal(number) is signal.SIG_IGN:  # of a background job of a shell, or below nohup
+        signal.signal(number, handler)
 
 MAPS = Path("/proc/self/maps")  # of Linux: a line for each of the process's memory maps
 MANY = 16_000

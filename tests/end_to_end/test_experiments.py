@@ -157,7 +157,7 @@ def judge(tmp_path_factory) -> str:
 def made(name: str, model: Model, folder: Path) -> str:
     experiment: Any = llm_jax.get(name).override({"name": "tiny", "model": model, "layout.data": 1})
     params = Program(experiment, experiment.layout.mesh()).begin().params
-    make_run(folder, experiment, BYTES, lambda: params)
+    make_run(folder, fill(experiment, BYTES), BYTES, lambda: params)
     return str(folder)
 
 
@@ -210,7 +210,7 @@ def small(tmp_path_factory, begun, standing_in):
             changes["model.backbone.stack.repeats"] = changes.pop("model.stack.repeats")
         if inherits(found):
             changes = {path: value for path, value in changes.items() if not path.endswith("stack.repeats")}
-            changes |= {"init_from": begun(name), "data.length": 64, "data.evaluation_batches": 1}
+            changes |= {"init_from": begun(name), "data.length": 64, "data.evaluation_batches": 20}
         found = standing_in(found)
         samples = Samples(("", "a") if found.data.rendering.bos else ("a",), max_tokens=3)
         return found.override(changes | {"report": REPORTS.get(name, (samples,))})
