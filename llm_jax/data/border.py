@@ -60,7 +60,7 @@ def _check_content(name: str, document: Document) -> None:
             demand(document, value, str, "text")
         elif field.type == MESSAGES:
             demand(document, value, tuple, "a tuple of Messages")
-            for message in value:
+            for message in tuple(value or ()):
                 demand(document, message, Message, "a Message")
                 demand(message, message.content, str, "text")
 
