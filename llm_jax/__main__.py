@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -39,6 +40,7 @@ flags.DEFINE_integer("seed", 0, "The seed of the sampling.", lower_bound=0, uppe
 flags.DEFINE_string("to", None, "The folder to export to: a new one.")
 flags.DEFINE_string("system", None, "What the model is told before the chat.")
 
+HELP = {"-h", "--help", "--helpfull"}
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 WRITING = ("max_tokens", "seed", *SAMPLING)
 RUN = ("workdir", "checkpoint", "set", "modules")  # to open a run's model
@@ -318,7 +320,7 @@ def main(argv: list[str]) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     words = _words(argv[1:])
-    asked = words[:1] == ["help"] or {"-h", "--help", "--helpfull"} & set(argv[1:])
+    asked = words[:1] == ["help"] or HELP & set(argv[1:])
     verb = next(iter(words[1:] if words[:1] == ["help"] else words), None)
     if verb is None:
         if len(argv) > 1 and not asked:
@@ -345,13 +347,12 @@ def _words(arguments: list[str]) -> list[str]:
     """The arguments that are neither flags nor, as in `--workdir runs/x`, the values of flags."""
     found, value = [], False
     for argument in arguments:
-        if not value and not argument.startswith("-"):
+        name, flag = argument.lstrip("-"), argument.startswith("-") and not value
+        if not value and not flag:
             found.append(argument)
-        name = argument.lstrip("-")
-        if argument.startswith("--") and not value and "=" not in argument and name and name not in FLAGS:
+        if flag and argument not in HELP and re.fullmatch(r"--\w+", argument) and name not in FLAGS:
             FLAGS([sys.argv[0], argument])  # says that there is no such flag, and which is near
-        takes = argument.startswith("-") and not value and name in FLAGS and not FLAGS[name].boolean
-        value = takes
+        value = flag and name in FLAGS and not FLAGS[name].boolean
     return found
 
 

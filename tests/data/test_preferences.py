@@ -191,7 +191,7 @@ def test_json_lines(tmp_path):
         ({"chosen": "a", "rejected": "b"}, "a.jsonl:1: the field 'prompt' must be text, not 'None'"),
         ({"prompt": "", "chosen": "a", "rejected": "b", "margin": "x"}, "a.jsonl:1: 'margin' must be a number"),
         ({"prompt": "", "chosen": "a", "rejected": "b", "margin": 10**400}, "a.jsonl:1: 'margin' must be a number"),
-        ({"prompt": "", "chosen": "a", "rejected": "b", "tools": []}, "a.jsonl:1: .* have no place for 'tools'"),
+        ({"prompt": "", "chosen": "a", "rejected": "b", "tools": [{}]}, "a.jsonl:1: .* have no place for 'tools'"),
     ):
         path.write_text(json.dumps(record))
         with pytest.raises(InputError, match=problem):
@@ -235,7 +235,7 @@ def test_ratings_of_replies_to_one_prompt_are_pairs(tmp_path):
         ({"rating": "good"}, "record 0: 'rating' must be a number, not 'good'"),
         ({"rating": math.nan}, "record 0: 'rating' must be a number, not 'nan'"),
         ({"completion": None}, "record 0 must end with a reply of the assistant: a 'completion', or the last message"),
-        ({"tools": []}, "record 0 must be an object with a prompt, a completion and a rating, and no tools"),
+        ({"tools": [{}]}, "record 0 must be an object with a prompt, a completion and a rating, and no tools"),
     ):
         path.write_text(json.dumps([records[0] | change]))
         with pytest.raises(InputError, match=message):

@@ -239,7 +239,7 @@ def test_a_run_says_what_made_it_and_goes_on_from_its_folder_alone(here, tmp_pat
     head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
     expected = head.stdout.strip() if head.returncode == 0 else None
     assert (first["git"] or {}).get("commit") == expected
-    assert "pytest" in first["command"] and first["version"] and first["folder"]
+    assert first["command"].startswith(shlex.quote(sys.executable)) and first["version"] and first["folder"]
     (copy,) = ((run / each["copy"]) for each in second["files"])
     assert copy.read_text() == text and first["files"] == second["files"]
     assert main(["llm_jax", "train", f"--workdir={run}"]) == 0  # it has ended: nothing was trained, nothing is added
