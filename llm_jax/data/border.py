@@ -20,7 +20,7 @@ from llm_jax.text.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
 KINDS = get_args(Document)
-TEXTS, MESSAGES = ("str", "str | None"), "tuple[Message, ...]"  # the types of their fields, as they are written
+TEXT, TEXT_OR_NONE, MESSAGES = "str", "str | None", "tuple[Message, ...]"  # the types of their fields, as written
 A_DOCUMENT = "documents, such as Text(...), Example(...) or Conversation(...), of llm_jax.data.documents"
 
 
@@ -55,12 +55,12 @@ def _check_content(name: str, document: Document) -> None:
             raise InputError(f"{name} gave a {type(holder).__name__} that holds {shown}, where there must be {wanted}")
 
     for field in dataclasses.fields(document):
-        value = getattr(document, field.name)
-        if field.type in TEXTS and value is not None:
+        value: Any = getattr(document, field.name)
+        if field.type == TEXT or (field.type == TEXT_OR_NONE and value is not None):
             demand(document, value, str, "text")
         elif field.type == MESSAGES:
             demand(document, value, tuple, "a tuple of Messages")
-            for message in tuple(value or ()):
+            for message in getattr(document, field.name):
                 demand(document, message, Message, "a Message")
                 demand(message, message.content, str, "text")
 

@@ -44,6 +44,7 @@ TEXTS = [Text(f"the text number {i}") for i in range(60)]
         ([*TEXTS, "a text"], r"Given\.documents\(\) gave, which returned 'a text' \(str\)"),
         ({"text": "a"}, r"Given\.documents\(\) returned \{'text': 'a'\} \(dict\)"),
         ([Text(wrong(5))], r"Given\.documents\(\) gave a Text that holds '5' \(int\), where there must be text"),
+        ([Text(wrong(None))], r"gave a Text that holds 'None' \(NoneType\)"),
         ([Example("2+1=", wrong(3))], r"gave a Example that holds '3' \(int\)"),
         ([Conversation((wrong({"role": "user"}),))], r"gave a Conversation that holds .* there must be a Message"),
         ([Conversation((Message("user", wrong(3)),))], r"gave a Message that holds '3' \(int\)"),
