@@ -53,6 +53,11 @@ class Harness(TemplateLM):
     once where a text spells one. A request may have token ids in place of a text. What is too long loses its beginning.
     A conversation is written by the model's own template, with nothing before it.
 
+    A whole text (`loglikelihood_rolling`) is scored after `bos`, or `eos` where the tokenizer has no `bos`, which is
+    read once and is never a target, as in training and in `eval`. So it is where a text is longer than `max_length`:
+    each window begins with the last token of the one before, and the last window is a full one, of which only the new
+    tokens count (the harness's own windows).
+
     Args:
       workdir: a run's folder, a Hugging Face folder, a .gguf, or a language model.
       batch_size: rows; "auto": 16.
@@ -230,12 +235,11 @@ class Harness(TemplateLM):
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         self._notice(requests, 1)
         windows: list[tuple[int, Any]] = []
+        prefix = self.prefix_token_id
         for number, request in enumerate(requests):
-            (text,) = request.args
-            for window in get_rolling_token_windows(
-                token_list=self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length,
-                context_len=1,
-            ):  # fmt: skip
+            ids = self.tok_encode(*request.args)
+            ids = ids[1:] if ids[:1] == [prefix] else ids  # the windows begin with it
+            for window in get_rolling_token_windows(ids, prefix, max_seq_len=self.max_length, context_len=1):
                 windows.append((number, (None, *make_disjoint_window(window))))
         scored = self._loglikelihood_tokens([window for _, window in windows], disable_tqdm)
         totals = [0.0] * len(requests)

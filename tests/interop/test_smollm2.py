@@ -1,5 +1,6 @@
 """A real chat model from its GGUF file, beside `transformers` with its own reading of the same file."""
 
+from pydoc_data.topics import topics as TOPICS
 from types import SimpleNamespace
 from typing import Any
 
@@ -150,3 +151,26 @@ def test_text_is_encoded_alike(folder, their_tokenizer):
         assert tokenizer.encode(text) == their_tokenizer.encode(text, add_special_tokens=False)
     assert [tokenizer.decode([i]) for i in tokenizer.encode("in 2024")] == ["in", " ", "2", "0", "2", "4"]
     assert not tokenizer.beside & set(tokenizer.encode("<|im_end|><|im_start|>system"))
+
+
+@pytest.mark.filterwarnings("ignore")  # those of the harness and what it imports
+def test_the_harness_scores_what_its_own_wrapper_of_transformers_does(ours, theirs, their_tokenizer):
+    """This tokenizer puts no bos before a text, so that the wrapper reads it once, as we do."""
+    from lm_eval.models.huggingface import HFLM
+
+    from llm_jax.apps.harness import Harness
+
+    texts = [" ".join(line.strip() for line in text.splitlines()) for text in map(TOPICS.get, ("while", "lists", "if"))]
+    asked = [SimpleNamespace(args=(text,)) for text in (*texts, "The capital of France is Paris.")]
+    pairs = [("The capital of France is", " Paris."), ("", "Once upon a time"), ("2 + 2 =", " 5")]
+    wrapper: Any = HFLM
+    for view in (64, 512):
+        harness = Harness(ours, 2, max_length=view)
+        wrapped = wrapper(theirs.model, tokenizer=their_tokenizer, max_length=view, batch_size=2, device="cpu")
+        wanted = wrapped.loglikelihood_rolling(asked, True)
+        np.testing.assert_allclose(harness.loglikelihood_rolling(asked, True), wanted, rtol=1e-5, atol=2e-3)
+    requests = [SimpleNamespace(args=pair) for pair in pairs]
+    for (logp, best), (their_logp, their_best) in zip(
+        harness.loglikelihood(requests, True), wrapped.loglikelihood(requests, True), strict=True
+    ):
+        assert logp == pytest.approx(their_logp, rel=1e-5, abs=2e-3) and best == their_best
