@@ -119,9 +119,9 @@ class Text(_Document):
 
 @dataclasses.dataclass(frozen=True)
 class Labelled(Text):
-    """A text and the number of its class."""
+    """A text and the number of its class, or another number that is known of it."""
 
-    label: int
+    label: int | float
 
     @property
     def number(self) -> float:

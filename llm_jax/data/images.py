@@ -18,6 +18,7 @@ from llm_jax.data.documents import Document, Picture
 from llm_jax.data.loader import Batch, Filler, Rows
 from llm_jax.data.packing import One, Packing
 from llm_jax.data.pipeline import Data
+from llm_jax.data.presentation import check_several
 from llm_jax.data.sources import Source
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -43,6 +44,12 @@ class Images(Data):
         picture: Any = self.documents("train")[0]
         _check([picture])
         return super().blank(rows) | _no_images(rows, picture.image_YXA.shape)
+
+    def _check_training(self, documents):
+        _check(documents)
+        pictures: list[Any] = documents
+        if pictures and all(picture.label >= 0 for picture in pictures):
+            check_several([picture.label for picture in pictures])
 
     def _filler(self, *arguments: Any) -> Any:
         return PictureFiller(super()._filler(*arguments))

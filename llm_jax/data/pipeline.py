@@ -117,6 +117,7 @@ class Data(Part):
             cannot be presented.
         """
         self._check(process, processes)
+        self._check_training(self.documents("train"))
         corpora = self._corpora(tokenizer, "train")
         if empty := [s for (s, _), c in zip(self.source.components(), corpora, strict=True) if c is None]:
             raise InputError(f"{empty[0]} has no training documents of two tokens or more")
@@ -171,6 +172,10 @@ class Data(Part):
         if not 0 <= process < processes:
             raise InputError(f"process {process} is not one of 0 to {processes - 1}")
         self.presentation.check(self.rendering.settled, self.packing)
+
+    def _check_training(self, documents: list[Document]) -> None:
+        self.presentation.check_documents(documents)
+        self.presentation.check_training(documents)
 
     def _filler(self, rows: list[Rows], tokenizer: Tokenizer, seed: int) -> Filler:
         bytes_V = np.asarray(tokenizer.bytes_V, np.int32)

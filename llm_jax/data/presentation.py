@@ -1,4 +1,4 @@
-"""What a model is shown of a row of documents: the row as it is, or a text with its class."""
+"""What a model is shown of a row of documents: the row as it is, or a text with its class or number."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from llm_jax.text.special import SPECIAL
 from llm_jax.text.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
+MOST_CLASSES = 2**24  # whose numbers float32 holds exactly
 
 
 class Vocabulary(dict[str, int]):
@@ -107,6 +108,13 @@ class Presentation(Part):
           InputError: it lacks a token.
         """
 
+    def check_training(self, documents: Sequence[Document]) -> None:
+        """Nothing, if there is something to learn of these, which are those to train on.
+
+        Raises:
+          InputError: there is not.
+        """
+
     def check_documents(self, documents: Sequence[Document]) -> None:
         """Nothing, if these can be presented; by default all but pairs to compare can.
 
@@ -160,17 +168,15 @@ def check_learns_all(rendering: Rendering, name: str) -> None:
         raise InputError(f"{name} knows no answers: set data.rendering.learn='everything'")
 
 
-@dataclasses.dataclass(frozen=True)
-class WithLabel(Presentation):
-    """A document a row, whole, and the number of its class: `tokens_BT`, `segment_BT`, `position_BT` and `label_B`.
+class _Known(Presentation):
+    """A document a row, whole, and what is known of it besides its text.
 
-    `label_B` is int32, -1 in rows of padding. `data.packing` is One(): with "truncate" a document keeps its beginning.
+    `data.packing` is One(): with "truncate" a document keeps its beginning.
     """
 
-    def __call__(self, batch, length, special, seed_B):
-        number_B = batch["number_B"]
-        given = {name: batch[name] for name in ("tokens_BT", "segment_BT", "position_BT")}
-        return given | dict(label_B=np.where(np.isnan(number_B), -1, np.nan_to_num(number_B)).astype(np.int32))
+    def _read(self, batch: Batch) -> Batch:
+        """The arrays of the texts."""
+        return {name: batch[name] for name in ("tokens_BT", "segment_BT", "position_BT")}
 
     def plan(self, packing, corpus, length, rng):
         return whole(packing, corpus.offsets, length, rng)
@@ -178,19 +184,69 @@ class WithLabel(Presentation):
     def check(self, rendering, packing):
         if not isinstance(packing, One) or packing.too_long == "split":
             raise InputError(
-                f"WithLabel shows a document a row: set data.packing=One('truncate'), not {show(packing, whole=True)}"
+                f"{type(self).__name__} shows a document a row: set data.packing=One('truncate'), not "
+                f"{show(packing, whole=True)}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class WithLabel(_Known):
+    """A document a row, whole, and the number of its class: `tokens_BT`, `segment_BT`, `position_BT` and `label_B`.
+
+    `label_B` is int32, -1 in rows of padding. `data.packing` is One(): with "truncate" a document keeps its beginning.
+    """
+
+    def __call__(self, batch, length, special, seed_B):
+        number_B = batch["number_B"]
+        label_B = np.where(np.isnan(number_B), -1, np.nan_to_num(number_B)).astype(np.int32)
+        return self._read(batch) | dict(label_B=label_B)
+
+    def check_training(self, documents):
+        check_several([document.number for document in documents])
 
     def check_documents(self, documents):
         super().check_documents(documents)  # the number of a pair is its margin
         for document in documents:
             number = document.number
-            if number is None or number < 0 or not number.is_integer():
+            if number is None or not 0 <= number < MOST_CLASSES or not float(number).is_integer():
                 stated = "no number" if number is None else f"the number {number:g}"
+                cure = "" if number is None else "; data.presentation=WithNumber() is for numbers that are no classes"
                 raise InputError(
                     f"WithLabel needs documents with a class, such as Labelled, not a {type(document).__name__} with "
-                    f"{stated}"
+                    f"{stated}{cure}"
                 )
 
 
-PRESENTATIONS = dict(AsIs=AsIs, WithLabel=WithLabel)
+def check_several(classes: Sequence[float | int | None]) -> None:
+    """Nothing, if documents to train on are of several classes.
+
+    Raises:
+      InputError: all are of one, of which a model learns to say nothing else, with an accuracy of 100%.
+    """
+    if len(found := set(classes)) == 1:
+        raise InputError(
+            f"all {len(classes)} training documents are of class {found.pop():g}, so that nothing tells it from "
+            "others: add documents of another class, or change data.split"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class WithNumber(_Known):
+    """As `WithLabel`, with any number in place of a class: `number_B`, float32, 0 in rows of padding.
+
+    What `Regression` learns; and, from 0 (no) to 1 (yes), `MultiLabelClassification` with one class.
+    """
+
+    def __call__(self, batch, length, special, seed_B):
+        return self._read(batch) | dict(number_B=np.nan_to_num(batch["number_B"], nan=0.0))
+
+    def check_documents(self, documents):
+        super().check_documents(documents)
+        for document in documents:
+            if document.number is None:
+                raise InputError(
+                    f"WithNumber needs documents with a number, such as Labelled, not a {type(document).__name__}"
+                )
+
+
+PRESENTATIONS = dict(AsIs=AsIs, WithLabel=WithLabel, WithNumber=WithNumber)

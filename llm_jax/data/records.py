@@ -165,9 +165,13 @@ def asked(record: Record) -> Message:
     return Message.asked(record.text("instruction"), record.text("input") if record.values.get("input") else "")
 
 
-def _label_in(record: Record) -> int:
-    if type(label := record.values["label"]) is not int or not 0 <= label < 2**24:
+def _label_in(record: Record) -> int | float:
+    """The number of a class, or another number."""
+    label = record.values["label"]
+    if isinstance(label, bool) or not isinstance(label, int | float):
         raise InputError(
-            f"{record.where}: the field 'label' must be the number of a class, from 0 on, not {str(label)[:40]!r}"
+            f"{record.where}: the field 'label' must be the number of a class, from 0 on, or another number, not "
+            f"{str(label)[:40]!r}"
         )
+    record.number("label")
     return label

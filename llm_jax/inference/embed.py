@@ -1,4 +1,4 @@
-"""What is made of each text, a vector or the probabilities of classes, many texts at a time."""
+"""What is made of each text, a vector or the scores of a classifier, many texts at a time."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from llm_jax.inference.generate import round_up
 from llm_jax.layers.tokens import PADDING, Tokens
 from llm_jax.models.encoder import Encoder
 from llm_jax.models.heads import Classifier
+from llm_jax.objectives.classification import ACTIVATIONS
+from llm_jax.objectives.objective import ProblemType
 
 ROWS = 32  # texts read at once
 
@@ -33,9 +35,12 @@ def embed(model: Encoder, params: Any, texts: Sequence[Sequence[int]]) -> np.nda
     return _read(functools.partial(_embed, model, params), model.limit(), model.embed.width, texts)
 
 
-def classify(model: Classifier, params: Any, texts: Sequence[Sequence[int]]) -> np.ndarray:
-    """float32 [B, O]: how probable each class is, of each text. Arguments and errors are those of `embed`."""
-    return _read(functools.partial(_classify, model, params), model.limit(), model.classes, texts)
+def classify(
+    model: Classifier, params: Any, texts: Sequence[Sequence[int]], problem_type: ProblemType
+) -> np.ndarray:  # fmt: skip
+    """float32 [B, O]: what the scores of each text mean, by `problem_type`. Else as `embed`."""
+    run = functools.partial(_classify, model, problem_type, params)
+    return _read(run, model.limit(), model.classes, texts)
 
 
 def _read(
@@ -76,10 +81,12 @@ def _embed(model: Encoder, params: Any, ids_BT: jax.Array, real_BT: jax.Array) -
     return pooled.astype(jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _classify(model: Classifier, params: Any, ids_BT: jax.Array, real_BT: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _classify(
+    model: Classifier, problem_type: ProblemType, params: Any, ids_BT: jax.Array, real_BT: jax.Array
+) -> jax.Array:  # fmt: skip
     score_BO: Any = model.apply({"params": params}, ids_BT, _at(real_BT))
-    return jax.nn.softmax(score_BO, axis=-1)
+    return ACTIVATIONS[problem_type](score_BO)
 
 
 def _at(real_BT: jax.Array) -> Tokens:

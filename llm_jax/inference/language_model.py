@@ -20,6 +20,8 @@ from llm_jax.inference.sampling import Sampling
 from llm_jax.models.encoder import Encoder
 from llm_jax.models.heads import Classifier
 from llm_jax.models.model import Generator, Model, Translator
+from llm_jax.objectives.classification import usual_problem
+from llm_jax.objectives.objective import ProblemType
 from llm_jax.text.chat import ChatTemplate, Message, rendered
 from llm_jax.text.prompts import SpecialTokens, check_special_tokens, notice, parse, token_ids
 from llm_jax.text.special import frame
@@ -38,6 +40,7 @@ class LanguageModel:
       dtype: what it computes in.
       bos, eos: whether plain text begins with the `bos` token, and ends with `eos`, as it did in the data.
       prompt_eos: whether a prompt ends with `eos`, as the sources of BART and T5 do.
+      problem_type: what the scores of a Classifier mean, as it was trained; by default as `usual_problem` has it.
       context: how many tokens it can hold in view, or None: there is no bound.
       warn: what is called, once, when `reply` leaves out turns, and once when a text spells special tokens.
     """
@@ -45,6 +48,7 @@ class LanguageModel:
     def __init__(
         self, model: Model, params: Any, tokenizer: Tokenizer, *, template: ChatTemplate | None = None,
         dtype: Any = "float32", bos: bool = True, eos: bool = True, prompt_eos: bool = False,
+        problem_type: ProblemType | None = None,
     ):  # fmt: skip
         """Raises InputError: the tokenizer has ids beyond the model's embedding."""
         if tokenizer.vocabulary > model.words():
@@ -56,6 +60,8 @@ class LanguageModel:
         self.template, self.dtype = template or ChatTemplate(), np.dtype(dtype)
         self.bos, self.eos, self.prompt_eos = bos, eos, prompt_eos
         self.context = model.limit()
+        classes = model.classes if isinstance(model, Classifier) else 0
+        self.problem_type: ProblemType = problem_type or usual_problem(classes)
         self.warn: Callable[[str], object] = logging.warning
         self._warned = self._noticed = False
 
@@ -102,7 +108,11 @@ class LanguageModel:
     def classify(
         self, texts: Sequence[str | Sequence[int] | np.ndarray], special_tokens: SpecialTokens = "text"
     ) -> np.ndarray:  # fmt: skip
-        """float32 [B, O]: how probable each of a Classifier's classes is, of each text.
+        """float32 [B, O]: what a Classifier says of each text, by its `problem_type`, as transformers' pipelines do.
+
+        Of "single_label_classification" how probable each class is, so that each row adds up to 1; of
+        "multi_label_classification" how probable it is that the text is of each class, whatever the others; of
+        "regression" the numbers themselves.
 
         Token ids are read as they are; `special_tokens` is that of `generate`.
 
@@ -110,7 +120,7 @@ class LanguageModel:
           InputError: the model is no Classifier, or a text is longer than it reads.
         """
         model = conform(self.model, Classifier, "model")
-        return classify(model, self._prepared, self._whole(texts, special_tokens))
+        return classify(model, self._prepared, self._whole(texts, special_tokens), self.problem_type)
 
     def generate(
         self, prompts: Sequence[Prompt], max_tokens: int | None = None, temperature: float = 1.0,

@@ -21,6 +21,7 @@ from llm_jax.core.tables import InputError
 from llm_jax.core.workers import not_in_worker
 from llm_jax.interop import names
 from llm_jax.interop.checkpoint import CONFIG, INDEX, SINGLE
+from llm_jax.interop.classes import described
 from llm_jax.interop.export_tokenizer import export_tokenizer
 from llm_jax.interop.families import FAMILIES
 from llm_jax.interop.family import Family, blocks_of
@@ -37,6 +38,7 @@ from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.heads import Classifier
 from llm_jax.models.model import Generator, Model
 from llm_jax.models.stack import Stack
+from llm_jax.models.vision import ImageClassifier
 from llm_jax.text.tokenizer import Tokenizer
 from llm_jax.training.disk import space_for
 from llm_jax.training.restore import restore
@@ -78,7 +80,10 @@ def export_model(
     saving = unused(saving)
     with space_for(f"the model is not in {folder}"), Progress("writing") as progress:
         note = progress.of(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
-        write(model, params, saving, special_ids(tokenizer), likely=program.experiment.name, note=note)
+        objective: Any = program.experiment.objective
+        judges = isinstance(model, Classifier | ImageClassifier)
+        means = described(model.classes, objective.problem_type) if judges else {}
+        write(model, params, saving, special_ids(tokenizer), likely=program.experiment.name, note=note, means=means)
         rendering, opening = data.rendering.settled, model.opening() if isinstance(model, Generator) else None
         ends = rendering.prompt_eos if isinstance(model, Generator) else rendering.eos
         export_tokenizer(tokenizer, rendering.template, saving, bos=rendering.bos, eos=ends, opening=opening)
@@ -99,7 +104,7 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def write(
     model: Model, params: Any, folder: Path, special: Mapping[str, Any] | None = None, *, likely: str = "",
-    shard: int = SHARD, note: Callable[[int], object] | None = None,
+    shard: int = SHARD, note: Callable[[int], object] | None = None, means: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """The model as config.json and safetensors, in float32.
 
@@ -107,6 +112,7 @@ def write(
       special: the ids of special tokens that config.json is to name: `bos_token_id` and so on.
       likely: as of `family_for`.
       shard: the most bytes of a file, unless a single tensor is larger.
+      means: what config.json is to say of the scores of a classifier (`interop.classes.described`).
       note: called with the size of each tensor in bytes, when it is on its way.
 
     Raises:
@@ -127,7 +133,9 @@ def write(
     for path, text in beside.items():
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_text(text, encoding="utf-8")
-    (folder / CONFIG).write_text(json.dumps(about | ids | config, indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(
+        json.dumps(about | ids | config | dict(means or {}), indent=2) + "\n", encoding="utf-8"
+    )
     _write_tensors(folder, tensors, shard, note)
 
 

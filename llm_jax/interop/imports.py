@@ -21,12 +21,13 @@ from llm_jax.data.examples import SourceAndTarget, TwoTexts
 from llm_jax.data.noising import Masked
 from llm_jax.data.packing import One
 from llm_jax.data.pipeline import Data
-from llm_jax.data.presentation import WithLabel
+from llm_jax.data.presentation import WithLabel, WithNumber
 from llm_jax.data.sources import Conversations, PythonHelp, Verses
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.interop import names
 from llm_jax.interop.checkpoint import ADAPTER, CONFIG, Folder, Source, open_source
+from llm_jax.interop.classes import problem_type
 from llm_jax.interop.families import FAMILIES
 from llm_jax.interop.family import Family
 from llm_jax.interop.generation import BEGINS
@@ -37,10 +38,11 @@ from llm_jax.models.encoder import Encoder
 from llm_jax.models.heads import Classifier
 from llm_jax.models.model import Generator, Model, Translator
 from llm_jax.models.vision import ImageClassifier, ImageEncoder
-from llm_jax.objectives.classification import Classification
+from llm_jax.objectives.classification import Classification, MultiLabelClassification, Regression
 from llm_jax.objectives.contrastive import Contrastive
 from llm_jax.objectives.masked import MaskedTokens
 from llm_jax.objectives.next_token import NextToken
+from llm_jax.objectives.objective import Objective, ProblemType
 from llm_jax.parallel.layout import Layout, shardings
 from llm_jax.text.chat import ChatTemplate
 from llm_jax.text.kept import Kept
@@ -56,6 +58,9 @@ from llm_jax.training.program import fill
 from llm_jax.training.record import record
 from llm_jax.training.run import Run
 
+OBJECTIVES: dict[ProblemType, type[Objective]] = {
+    kind.problem_type: kind for kind in (Classification, MultiLabelClassification, Regression)
+}
 ROW = 512  # tokens in a row of the data that an imported model is measured on, at most
 
 
@@ -132,6 +137,7 @@ def load(
     return LanguageModel(
         model, params, tokenizer, template=template, bos=rendering.bos, eos=rendering.eos,
         prompt_eos=rendering.prompt_eos,
+        problem_type=problem_type(found.config) if isinstance(model, Classifier) else None,
     )  # fmt: skip
 
 
@@ -175,8 +181,11 @@ def experiment_of(source: Source, template: ChatTemplate) -> Experiment:
     elif isinstance(model, Encoder):
         data, objective = dataclasses.replace(data, presentation=TwoTexts(), **verses), Contrastive()
     elif isinstance(model, Classifier):
-        data = dataclasses.replace(data, packing=One("truncate"), presentation=WithLabel())
-        objective = Classification()
+        problem = problem_type(source.config)
+        objective = OBJECTIVES[problem]()
+        counts = problem == "single_label_classification"
+        known = WithLabel() if counts else WithNumber()
+        data = dataclasses.replace(data, packing=One("truncate"), presentation=known)
     return Experiment(
         name=source.config["model_type"], model=model, tokenizer=Kept(), data=data, objective=objective,
         optimizer=AdamW(), layout=Layout(), precision=Precision(), steps=1,

@@ -17,17 +17,6 @@ def architecture(config: Config, default: str) -> str:
     return (config.get("architectures") or [default])[0]
 
 
-def classes(config: Config) -> int:
-    """How many classes a classifier tells apart: 2 unless config.json lists others."""
-    return len(config["id2label"]) if config.get("id2label") else config.get("num_labels", 2)
-
-
-def labels(count: int) -> dict[str, Any]:
-    """What a config.json says of so many classes without names."""
-    names = {str(i): f"LABEL_{i}" for i in range(count)}
-    return dict(id2label=names, label2id={name: int(i) for i, name in names.items()})
-
-
 def linear(ours: str, theirs: str, axes: str, bias: bool = True) -> dict[str, Theirs]:
     """A projection: `axes` are the letters that come out and those that go in, as PyTorch's matrices lie ("KGH D")."""
     found = {f"{ours}.kernel": Theirs(f"{theirs}.weight", axes)}

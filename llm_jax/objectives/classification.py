@@ -1,52 +1,95 @@
-"""Telling which class a text or an image is of."""
+"""Telling which classes a text or an image is of, or a number for it; and what the scores mean after that."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 
 from llm_jax.core.aside import ASIDE, heard
 from llm_jax.core.parts import Rate
 from llm_jax.core.tables import InputError
 from llm_jax.layers.moe import routing
-from llm_jax.objectives.objective import Objective, cross_entropy, smoothed
+from llm_jax.objectives.objective import Objective, ProblemType, cross_entropy, smoothed
+
+# What the scores [B, O] of a classifier are made into: `function_to_apply` of transformers' pipelines.
+ACTIVATIONS: dict[ProblemType, Callable[[jax.Array], jax.Array]] = {
+    "single_label_classification": jax.nn.softmax,
+    "multi_label_classification": jax.nn.sigmoid,
+    "regression": lambda score_BO: score_BO,
+}
+
+
+def usual_problem(outputs: int) -> ProblemType:
+    """What so many scores mean where nothing says it, as in transformers' pipelines: one alone is of yes or no."""
+    return "multi_label_classification" if outputs == 1 else "single_label_classification"
+
+
+class _Classifying(Objective):
+    """An objective of a model that gives scores [B, O] by `classify(batch, key)`."""
+
+    needs: ClassVar[str]  # the array that a batch must have
+    advice: ClassVar[str]  # what makes batches that have it
+
+    def _scores(self, model: Any, params: Any, batch: Any, key: Any) -> tuple[jax.Array, Any]:
+        """The scores [B, O] in float32, and what layers said.
+
+        Raises:
+          InputError: the model does not classify, or the batch lacks what it is to tell.
+        """
+        if not hasattr(model, "classify"):
+            raise InputError(f"{type(model).__name__} does not classify: use an ImageClassifier or a Classifier")
+        if self.needs not in batch:
+            raise InputError(f"{type(self).__name__} needs {self.advice}")
+        classified: Any = model.apply({"params": params}, batch, key, method="classify", mutable=[ASIDE])
+        return classified[0], heard(classified[1])
+
+
+def _numbers(documents: Sequence[Any]) -> list[float]:
+    """What is known of each document: the number of its class, or of a regression."""
+    known = (getattr(document, "label", document.number) for document in documents)
+    return [number for number in known if number is not None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification(Objective):
+class Classification(_Classifying):
     """Cross-entropy in nats of the classes `label_B`, summed over the rows; a row whose label is negative has none.
 
-    The model's `classify(batch, key)` gives the scores [B, O]. Sums: weight (rows), loss and, in evaluation, correct.
-    `smoothing` is the share of each target that is spread over all classes (Szegedy et al. 2016); evaluation measures
-    without it, and in training the sum `cross_entropy` is without it. Of a mixture of experts there are the sums of
-    `routing` too.
+    The model's `classify(batch, key)` gives the scores [B, O]; their softmax is how probable each class is. Sums:
+    weight (rows), loss and, in evaluation, correct. `smoothing` is the share of each target that is spread over all
+    classes (Szegedy et al. 2016); evaluation measures without it, and in training the sum `cross_entropy` is without
+    it. Of a mixture of experts there are the sums of `routing` too.
 
     Raises:
-      InputError: the model does not classify or lacks a class, or the batch has no labels.
+      InputError: the model does not classify, has one class alone or lacks a class, or the batch has no labels.
     """
 
     smoothing: Rate = 0.0
+    problem_type: ClassVar[ProblemType] = "single_label_classification"
+    needs: ClassVar[str] = "label_B"
+    advice: ClassVar[str] = "labels: use data=Images(...), or data.presentation=WithLabel()"
 
     def check(self, model, documents):
-        classes = getattr(model, "classes", math.inf)
-        labels = [getattr(document, "label", document.number) for document in documents]
-        most = max((label for label in labels if label is not None), default=-1)
-        if most >= classes:
+        classes = getattr(model, "classes", None)
+        if classes is None:
+            return
+        if classes == 1:
+            raise InputError(
+                "Classification chooses one of several classes, and model.classes=1: of one alone every text is "
+                "certain, and nothing is learnt. Set model.classes=2; or, with data.presentation=WithNumber(), "
+                "objective=MultiLabelClassification() for yes or no, or objective=Regression() for a number"
+            )
+        if (most := max(_numbers(documents), default=-1)) >= classes:
             raise InputError(
                 f"a document is of class {most:g}, and the model's classes are 0 to {classes - 1}: set model.classes"
             )
 
     def __call__(self, model, params, frozen, batch, key):
-        if not hasattr(model, "classify"):
-            raise InputError(f"{type(model).__name__} does not classify: use an ImageClassifier or a Classifier")
-        if "label_B" not in batch:
-            raise InputError("Classification needs labels: use data=Images(...), or data.presentation=WithLabel()")
+        score_BO, said = self._scores(model, params, batch, key)
         label_B = batch["label_B"]
-        classified: Any = model.apply({"params": params}, batch, key, method="classify", mutable=[ASIDE])
-        score_BO, said = classified
         weight_B = (label_B >= 0).astype(jnp.float32)
         loss_B = smoothed(score_BO, label_B, 0.0 if key is None else self.smoothing)
         sums = dict(weight=weight_B.sum(), loss=jnp.where(label_B >= 0, loss_B, 0).sum())
@@ -54,7 +97,80 @@ class Classification(Objective):
             sums["cross_entropy"] = jnp.where(label_B >= 0, cross_entropy(score_BO, label_B), 0).sum()
         if key is None:
             sums["correct"] = jnp.where(score_BO.argmax(-1) == label_B, weight_B, 0).sum()
-        return sums | routing(heard(said), weight_B)
+        return sums | routing(said, weight_B)
 
 
-OBJECTIVES = dict(Classification=Classification)
+@dataclasses.dataclass(frozen=True)
+class MultiLabelClassification(_Classifying):
+    """Binary cross-entropy in nats, of each class by itself, summed over rows and classes: PyTorch's BCEWithLogitsLoss.
+
+    The sigmoid of a score is how probable it is that the class is one of the row's. A model of one class tells yes from
+    no; its target is the number of the document, from 0 to 1 (`WithNumber`). Sums: weight (rows times classes), loss
+    and, in evaluation, correct (answers on the right side of a half).
+
+    Raises:
+      InputError: the model does not classify, or the targets are not as many as its classes, or not from 0 to 1.
+    """
+
+    likelihood: ClassVar[bool] = False
+    problem_type: ClassVar[ProblemType] = "multi_label_classification"
+    needs: ClassVar[str] = "number_B"
+    advice: ClassVar[str] = "to know of each document whether it is so: use data.presentation=WithNumber()"
+
+    def check(self, model, documents):
+        if (classes := getattr(model, "classes", 1)) != 1:
+            raise InputError(
+                f"WithNumber() tells yes from no, and model.classes={classes}: set model.classes=1, or "
+                "objective=Classification()"
+            )
+        if wrong := [number for number in _numbers(documents) if not 0 <= number <= 1]:
+            raise InputError(
+                f"MultiLabelClassification needs numbers from 0 (no) to 1 (yes), and a document has {wrong[0]:g}: "
+                "objective=Regression() learns any"
+            )
+
+    def __call__(self, model, params, frozen, batch, key):
+        score_BO, said = self._scores(model, params, batch, key)
+        target_BO = batch["number_B"][:, None]
+        real_B = _real(batch)
+        loss_BO = jax.nn.softplus(score_BO) - score_BO * target_BO
+        sums = dict(weight=real_B.sum() * score_BO.shape[1], loss=(loss_BO * real_B[:, None]).sum())
+        if key is None:
+            sums["correct"] = jnp.where((score_BO > 0) == (target_BO > 0.5), real_B[:, None], 0).sum()
+        return sums | routing(said, real_B * score_BO.shape[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Regression(_Classifying):
+    """Squared error between the one score of a row and the number of its document: PyTorch's MSELoss.
+
+    Sums: weight (rows) and loss.
+
+    Raises:
+      InputError: the model does not classify or has more than one score, or the batch has no numbers.
+    """
+
+    likelihood: ClassVar[bool] = False
+    problem_type: ClassVar[ProblemType] = "regression"
+    needs: ClassVar[str] = "number_B"
+    advice: ClassVar[str] = "the number of each document: use data.presentation=WithNumber()"
+
+    def check(self, model, documents):
+        if (classes := getattr(model, "classes", 1)) != 1:
+            raise InputError(f"Regression learns one number, and model.classes={classes}: set model.classes=1")
+
+    def __call__(self, model, params, frozen, batch, key):
+        score_BO, said = self._scores(model, params, batch, key)
+        real_B = _real(batch)
+        loss_B = jnp.square(score_BO[:, 0] - batch["number_B"])
+        return dict(weight=real_B.sum(), loss=(loss_B * real_B).sum()) | routing(said, real_B)
+
+
+def _real(batch: Any) -> jax.Array:
+    """float32 [B]: 1 where a row has a document, 0 where it is padding."""
+    return (batch["segment_BT"] >= 0).any(1).astype(jnp.float32)
+
+
+OBJECTIVES = dict(
+    Classification=Classification, MultiLabelClassification=MultiLabelClassification, Regression=Regression
+)

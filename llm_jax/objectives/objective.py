@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -17,6 +17,7 @@ from llm_jax.data.pipeline import Data
 from llm_jax.text.tokenizer import Tokenizer
 
 Sums = dict[str, jax.Array]
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]  # transformers'
 
 
 class Objective(Part):
@@ -31,10 +32,12 @@ class Objective(Part):
     Attributes:
       likelihood: whether the loss is the negative log-likelihood of data, in nats: then it has a perplexity.
       together: how many rows training must compute at once, at least, where a row is compared with others.
+      problem_type: what it makes the scores of a classifier mean; None: it is none for classifiers.
     """
 
     likelihood: ClassVar[bool] = True
     together: ClassVar[int] = 1
+    problem_type: ClassVar[ProblemType | None] = None
 
     def check(self, model: Any, documents: Sequence[Document]) -> None:
         """Nothing, if the model can learn this from these, before any of it is tokenised.

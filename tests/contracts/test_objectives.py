@@ -32,7 +32,7 @@ from llm_jax.models.model import Model
 from llm_jax.models.pretrained import Pretrained
 from llm_jax.models.stack import Stack
 from llm_jax.models.word2vec import Word2Vec
-from llm_jax.objectives.classification import Classification
+from llm_jax.objectives.classification import Classification, MultiLabelClassification, Regression
 from llm_jax.objectives.contrastive import Contrastive
 from llm_jax.objectives.distillation import Distillation
 from llm_jax.objectives.masked import MaskedTokens
@@ -91,6 +91,10 @@ def predicted() -> dict[str, np.ndarray]:
     weight = RNG.integers(0, 2, (B, T)).astype(np.float32)
     weight[-1] = 0
     return read() | dict(targets_BT=words(B, T), weight_BT=weight)
+
+
+def numbered() -> dict[str, np.ndarray]:
+    return read() | dict(number_B=np.array([0.5, 1, 0, 0], np.float32))
 
 
 def stack(**attention: Any) -> Stack:
@@ -153,6 +157,8 @@ FITTINGS: dict[str, Callable[[], Fitting]] = dict(
         read() | dict(label_B=np.array([0, 2, 1, -1], np.int32)),
         alone=("cross_entropy",),
     ),
+    MultiLabelClassification=lambda: Fitting(MultiLabelClassification(), Classifier(encoder(), 1), numbered()),
+    Regression=lambda: Fitting(Regression(), Classifier(encoder(), 1), numbered()),
     Contrastive=lambda: Fitting(Contrastive(), encoder(), read() | dict(source_BS=words(B, T)) | text("BS", "source_")),
     Distillation=distilled,
     SkipGram=lambda: near(SkipGram(window=2)),

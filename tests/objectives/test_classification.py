@@ -16,6 +16,7 @@ import torch
 from experiments import spam
 from llm_jax.core.alphabet import Normal, weigh
 from llm_jax.core.tables import InputError
+from llm_jax.data.presentation import WithNumber
 from llm_jax.data.sources import JsonLines
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
@@ -26,7 +27,7 @@ from llm_jax.models.decoder import Decoder
 from llm_jax.models.heads import Classifier
 from llm_jax.models.model import Model
 from llm_jax.models.stack import Stack
-from llm_jax.objectives.classification import Classification
+from llm_jax.objectives.classification import Classification, MultiLabelClassification, Regression
 from llm_jax.text.recipes import Bytes
 from llm_jax.training.evaluation import means
 from llm_jax.training.loop import train
@@ -38,9 +39,10 @@ class Table(Model):
     """Its parameters are the scores of the batch's rows."""
 
     rows: int
+    classes: int = CLASSES
 
     def setup(self):
-        self.score_BO = weigh(self, "score", "BO", dict(B=self.rows, O=CLASSES), Normal(3.0), 1)
+        self.score_BO = weigh(self, "score", "BO", dict(B=self.rows, O=self.classes), Normal(3.0), 1)
 
     def classify(self, batch: Mapping[str, jax.Array], dropout_key: jax.Array | None) -> jax.Array:
         return self.score_BO[batch["row_B"]]
@@ -67,6 +69,36 @@ def test_the_loss_and_its_gradient_are_pytorchs(smoothing):
     found, gradient = jax.value_and_grad(lambda s: sums(smoothing, key, scores=s)["loss"])(jnp.asarray(SCORES))
     np.testing.assert_allclose(found, wanted.item(), rtol=1e-5)
     np.testing.assert_allclose(gradient, slope.numpy(), atol=1e-5)
+
+
+NUMBERS = np.array([0.0, 1.0, 0.3, 1.0, 0.0, 0.8, 0.5], np.float32)
+PROBLEMS: Any = [
+    (MultiLabelClassification(), torch.nn.functional.binary_cross_entropy_with_logits),
+    (Regression(), torch.nn.functional.mse_loss),
+]
+
+
+@pytest.mark.parametrize(("objective", "loss"), PROBLEMS)
+def test_a_number_is_learnt_with_pytorchs_loss_and_padding_has_none(objective, loss):
+    """The last row is padding."""
+    scores = torch.tensor(SCORES[:-1, 0].astype(np.float64), requires_grad=True)
+    wanted = loss(scores, torch.tensor(NUMBERS[:-1]).double())
+    (slope,) = torch.autograd.grad(wanted, scores)
+    segment_BT = jnp.where(jnp.arange(ROWS) < ROWS - 1, 0, -1)[:, None]
+    batch: Any = dict(number_B=jnp.asarray(NUMBERS), row_B=jnp.arange(ROWS), segment_BT=segment_BT)
+
+    def measured(scores: jax.Array, key: Any) -> Any:
+        sums = objective(Table(ROWS, 1), dict(score=scores[:, None]), None, batch, key)
+        return sums["loss"] / sums["weight"], sums
+
+    (found, _), gradient = jax.value_and_grad(measured, has_aux=True)(jnp.asarray(SCORES[:, 0]), jax.random.key(0))
+    np.testing.assert_allclose(found, wanted.item(), rtol=1e-6)
+    np.testing.assert_allclose(gradient[:-1], slope.numpy(), atol=1e-6)
+    assert gradient[-1] == 0
+    sums = measured(jnp.asarray(SCORES[:, 0]), None)[1]
+    right = np.sum((SCORES[:-1, 0] > 0) == (NUMBERS[:-1] > 0.5))
+    assert objective.problem_type == "regression" or float(sums["correct"]) == right
+    assert means(sums, objective.likelihood).keys() <= {"loss", "accuracy"}
 
 
 def test_perplexity_is_not_of_smoothed_targets():
@@ -110,6 +142,44 @@ def test_a_class_that_the_model_does_not_have_is_refused_before_the_training(tmp
     with pytest.raises(InputError, match=r"of class 2, and the model's classes are 0 to 1: set model.classes"):
         train(made, tmp_path / "run")
     Classification().check(Classifier(Decoder(Embed(8), Stack((block,), 1)), 3), made.data.documents("train"))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_one_class_is_refused_and_the_advice_works(tmp_path):
+    """By the model's classes, and by the data's; a loss of 0 and an accuracy of 100% are no result."""
+
+    def made(labels: list[Any], name: str, **changes: Any) -> Any:
+        lines = [json.dumps(dict(text=f"text {i}", label=label)) for i, label in enumerate(labels)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+        decoder = Decoder(Embed(8), Stack((Block(Attention(1, head=8), FeedForward(8)),), 1))
+        return spam.experiment().override(
+            {
+                "data.source": JsonLines(str(tmp_path / f"{name}.jsonl")), "tokenizer": Bytes(), "steps": 1,
+                "data.batch": 8, "model": Classifier(decoder, classes=1, pooling=Last()), **changes,
+            }
+        )  # fmt: skip
+
+    def advised(experiment: Any) -> None:
+        experiment.objective.check(experiment.model, experiment.data.documents("train"))
+        assert next(experiment.data.train(Bytes().train([]), seed=0))
+
+    with pytest.raises(
+        InputError, match=r"model.classes=1: .* Set model.classes=2; or, with data.presentation=WithNum"
+    ):
+        train(made([0] * 30, "one"), tmp_path / "run")
+    with pytest.raises(InputError, match=r"all \d+ training documents are of class 0, so that nothing tells it from"):
+        train(made([0] * 30, "one", **{"model.classes": 2}), tmp_path / "run")
+    advised(made([0, 1] * 15, "two", **{"model.classes": 2}))
+    numbers = {"data.presentation": WithNumber(), "best_by": "loss"}
+    advised(made([0, 1] * 15, "two", objective=MultiLabelClassification(), **numbers))
+    with pytest.raises(
+        InputError, match=r"from 0 \(no\) to 1 \(yes\), and a document has -2.5: objective=Regression\(\)"
+    ):
+        train(made([0, -2.5] * 15, "any", objective=MultiLabelClassification(), **numbers), tmp_path / "run")
+    advised(made([0, -2.5] * 15, "any", objective=Regression(), **numbers))
+    with pytest.raises(InputError, match=r"the number -2.5; data.presentation=WithNumber\(\) is for numbers"):
+        train(made([0, -2.5] * 15, "any", **{"model.classes": 2}), tmp_path / "run")
+    with pytest.raises(InputError, match=r"Regression learns one number, and model.classes=2: set model.classes=1"):
+        train(made([0, 1], "few", objective=Regression(), **numbers, **{"model.classes": 2}), tmp_path / "run")
 
 
 def test_refusals():

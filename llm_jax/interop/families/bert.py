@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from llm_jax.core.tables import InputError
+from llm_jax.interop.classes import classes, described
 from llm_jax.interop.family import Config, Family, activation, activation_name, need, setting
 from llm_jax.interop.names import Names, Theirs
-from llm_jax.interop.torch_layers import architecture, classes, expressed, labels, linear, norm, within
+from llm_jax.interop.torch_layers import architecture, expressed, linear, norm, within
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block, PostNorm
 from llm_jax.layers.embedding import Embed, Transformed
@@ -110,7 +111,7 @@ def _config(model: Model, roberta: bool) -> dict[str, Any]:
         tie_word_embeddings=True,
     )
     if isinstance(model, Classifier):
-        config |= dict(classifier_dropout=model.dropout, **labels(model.classes))
+        config |= dict(classifier_dropout=model.dropout, **described(model.classes, None))
     written: Any = _model(config, roberta)
     if isinstance(model, Classifier):  # which uses none of these
         unused = dict(pooling=encoder.pooling, head=encoder.head, context=encoder.context)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from llm_jax.core.tables import InputError
+from llm_jax.interop.classes import classes, described
 from llm_jax.interop.family import Config, Family, activation, activation_name, need, setting
 from llm_jax.interop.names import Names, Theirs
-from llm_jax.interop.torch_layers import architecture, classes, expressed, labels, linear, norm, within
+from llm_jax.interop.torch_layers import architecture, expressed, linear, norm, within
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.feedforward import FeedForward
@@ -71,7 +72,7 @@ def _config(model: Model) -> dict[str, Any]:
         num_channels=patches.channels,
         qkv_bias=block.attention.bias,
     )
-    config |= labels(model.classes) if isinstance(model, ImageClassifier) else {}
+    config |= described(model.classes, None) if isinstance(model, ImageClassifier) else {}
     expressed(model, _model(config))
     return config
 

@@ -1,0 +1,88 @@
+"""Classifiers of texts beside transformers' pipelines: what their scores mean, in and out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import transformers
+
+import llm_jax
+from llm_jax.core.tables import InputError
+from llm_jax.interop.classes import problem_type
+from llm_jax.objectives.classification import Classification, MultiLabelClassification, Regression
+from llm_jax.training.restore import load as load_run
+
+from .torch_tensors import drawn
+
+TEXTS = ["The value of an object.", "a loop", "déjà vu", "for every name in the list of names, one at a time"]
+PROBLEMS: Any = [
+    pytest.param(settings, objective, id=f"{settings.get('problem_type')}-{settings['num_labels']}")
+    for settings, objective in (
+        (dict(num_labels=3), Classification),
+        (dict(num_labels=3, problem_type="multi_label_classification"), MultiLabelClassification),
+        (dict(num_labels=1), MultiLabelClassification),
+        (dict(num_labels=1, problem_type="regression"), Regression),
+    )
+]
+
+
+def folder_of(published: dict[str, Path], folder: Path, cls: Any = None, **settings: Any) -> Path:
+    """A random classifier with BERT's tokenizer, as `save_pretrained` leaves it."""
+    cls = cls or transformers.BertForSequenceClassification
+    shape = dict(hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=10)
+    config = cls.config_class(vocab_size=700, max_position_embeddings=48, **shape | settings)
+    drawn(cls(config), 3).save_pretrained(folder)
+    for path in published["bert"].iterdir():
+        shutil.copy(path, folder)
+    return folder
+
+
+def theirs(folder: Path, texts: Any = TEXTS) -> tuple[list[str], np.ndarray]:
+    """The names of the classes in order, and [B, O] what the pipeline says of each text."""
+    ask = transformers.pipeline("text-classification", model=str(folder), top_k=None, device="cpu")
+    order = [name for _, name in sorted(ask.model.config.id2label.items())]  # pyright: ignore[reportOptionalMemberAccess]
+    said = [{each["label"]: each["score"] for each in ask([text])[0]} for text in texts]  # pyright: ignore
+    return order, np.array([[each[name] for name in order] for each in said])
+
+
+@pytest.mark.parametrize(("settings", "objective"), PROBLEMS)
+def test_scores_mean_what_the_pipeline_says_and_come_back(settings, objective, published, tmp_path):
+    folder = folder_of(published, tmp_path / "theirs", **settings)
+    names, wanted_BO = theirs(folder)
+    np.testing.assert_allclose(llm_jax.load(folder).classify(TEXTS), wanted_BO, atol=1e-5)
+
+    experiment = llm_jax.import_model(folder, tmp_path / "run")
+    assert isinstance(experiment.objective, objective)
+    np.testing.assert_allclose(load_run(tmp_path / "run").classify(TEXTS), wanted_BO, atol=1e-5)
+    llm_jax.export_model(tmp_path / "run", tmp_path / "ours")
+    again, back_BO = theirs(tmp_path / "ours")
+    assert again == names
+    np.testing.assert_allclose(back_BO, wanted_BO, atol=1e-5)
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "ours").problem_type == objective.problem_type
+
+
+def test_a_cross_encoder_says_itself_what_is_done_to_its_score():
+    identity = "torch.nn.modules.linear.Identity"
+    one = dict(id2label={"0": "LABEL_0"})
+    assert problem_type(one) == "multi_label_classification"
+    assert problem_type(one | dict(sentence_transformers=dict(activation_fn=identity))) == "regression"
+    assert problem_type(one | dict(sbert_ce_default_activation_function=identity)) == "regression"
+    sigmoid = dict(activation_fn="torch.nn.modules.activation.Sigmoid")
+    assert problem_type(one | dict(sentence_transformers=sigmoid)) == "multi_label_classification"
+    assert problem_type(dict(num_labels=2, sentence_transformers=sigmoid)) == "single_label_classification"
+    with pytest.raises(InputError, match=r"activation_fn=torch\.nn\.Tanh, which is not covered"):
+        problem_type(one | dict(sentence_transformers=dict(activation_fn="torch.nn.Tanh")))
+    with pytest.raises(InputError, match="problem_type='regresion': did you mean 'regression'"):
+        problem_type(one | dict(problem_type="regresion"))
+
+
+def test_a_score_that_stays_as_it_is_says_so_to_a_cross_encoder(published, tmp_path):
+    llm_jax.import_model(folder_of(published, tmp_path / "a", num_labels=1, problem_type="regression"), tmp_path / "b")
+    llm_jax.export_model(tmp_path / "b", tmp_path / "c")
+    config = json.loads((tmp_path / "c" / "config.json").read_text())
+    assert config["sentence_transformers"] == dict(activation_fn="torch.nn.modules.linear.Identity")
