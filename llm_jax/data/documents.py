@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -63,6 +63,11 @@ class _Settled(Rendering):
     eos: bool = True
     template: ChatTemplate = ChatTemplate()
     prompt_eos: bool = False
+
+
+def _columns() -> Any:
+    """The field `columns` of a document that may be a prompt: what a record says besides, by name, for rewards."""
+    return dataclasses.field(default_factory=dict, kw_only=True, repr=False, compare=False)
 
 
 class _Document:
@@ -150,11 +155,13 @@ class Conversation(_Document):
 
     Attributes:
       answer: what is known to be the right answer, for rewards and reports to compare with. No model reads it.
+      columns: the other fields of its record, which rewards may ask for by name. No model reads them.
     """
 
     messages: tuple[Message, ...]
     tools: tuple[str, ...] = ()
     answer: str | None = None
+    columns: Mapping[str, Any] = _columns()
 
     @property
     def asked(self) -> tuple[Message, ...]:
@@ -186,10 +193,14 @@ class Conversation(_Document):
 
 @dataclasses.dataclass(frozen=True)
 class Example(_Document):
-    """A prompt and its answer, encoded apart, so that the prompt alone has the same ids when it is to be answered."""
+    """A prompt and its answer, encoded apart, so that the prompt alone has the same ids when it is to be answered.
+
+    `columns` are as those of a `Conversation`.
+    """
 
     prompt: str
     answer: str
+    columns: Mapping[str, Any] = _columns()
 
     def text(self) -> str:
         return self.prompt + self.answer
@@ -211,7 +222,8 @@ class Example(_Document):
 class Preference(_Document):
     """A conversation up to a reply, and two replies, of which one is preferred: by `margin`, if that is known.
 
-    It is two texts, the chosen and the rejected. Only the reply is learnt of them, not what was said before.
+    It is two texts, the chosen and the rejected. Only the reply is learnt of them, not what was said before. `columns`
+    are as those of a `Conversation`.
 
     Raises:
       InputError: a reply is blank.
@@ -221,6 +233,7 @@ class Preference(_Document):
     chosen: str
     rejected: str
     margin: float | None = None
+    columns: Mapping[str, Any] = _columns()
 
     def __post_init__(self) -> None:
         for name in ("chosen", "rejected"):

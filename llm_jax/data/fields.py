@@ -64,17 +64,22 @@ OF_RECORDS = {
 
 
 class Unread:
-    """The fields of a source that nobody reads, with how often each stands there."""
+    """The fields of a source that nobody reads, and the columns that only rewards read: how often each stands there."""
 
     def __init__(self, source: object = ""):
         self.source = source
         self.counts: collections.Counter[str] = collections.Counter()
+        self.columns: collections.Counter[str] = collections.Counter()
 
     def tell(self) -> None:
         """Warns of them; of the same once in a process, however often the source is read."""
-        if self.counts:
-            named = ", ".join(f"{name} ({count:,} times)" for name, count in sorted(self.counts.items()))
-            _warn(f"{self.source} has fields that are not read: {named}")
+        for counts, what in (
+            (self.counts, "are not read"),
+            (self.columns, "no text is made of; a reward reads those that it asks for by name"),
+        ):
+            if counts:
+                named = ", ".join(f"{name} ({count:,} times)" for name, count in sorted(counts.items()))
+                _warn(f"{self.source} has fields that {what}: {named}")
 
 
 @functools.cache
@@ -137,6 +142,19 @@ class Record:
             if name in decisive and not (name in OFF and value is False):
                 raise InputError(f"{self.where}: {name!r}{self.within} would not be read: {decisive[name]}")
             self.unread.counts[f"{name!r}{self.within}"] += 1
+
+    def columns(
+        self, read: Collection[str], decisive: Mapping[str, str], keep: Collection[str] = ()
+    ) -> dict[str, Any]:  # fmt: skip
+        """The fields besides those that are `read`, and those to `keep` although they are; what is empty is one too.
+
+        They are counted as `only` counts, but for what is harmless, and refused as it refuses.
+        """
+        found = {name: value for name, value in self.values.items() if name in keep or name not in read}
+        counted = Unread()
+        dataclasses.replace(self, unread=counted).only(read, decisive)
+        self.unread.columns += counted.counts
+        return found
 
     def text(self, name: str) -> str:
         """The text in a field.

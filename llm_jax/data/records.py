@@ -13,6 +13,7 @@ from llm_jax.text.chat import Message
 
 ANSWERS = ("answer", "solution", "ground_truth")  # what is known to be right, under the names that it has in the wild
 BEFORE = ("messages", "prompt", "system")
+NUMBERS = ("target", "label", "rating")  # beside a prompt that nobody replied to, a number of these is for rewards
 SHAPES = (
     "{messages}, {prompt}, {prompt, completion}, {prompt, answer}, {instruction, input, output}, "
     "{prompt, chosen, rejected} and, to RatedReplies, {prompt, completion, rating}"
@@ -43,17 +44,25 @@ def document_of(value: Any, field: str, where: str, unread: Unread | None = None
     if "chosen" in record and "rejected" in record:
         return _preference(record)
     if "instruction" in record and "output" in record:
-        record.only(("instruction", "input", "output", "system", "text", *ANSWERS), OF_RECORDS)
+        read = ("instruction", "input", "output", "system", "text", *ANSWERS)
+        columns = record.columns(read, OF_RECORDS, keep=ANSWERS)
         messages = (*_system(record), asked(record), Message("assistant", record.text("output")))
-        return Conversation(messages, answer=_answer_in(record))
+        return Conversation(messages, answer=_answer_in(record), columns=columns)
     if isinstance(record.values.get("prompt"), str) and "answer" in record and "completion" not in record:
-        record.only(("prompt", "answer"), OF_RECORDS)
-        return Example(record.text("prompt"), record.text("answer"))
+        columns = record.columns(("prompt", "answer"), OF_RECORDS, keep=ANSWERS)
+        return Example(record.text("prompt"), record.text("answer"), columns=columns)
     if "messages" in record or "prompt" in record:
-        record.only((*BEFORE, "completion", "tools", *ANSWERS), OF_RECORDS)
         said = replied(record) if "completion" in record else said_before(record)
-        return dataclasses.replace(said, answer=_answer_in(record))
+        decisive = OF_RECORDS if said.asked != said.messages else _beside_a_prompt(record)
+        columns = record.columns((*BEFORE, "completion", "tools", *ANSWERS), decisive, keep=ANSWERS)
+        return dataclasses.replace(said, answer=_answer_in(record), columns=columns)
     raise InputError(f"{where} has no field {field!r}: {nearest(field, record.values)}; other records are {SHAPES}")
+
+
+def _beside_a_prompt(record: Record) -> dict[str, str]:
+    """What would change what is trained, if it were read, beside a prompt without a reply: a number is none."""
+    numbers = {name for name in NUMBERS if isinstance(record.values.get(name), int | float)}
+    return {name: advice for name, advice in OF_RECORDS.items() if name not in numbers}
 
 
 def _answer_in(record: Record) -> str | None:
@@ -72,7 +81,7 @@ def _preference(record: Record) -> Preference:
     """Of replies, or of whole conversations that differ in the last message alone (trl's format)."""
     if record.says("tools"):
         raise InputError(f"{record.where}: pairs to compare have no place for 'tools'")
-    record.only((*BEFORE, "chosen", "rejected", "margin"), OF_RECORDS)
+    columns = record.columns((*BEFORE, "chosen", "rejected", "margin"), OF_RECORDS, keep=ANSWERS)
     begun = isinstance(record.values["chosen"], list) and "messages" not in record and "prompt" not in record
     before = _system(record) if begun else said_before(record).messages
     both = [_whole(before, _reply_in(record, name)) for name in ("chosen", "rejected")]
@@ -82,7 +91,8 @@ def _preference(record: Record) -> Preference:
             f"{record.where}: 'chosen' and 'rejected' must have a beginning in common, and then a reply each"
         )
     margin = record.number("margin") if "margin" in record else None
-    return compared(both[0][:common], both[0][-1], both[1][-1], margin, record.where)
+    pair = compared(both[0][:common], both[0][-1], both[1][-1], margin, record.where)
+    return dataclasses.replace(pair, columns=columns)
 
 
 def compared(

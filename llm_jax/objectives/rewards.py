@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from types import FunctionType
@@ -23,12 +24,19 @@ from llm_jax.experiment import module_name, user_modules
 from llm_jax.layers.tokens import PADDING, Tokens
 from llm_jax.models.heads import Scorer
 from llm_jax.models.pretrained import Pretrained
+from llm_jax.objectives.asking import TOLD, asked_for, check_order
 from llm_jax.text.chat import Message
 from llm_jax.text.tokenizer import Tokenizer
 
 
 class Reward(Part):
-    """`reward(prompts, completions, examples) -> scores`. An experiment may make its own: subclass, and score."""
+    """`reward(prompts, completions, examples) -> scores`. An experiment may make its own: subclass, and score.
+
+    After these three it may take more, by name, a list with a value for each completion: `completion_lengths` (in
+    tokens, with the one that ended it), `completion_ended` (whether one did), and whatever the records of the prompts
+    have in a field of that name, `answer` among them. Where a record has no such field the value is the parameter's
+    default. With `**columns` it takes every field that all of these records have.
+    """
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], examples: Sequence[Document]) -> np.ndarray:
         """float64 [N]: a score for each completion, the higher the better.
@@ -45,12 +53,24 @@ class Reward(Part):
         """What its scores are called in what is logged."""
         return type(self).__name__
 
+    def signature(self) -> inspect.Signature:
+        """Of what is called: after the first three parameters come those that are asked for by name."""
+        return inspect.signature(self.__call__)
+
     def check(self) -> None:
         """Nothing, if it can be asked.
 
         Raises:
           InputError: it cannot.
         """
+
+    def check_prompts(self, documents: Sequence[Document]) -> None:
+        """Nothing, if it can be asked about completions of these.
+
+        Raises:
+          InputError: it asks for what one of them has not.
+        """
+        asked_for(self.signature(), self.called(), documents, {name: [] for name in TOLD})
 
     def ready(self, tokenizer: Tokenizer, rendering: Rendering, frozen: Any) -> Reward:
         """The reward as a training asks it: one that reads texts as a model does is given what that needs."""
@@ -63,6 +83,8 @@ GIVEN: dict[str, FunctionType] = {}  # the functions that this process was hande
 @dataclasses.dataclass(frozen=True)
 class Function(Reward):
     """A plain function `f(prompts, completions, examples)` that returns a number for each completion.
+
+    It may ask for more by name, as any `Reward`: `f(prompts, completions, examples, completion_ended, nums=None)`.
 
     `name` is "module:function", or "file.py:function" of a file that was run: an experiment's own, or with --modules.
     Of this project only the files of experiments have such functions.
@@ -94,14 +116,17 @@ class Function(Reward):
         GIVEN[made.name] = function
         return made
 
-    def __call__(self, prompts, completions, examples):
-        return self._found()(prompts, completions, examples)
+    def __call__(self, prompts, completions, examples, **more):
+        return self._found()(prompts, completions, examples, **more)
 
     def called(self):
         return self.name.rpartition(":")[2]
 
+    def signature(self):
+        return inspect.signature(self._found())
+
     def check(self):
-        self._found()
+        check_order(self.signature(), self.called())
 
     def _found(self) -> FunctionType:
         if self.name in GIVEN:
@@ -136,14 +161,19 @@ def as_reward(given: Reward | FunctionType) -> Reward:
 
 
 def scores(
-    reward: Reward, prompts: Sequence[str], completions: Sequence[str], examples: Sequence[Document]
-) -> np.ndarray:
+    reward: Reward, prompts: Sequence[str], completions: Sequence[str], examples: Sequence[Document],
+    told: Mapping[str, Sequence[Any]] | None = None,
+) -> np.ndarray:  # fmt: skip
     """float64 [N]: what `reward` gives to each completion. It is asked with lists of its own, which it may change.
 
+    Args:
+      told: what is known of completions, by the names of `TOLD`.
+
     Raises:
-      InputError: it does not return a finite number for each.
+      InputError: it does not return a finite number for each, or asks for what there is not.
     """
-    given: Any = reward(list(prompts), list(completions), list(examples))
+    more = asked_for(reward.signature(), reward.called(), examples, told)
+    given: Any = reward(list(prompts), list(completions), list(examples), **more)
     name, wanted = f"the reward {reward.called()}", f"a list or an array of {len(completions)} finite numbers"
     if isinstance(given, str | bytes | dict | set) or not (isinstance(given, Sequence) or hasattr(given, "__array__")):
         raise unusable(name, given, wanted)
@@ -172,6 +202,10 @@ class ExactAnswer(Reward):
     def __call__(self, prompts, completions, examples):
         return _exact(completions, examples, {e: text for e in {*examples} if (text := known_answer(e)) is not None})
 
+    def check_prompts(self, documents):
+        if without := sum(known_answer(document) is None for document in documents):
+            raise InputError(f"{NO_ANSWER}: {without} of {len(documents)} have none")
+
     def ready(self, tokenizer, rendering, frozen):
         return _Comparing(tokenizer, rendering)
 
@@ -191,12 +225,15 @@ class _Comparing(Reward):
         return ExactAnswer.__name__
 
 
+NO_ANSWER = (
+    "ExactAnswer needs documents to which one answer is known: examples, and conversations with an answer or a reply "
+    "at the end"
+)
+
+
 def _exact(completions: Sequence[str], examples: Sequence[Document], wanted: Mapping[Document, str]) -> np.ndarray:
     if any(example not in wanted for example in examples):
-        raise InputError(
-            "ExactAnswer needs documents to which one answer is known: examples, and conversations with an answer or a "
-            "reply at the end"
-        )
+        raise InputError(NO_ANSWER)
     same = [
         without_thought(as_answered(example, text), wanted[example]).strip() == wanted[example].strip()
         for example, text in zip(examples, completions, strict=True)

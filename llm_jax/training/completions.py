@@ -17,6 +17,7 @@ from llm_jax.inference.generate import Generation, prepare, row_keys
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.inference.sampling import Sampler
 from llm_jax.models.model import Generator
+from llm_jax.objectives.rewards import Reward, scores
 from llm_jax.text.chat import Message, rendered
 from llm_jax.text.special import frame
 from llm_jax.text.tokenizer import Tokenizer
@@ -80,6 +81,12 @@ class Completions:
     ids: list[list[int]]
     texts: list[str]
     ended_B: np.ndarray
+
+    def scored(self, reward: Reward) -> np.ndarray:
+        """float64 [B]: what the reward gives to each, told all that is known of them."""
+        told = dict(completion_lengths=[len(ids) for ids in self.ids], completion_ended=self.ended_B.tolist())
+        prompts, documents = [prompt.text for prompt in self.prompts], [prompt.document for prompt in self.prompts]
+        return scores(reward, prompts, self.texts, documents, told)
 
     def sizes(self) -> np.ndarray:
         """[B]: how many tokens each has, but for one that ended it."""

@@ -20,7 +20,7 @@ from llm_jax.inference.sampling import Sampling
 from llm_jax.layers.tokens import Tokens
 from llm_jax.models.heads import Scorer
 from llm_jax.objectives.preferences import apart
-from llm_jax.objectives.rewards import Reward, as_reward, scores
+from llm_jax.objectives.rewards import Reward, as_reward
 from llm_jax.training.completions import Completions, Prompt, replies
 from llm_jax.training.finished import Finished, language_model
 from llm_jax.training.intervals import NORMAL_95, wilson
@@ -94,7 +94,7 @@ class Rewarded(Report):
         made = replies(
             lm, prompts, max_tokens=self.max_tokens, sampler=sampler, seed=self.seed, batch=self.batch
         )  # fmt: skip
-        return made, scores(reward, [p.text for p in prompts], made.texts, [p.document for p in prompts])
+        return made, made.scored(reward)
 
 
 def _rendering(finished: Finished) -> Rendering:

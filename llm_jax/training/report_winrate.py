@@ -16,7 +16,7 @@ from llm_jax.inference.sampling import Sampling
 from llm_jax.models.heads import Scorer
 from llm_jax.models.model import Generator
 from llm_jax.models.pretrained import Pretrained
-from llm_jax.objectives.rewards import ModelReward, scores
+from llm_jax.objectives.rewards import ModelReward
 from llm_jax.training.completions import Completions, Prompt, replies
 from llm_jax.training.finished import Finished
 from llm_jax.training.intervals import NORMAL_95, wilson
@@ -67,8 +67,7 @@ class WinRate(Report):
             replies(run.lm, prompts, max_tokens=self.max_tokens, sampler=sampler, seed=self.seed, batch=self.batch)
             for run in (finished, rival)
         ]
-        asked, documents = [p.text for p in prompts], [p.document for p in prompts]
-        return self._finding(prompts, made, [scores(reward, asked, each.texts, documents) for each in made])
+        return self._finding(prompts, made, [each.scored(reward) for each in made])
 
     def _prompts(self, finished: Finished, context: int) -> list[Prompt]:
         """Each once, of those that leave room for a reply."""

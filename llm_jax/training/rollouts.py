@@ -25,7 +25,7 @@ from llm_jax.data.pipeline import Data, SplitName
 from llm_jax.data.presentation import Batch, blank
 from llm_jax.inference.sampling import Sampler, Sampling
 from llm_jax.objectives.policy import Rollout
-from llm_jax.objectives.rewards import ExactAnswer, Reward, as_reward, scores
+from llm_jax.objectives.rewards import ExactAnswer, Reward, as_reward
 from llm_jax.text.tokenizer import Tokenizer
 from llm_jax.training.author import RECALLED, Author, HeldOut, keys
 from llm_jax.training.completions import Completions, Prompt
@@ -42,7 +42,8 @@ class Rollouts(Data):
     on `updates` times over, in another order each time. Prompts are of examples, or conversations, which the model is
     to end with a reply (one that is there already is left out); those that leave no room for `max_tokens` in `length`
     are left out. Of a mixture, groups are in proportion to its weights. The reward is the sum of `rewards`, parts or
-    plain functions `f(prompts, completions, examples)`, by their `weights` (none: 1 each).
+    plain functions `f(prompts, completions, examples)`, by their `weights` (none: 1 each). A reward may ask for fields
+    of the prompts' records too, for how many tokens a completion has, and for whether it ended (`Reward`).
 
     `unended` is the reward of a completion that did not end in `max_tokens`, whatever `rewards` say of it (None: what
     they say). A reward model reads a text that was cut off as if it had ended there, so that it may be worth something
@@ -96,11 +97,11 @@ class Rollouts(Data):
                 f"a rollout of data.batch={self.batch} x data.batches={self.batches} completions is no whole number of "
                 f"groups of data.group={self.group}"
             )
-        self._check_settings()
+        self._check_settings("train")
         return RolloutIterator(self, program, tokenizer, seed)
 
     def evaluation(self, tokenizer, *, split="validation", process=0, processes=1) -> Any:
-        self._check_settings()
+        self._check_settings(split)
         return HeldOut(self, tokenizer, split)
 
     def blank(self, rows):
@@ -139,7 +140,7 @@ class Rollouts(Data):
                 )  # fmt: skip
         return fitting
 
-    def _check_settings(self) -> None:
+    def _check_settings(self, split: SplitName) -> None:
         for field in dataclasses.fields(Data):
             said = getattr(self, field.name)
             if field.name in ("packing", "presentation", "workers") and said != field.default:
@@ -147,8 +148,10 @@ class Rollouts(Data):
                     f"the model itself writes rollouts, a completion a row: leave data.{field.name} at "
                     f"{show(field.default, whole=True)}, not {show(said, whole=True)}"
                 )
+        documents = self.documents(split)
         for reward in self.judges:
             reward.check()
+            reward.check_prompts(documents)
 
     def reward_names(self) -> list[str]:
         """What each reward is called in a batch, where there are several."""
@@ -157,11 +160,9 @@ class Rollouts(Data):
 
     def judged(self, completions: Completions, ready: Sequence[Reward]) -> Batch:
         """The rewards of each row, in float64."""
-        texts = [prompt.text for prompt in completions.prompts]
-        examples = [prompt.document for prompt in completions.prompts]
-        each = [scores(reward, texts, completions.texts, examples) for reward in ready]
+        each = [completions.scored(reward) for reward in ready]
         weights = self.weights or (1.0,) * len(each)
-        total_B = sum((w * score_B for w, score_B in zip(weights, each, strict=True)), np.zeros(len(texts)))
+        total_B = sum((w * score_B for w, score_B in zip(weights, each, strict=True)), np.zeros(len(completions.ids)))
         if self.unended is not None:
             total_B = np.where(completions.ended_B, total_B, self.unended)
         return dict(zip(self.reward_names(), each, strict=False)) | dict(reward_B=total_B)

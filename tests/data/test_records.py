@@ -133,13 +133,44 @@ def test_fields_that_nobody_reads_are_named_once_with_their_count(documents, tmp
     for _ in range(2):
         assert len(documents({"text": "t", "score": 9}, *records)) == 4
     found = [record.getMessage() for record in caplog.records]
-    fields = "'colour' of calls (1 times), 'name' of messages (3 times), 'score' (4 times)"
-    assert found == [f"{tmp_path / 'a.jsonl'} has fields that are not read: {fields}"]
+    fields = "'colour' of calls (1 times), 'name' of messages (3 times), 'score' (1 times)"
+    asked_for = "no text is made of; a reward reads those that it asks for by name: 'score' (3 times)"
+    assert found == [
+        f"{tmp_path / 'a.jsonl'} has fields that {what}" for what in (f"are not read: {fields}", asked_for)
+    ]
     caplog.clear()
     documents(ALPACA, {"text": "t", "id": 3, "url": "u", "extra": None})
     assert not caplog.records
     documents({"text": "repeats", "messages": [USER, REPLY]})
     assert [r.getMessage().rpartition(": ")[2] for r in caplog.records] == ["'text' (1 times)"]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"messages": [USER, REPLY]}, {"messages": [USER]}, {"prompt": "q"}, {"prompt": [USER]},
+        {"prompt": "q", "answer": "a"}, {"prompt": "q", "completion": "a"}, {"instruction": "i", "output": "o"},
+        {"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "q", "solution": "4"},
+        {"prompt": [USER], "ground_truth": "4"},
+    ],
+    ids=lambda shape: "+".join(shape),
+)  # fmt: skip
+def test_other_fields_of_a_prompt_are_its_columns(documents, shape):
+    """As they are: harmless ones, empty ones and the answer under its own name too. They are no part of the text."""
+    others = {"nums": [3, [4.5]], "source": "s", "tests": {"in": "x"}, "hint": "", "level": None}
+    (found,) = documents(shape | others)
+    assert found == documents(shape)[0] and hash(found) == hash(documents(shape)[0])
+    known = {name: value for name, value in shape.items() if name in ("answer", "solution", "ground_truth")}
+    assert found.columns == {"nums": [3, [4.5]], "source": "s", "tests": {"in": "x"}, "hint": ""} | known
+
+
+def test_numbers_beside_a_prompt_are_for_rewards(documents):
+    """As of a game of numbers: no reply is a number. Where there is a reply, or a text, they are refused as ever."""
+    (found,) = documents({"prompt": "use 3 and 4 to make 7", "target": 7, "nums": [3, 4]})
+    assert found.columns == {"target": 7, "nums": [3, 4]} and found.answer is None
+    for record in ({"prompt": "q", "target": "seven"}, {"prompt": "q", "completion": "a", "target": 7}):
+        with pytest.raises(InputError, match="'target' would not be read: a reply to a prompt is its 'completion'"):
+            documents(record)
 
 
 def test_other_sources_name_them_too(tmp_path, caplog):

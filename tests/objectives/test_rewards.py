@@ -14,10 +14,11 @@ import pytest
 from llm_jax.__main__ import main
 from llm_jax.core.spelling import from_json, parse, to_json
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Example
+from llm_jax.data.documents import Conversation, Example, Preference
 from llm_jax.experiment import load_module
 from llm_jax.objectives import rewards
 from llm_jax.objectives.rewards import ExactAnswer, Function, Reward, as_reward, scores
+from llm_jax.text.chat import Message
 from llm_jax.training.metrics import read
 
 FILE = '''
@@ -37,8 +38,11 @@ from llm_jax.text.recipes import Bytes
 from llm_jax.training.rollouts import Rollouts
 
 
-def brevity(prompts, completions, examples):
+def brevity(prompts, completions, examples, limit, completion_lengths, completion_ended):
     assert len(prompts) == len(completions) == len(examples) and examples[0].answer == "A"
+    assert limit == [int(prompt[:-1]) % 3 for prompt in prompts]
+    assert all(1 <= length <= 3 for length in completion_lengths), "with the token that ends it"
+    assert all(length == 3 or ended for length, ended in zip(completion_lengths, completion_ended))
     return [-len(text) for text in completions]
 
 
@@ -55,7 +59,8 @@ def experiment():
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("brief")
-    (folder / "prompts.jsonl").write_text("\n".join(json.dumps(dict(prompt=f"{i}+", answer="A")) for i in range(99)))
+    records = [dict(prompt=f"{i}+", answer="A", limit=i % 3) for i in range(99)]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, records)))
     path = folder / "brief_replies.py"
     path.write_text(FILE.replace("PROMPTS", str(folder / "prompts.jsonl")))
     return path
@@ -91,6 +96,66 @@ def within(prompts, completions, examples):
 
 def test_a_function_of_any_module_may_be_handed_over_in_python():
     np.testing.assert_array_equal(as_reward(within)([], ["a", "bcd"], []), [1.0, 3.0])
+
+
+def told_of(prompts, completions, examples, nums, completion_lengths, completion_ended, level=1):
+    return [sum(n) * k + e - l for n, k, e, l in zip(nums, completion_lengths, completion_ended, level, strict=True)]
+
+
+def told_of_all(prompts, completions, examples, answer, **columns):
+    assert columns.keys() == {"completion_ended", "completion_lengths", "nums", "source"}
+    return [float(a in c and s == "s") for a, c, s in zip(answer, completions, columns["source"], strict=True)]
+
+
+def test_a_reward_asks_for_columns_by_name():
+    """And is given copies, with its own default where a record has no such field."""
+    examples = [
+        Conversation((Message("user", "q"),), answer="4", columns=dict(nums=[1, 2], level=7, source="s")),
+        Example("q", "5", columns=dict(nums=[3], source="t")),
+        Preference((Message("user", "q"),), "a", "b", columns=dict(nums=[], source="s", answer="6", level=0)),
+    ]
+    given = ["q"] * 3, ["4", "5", "6 or 7"], examples
+    told = dict(completion_lengths=[2, 3, 4], completion_ended=[True, False, True])
+    assert scores(as_reward(told_of), *given, told).tolist() == [3 * 2 + 1 - 7, 3 * 3 + 0 - 1, 0 + 1 - 0]
+    assert scores(as_reward(told_of_all), *given, told).tolist() == [1, 0, 1]
+
+    @dataclasses.dataclass(frozen=True)
+    class Spoiling(Reward):
+        weight: float
+
+        def __call__(self, prompts, completions, examples, nums: list[list[int]] = []):  # noqa: B006
+            found = [self.weight * len(each) for each in nums]
+            [each.clear() for each in nums]
+            return found
+
+    for _ in range(2):
+        assert scores(Spoiling(0.5), *given).tolist() == [1, 0.5, 0]
+    with pytest.raises(InputError, match=r"told_of asks for 'completion_lengths', which 3 of 3 prompts have not"):
+        scores(as_reward(told_of), *given)
+
+
+def asks_in_vain(prompts, completions, examples, numbers):
+    return []
+
+
+def trls(completions, solution, **kwargs):
+    return []
+
+
+def too_few(prompts, completions):
+    return []
+
+
+def test_a_reward_that_cannot_be_asked_is_refused():
+    example = Example("q", "4", columns=dict(nums=[1]))
+    with pytest.raises(InputError, match=r"asks for 'numbers', which 1 of 2 .* default\): did you mean 'nums'\?"):
+        scores(as_reward(asks_in_vain), ["q"] * 2, ["a"] * 2, [example, Example("q", "4", columns=dict(numbers=3))])
+    for function in (trls, too_few):
+        with pytest.raises(
+            InputError, match=r"let it take \(prompts, completions, examples\) in this order, and then by"
+        ):
+            as_reward(function).check()
+    as_reward(told_of).check()
 
 
 @pytest.mark.parametrize(

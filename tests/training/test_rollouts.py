@@ -23,7 +23,7 @@ from llm_jax.data.split import ByHash
 from llm_jax.models.heads import Scorer
 from llm_jax.models.pretrained import Pretrained
 from llm_jax.objectives.policy import Dapo, DrGrpo, Grpo
-from llm_jax.objectives.rewards import ModelReward, Reward, completed
+from llm_jax.objectives.rewards import ExactAnswer, ModelReward, Reward, completed
 from llm_jax.parallel.layout import Layout, place
 from llm_jax.text.chat import Message
 from llm_jax.training.completions import Completions, Prompt
@@ -57,6 +57,20 @@ class Sums(Source):
 
     def documents(self):
         return (Example(f"{self.first}{i}{self.last}", "A") for i in range(self.count))
+
+
+@dataclasses.dataclass(frozen=True)
+class Bare(Source):
+    """Prompts to which no answer is known."""
+
+    count: int
+
+    def documents(self):
+        return (Conversation((Message("user", str(i)),)) for i in range(self.count))
+
+
+def needs_columns(prompts, completions, examples, nums):
+    return nums
 
 
 @pytest.fixture(scope="module")
@@ -334,6 +348,14 @@ def test_what_cannot_be_rolled_out_is_refused(experiment, tiny, program, tokeniz
     ):
         with pytest.raises(InputError, match=message):
             dataclasses.replace(data, **changes).train(tokenizer, seed=0, program=program)
+    for rewards, message in (
+        ((needs_columns,), r"needs_columns asks for 'nums', which \d+ of \d+ prompts have not .*: choose from answer"),
+        ((ExactAnswer(),), r"ExactAnswer needs documents to which one answer is known: .*: 20 of \d+ have none"),
+    ):
+        mixed = Mixture((data.source, Bare(20)), (1.0, 1.0))
+        unknown = dataclasses.replace(data, rewards=rewards, weights=(), source=mixed, split=ByHash(1e-9))
+        with pytest.raises(InputError, match=message):
+            unknown.train(tokenizer, seed=0, program=program)
     for name, value in dict(packing=One(), presentation=Masked(), workers=2).items():
         with pytest.raises(InputError, match=f"leave data.{name} at"):
             dataclasses.replace(data, **{name: value}).train(tokenizer, seed=0, program=program)
