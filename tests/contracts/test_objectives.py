@@ -50,6 +50,12 @@ B, T, WORDS, CLASSES = 4, 6, 13, 3  # the last row of a batch is padding
 RNG = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def draws_of_its_own():
+    """What a test draws does not depend on which tests ran before it in the same process."""
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 @dataclasses.dataclass
 class Fitting:
     """An objective with a model and a batch that fit it, and what is frozen.
@@ -122,11 +128,18 @@ def distilled() -> Fitting:
 
 
 def rewarded(objective: PolicyGradient) -> Fitting:
-    """The rewards are negative, so that the loss of an evaluation is positive."""
+    """The rewards are negative, so that the loss of an evaluation is positive.
+
+    The first two rows are one completion, worth something in one and less than nothing in the other: whatever its ratio
+    is, one of the two is not clipped, and they do not cancel.
+    """
     model = ActorCritic(decoder(), Scorer(decoder())) if isinstance(objective, Ppo) else decoder()
     of_targets = ("old_BT", "reference_BT", "value_BT", "advantage_BT", "return_BT")
     batch = predicted() | {name: (-2 - RNG.random((B, T))).astype(np.float32) for name in of_targets}
-    batch["advantage_BT"] = RNG.normal(size=(B, T)).astype(np.float32)  # of both signs, or all might be clipped
+    batch["weight_BT"][0, 1] = 1.0
+    batch = {name: np.concatenate([array[:1], array[:1], array[2:]]) for name, array in batch.items()}
+    worth_B = np.array([1.0, -0.5, 0.7, 0.0], np.float32)
+    batch["advantage_BT"] = np.broadcast_to(worth_B[:, None], (B, T))
     of_rows = ("reward_B", "reward_spread_B", "ended_B", "kl_coefficient_B")
     batch |= {name: np.full(B, -1, np.float32) for name in of_rows}
     frozen = dict(allowed_V=np.arange(WORDS) != 0, temperature=np.float32(1.2), max_tokens=np.float32(T), reference={})
