@@ -25,16 +25,21 @@ from llm_jax.training.completions import Completions, Prompt, replies
 from llm_jax.training.finished import Finished, language_model
 from llm_jax.training.intervals import NORMAL_95, wilson
 from llm_jax.training.report import Finding, Report
+from llm_jax.training.rollouts import Rollouts
 
 
 @dataclasses.dataclass(frozen=True)
 class Rewarded(Report):
     """How good replies to held-out prompts are, sampled from the model and, if it has one, from its reference.
 
-    The gain is the mean difference by prompt, with its 95% interval. The divergence KL(model || reference) is taken
-    over the whole vocabulary at each place of the model's replies: its mean per token, and its sum per reply. Prompts
-    are the first `limit` that leave room for `max_tokens`. The share of replies that did not end in them is
-    `truncated`: they are rewarded as they stand.
+    The gain is the mean difference by prompt, with its 95% interval. The divergence KL(model || reference) is that of
+    the two distributions that replies are drawn from, at the `temperature`, among the tokens that a model may write: at
+    each place of the model's replies it is summed over the vocabulary; told are its mean per token, and its sum per
+    reply. At temperature 0 nothing is drawn, and there is none. Prompts are the first `limit` that leave room for
+    `max_tokens`. The share of replies that did not end in them is `truncated`: they are rewarded as they stand.
+
+    Attributes:
+      temperature: None: that of the data's `Rollouts`, by which the model was trained; 1 for other data.
 
     Raises:
       InputError: the held-out documents have none.
@@ -43,7 +48,7 @@ class Rewarded(Report):
     reward: Reward | FunctionType
     limit: Size = 200
     max_tokens: Size = 64
-    temperature: NonNegative = 1.0
+    temperature: NonNegative | None = None
     batch: Size = 50
     seed: Seed = 0
     show: Count = 2
@@ -62,35 +67,45 @@ class Rewarded(Report):
                 f"max_tokens={self.max_tokens}: there are none"
             )
         reward = cast(Any, self).reward.ready(finished.tokenizer, rendering, finished.frozen)
-        here, score_N = self._sampled(lm, prompts, reward)
+        sampler = Sampling(self._temperature(finished))
+        here, score_N = self._sampled(lm, prompts, sampler, reward)
         found = dict(reward=score_N.mean(), reply_tokens=here.sizes().mean(), truncated=here.truncated())
         lines = [f"{len(prompts)} held-out prompts: {_told(here, score_N)}"]
         shown = [prompts, here.texts]
         if finished.frozen and "reference" in finished.frozen:
             reference = language_model(finished.experiment, finished.tokenizer, finished.frozen["reference"])
-            there, score_there_N = self._sampled(reference, prompts, reward)
+            there, score_there_N = self._sampled(reference, prompts, sampler, reward)
             gain_N = score_N - score_there_N
             error = NORMAL_95 * gain_N.std(ddof=1) / math.sqrt(len(gain_N)) if len(gain_N) > 1 else math.nan
-            kl = divergence(lm, reference, here, self.batch)
-            per_token, per_reply = np.concatenate(kl).mean(), np.mean([kl_T.sum() for kl_T in kl])
-            found |= dict(reward_gain=gain_N.mean(), kl=per_token, kl_per_reply=per_reply)
-            found |= dict(reward_gain_low=gain_N.mean() - error, reward_gain_high=gain_N.mean() + error)
+            found |= dict(
+                reward_gain=gain_N.mean(), reward_gain_low=gain_N.mean() - error, reward_gain_high=gain_N.mean() + error
+            )
             found["reference_reward"] = score_there_N.mean()
-            lines += [
-                f"  its reference: {_told(there, score_there_N)}, so a gain of {gain_N.mean():.3f} +- {error:.3f}",
-                f"  KL to the reference {per_token:.4f} nats a token, {per_reply:.3f} a reply",
-            ]
+            lines.append(
+                f"  its reference: {_told(there, score_there_N)}, so a gain of {gain_N.mean():.3f} +- {error:.3f}"
+            )
+            if sampler.temperature:
+                kl = divergence(lm, reference, here, self.batch, sampler.temperature)
+                per_token, per_reply = np.concatenate(kl).mean(), np.mean([kl_T.sum() for kl_T in kl])
+                found |= dict(kl=per_token, kl_per_reply=per_reply)
+                lines.append(f"  KL to the reference {per_token:.4f} nats a token, {per_reply:.3f} a reply")
+            else:
+                lines.append("  no KL to the reference: at temperature 0 replies are not drawn")
             shown.append(there.texts)
         for about, *texts in list(zip(*shown, strict=True))[: self.show]:
             names = ("prompt", "model", "reference")
             lines += ["", *(f"  {name:9}  {said}" for name, said in zip(names, (about.text, *texts), strict=False))]
         return Finding(lines, {name: float(value) for name, value in found.items()})
 
+    def _temperature(self, finished: Finished) -> float:
+        data = finished.experiment.data
+        given = data.temperature if isinstance(data, Rollouts) else 1.0
+        return given if self.temperature is None else self.temperature
+
     def _sampled(
-        self, lm: LanguageModel, prompts: Sequence[Prompt], reward: Reward
+        self, lm: LanguageModel, prompts: Sequence[Prompt], sampler: Sampling, reward: Reward
     ) -> tuple[Completions, np.ndarray]:  # fmt: skip
         """Replies, and the score of each."""
-        sampler = Sampling(self.temperature)
         made = replies(
             lm, prompts, max_tokens=self.max_tokens, sampler=sampler, seed=self.seed, batch=self.batch
         )  # fmt: skip
@@ -107,15 +122,21 @@ def _told(made: Completions, score_N: np.ndarray) -> str:
     return f"{told}, {made.truncated():.1%} cut off"
 
 
-def divergence(lm: LanguageModel, other: LanguageModel, made: Completions, batch: int) -> list[np.ndarray]:
-    """KL(lm || other) in nats, wherever a token of a completion was drawn: float64 [tokens] for each."""
+def divergence(
+    lm: LanguageModel, other: LanguageModel, made: Completions, batch: int, temperature: float
+) -> list[np.ndarray]:
+    """KL(lm || other) in nats, wherever a token of a completion was drawn: float64 [tokens] for each.
+
+    It is that of the distributions drawn from: at the temperature, among the tokens that a model may write.
+    """
+    written = sorted({*range(lm.tokenizer.vocabulary)} - lm.tokenizer.unsaid)
     texts = [[*prompt.ids, *ids] for prompt, ids in zip(made.prompts, made.ids, strict=True)]
     ids_NT = np.zeros((len(texts), max(map(len, texts))), np.int64)
     for row, text in enumerate(texts):
         ids_NT[row, : len(text)] = text
     found = []
     for i in range(0, len(texts), batch):
-        logs = [_log_softmax(m.logits(ids_NT[i : i + batch])) for m in (lm, other)]
+        logs = [_log_softmax(m.logits(ids_NT[i : i + batch])[..., written] / temperature) for m in (lm, other)]
         for row in range(len(logs[0])):
             drawn = slice(len(made.prompts[i + row].ids) - 1, len(texts[i + row]) - 1)
             here, there = (log_NTV[row, drawn] for log_NTV in logs)

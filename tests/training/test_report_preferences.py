@@ -20,6 +20,7 @@ from llm_jax.data.pipeline import Data
 from llm_jax.data.preferences import Pairs
 from llm_jax.data.sources import Source
 from llm_jax.inference.language_model import LanguageModel
+from llm_jax.inference.sampling import Sampling
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed
@@ -27,13 +28,16 @@ from llm_jax.layers.feedforward import FeedForward
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.heads import Scorer
 from llm_jax.models.stack import Stack
+from llm_jax.objectives.preferences import Dpo
 from llm_jax.objectives.rewards import Reward
 from llm_jax.text.chat import Message
 from llm_jax.text.recipes import Bytes, Characters
+from llm_jax.training.completions import Prompt, replies
 from llm_jax.training.finished import Finished
 from llm_jax.training.intervals import wilson
 from llm_jax.training.precision import Precision
 from llm_jax.training.report_preferences import PairAccuracy, Rewarded
+from llm_jax.training.rollouts import Rollouts
 
 TOKENIZER = Characters().train(["0123456789+="])  # few enough that a model which has learnt nothing ends some texts
 MODEL = Decoder(Embed(8, TOKENIZER.vocabulary), Stack((Block(Attention(1, 1, 8), FeedForward(8)),), 1), context=32)
@@ -50,6 +54,15 @@ class Varied(Reward):
         return np.array(scores, np.float64)
 
 
+@dataclasses.dataclass(frozen=True)
+class Tasks(Source):
+    def documents(self):
+        return iter(TASKS)
+
+    def validation(self):
+        return iter(TASKS)
+
+
 def drawn(seed: int) -> Any:
     params = jax.jit(lambda key: nn.meta.unbox(MODEL.begin(key)))(jax.random.key(seed))
     return jax.tree.map(lambda x: 4 * x, params)
@@ -62,7 +75,7 @@ def params() -> dict[str, Any]:
 
 def finished(params: dict[str, Any], documents: list[Any]) -> Finished:
     data = SimpleNamespace(rendering=Rendering(), documents=lambda split: documents)
-    experiment: Any = SimpleNamespace(model=MODEL, precision=Precision(), data=data)
+    experiment: Any = SimpleNamespace(model=MODEL, precision=Precision(), data=data, objective=Dpo())
     frozen = {"reference": params["reference"]} if "reference" in params else None
     return Finished(experiment, TOKENIZER, params["own"], frozen)
 
@@ -83,7 +96,6 @@ def test_the_numbers_are_those_of_greedy_replies(params):
     reward: dict[str, list[float]] = {name: [] for name in params}
     size: dict[str, list[int]] = {name: [] for name in params}
     ended: dict[str, list[bool]] = {name: [] for name in params}
-    kl = []
     for name in params:
         for task in TASKS:
             prompt = [TOKENIZER.special["bos"], *TOKENIZER.encode(task.prompt)]
@@ -96,27 +108,49 @@ def test_the_numbers_are_those_of_greedy_replies(params):
             size[name].append(len(ids) - len(prompt) - ended[name][-1])
             said = TOKENIZER.decode(ids[len(prompt) :][: size[name][-1]])
             reward[name].append(len(set(said)) / len(task.answer))
-            if name == "own":  # of every token that it drew, the one that ends a text too
-                here, there = (scipy.special.softmax(scores(m, ids[:-1]), axis=-1) for m in ("own", "reference"))
-                kl.append(scipy.special.rel_entr(here, there).sum(-1)[len(prompt) - 1 :])
     gain_N = np.array(reward["own"]) - np.array(reward["reference"])
     error = 1.959964 * gain_N.std(ddof=1) / 12**0.5
     wanted = dict(
         reward=np.mean(reward["own"]), reference_reward=np.mean(reward["reference"]), reward_gain=gain_N.mean(),
         reward_gain_low=gain_N.mean() - error, reward_gain_high=gain_N.mean() + error,
         reply_tokens=np.mean(size["own"]), truncated=1 - np.mean(ended["own"]),
-        kl=np.concatenate(kl).mean(), kl_per_reply=np.mean([kl_T.sum() for kl_T in kl]),
     )  # fmt: skip
-    assert 0 < wanted["truncated"] < 1 and len({len(kl_T) for kl_T in kl}) > 1 and wanted["kl"] > 0.1 and error > 0
+    assert 0 < wanted["truncated"] < 1 and error > 0
     found = rewarded()(finished(params, TASKS))
     assert found.metrics == pytest.approx(wanted, rel=1e-4)
     assert f"12 held-out prompts: reward {wanted['reward']:.3f}, {wanted['reply_tokens']:.1f} tokens" in found.lines[0]
     assert f"{wanted['truncated']:.1%} cut off" in found.lines[0]
     assert f"{1 - np.mean(ended['reference']):.1%} cut off" in found.lines[1]
     assert found.lines[1].endswith(f"so a gain of {gain_N.mean():.3f} +- {error:.3f}")
-    assert (
-        found.lines[2] == f"  KL to the reference {wanted['kl']:.4f} nats a token, {wanted['kl_per_reply']:.3f} a reply"
-    )
+    assert found.lines[2] == "  no KL to the reference: at temperature 0 replies are not drawn"
+
+
+@pytest.mark.parametrize("given", [0.5, 1.0, None])
+def test_the_divergence_is_of_the_distributions_that_replies_are_drawn_from(params, given):
+    """At the temperature, that of the rollouts by default, and among the tokens that may be drawn."""
+    report, run = rewarded(temperature=given), finished(params, TASKS)
+    if given is None:
+        experiment: Any = run.experiment
+        experiment.data = Rollouts(Tasks(), temperature=2.0)
+    found, temperature = report(run), 2.0 if given is None else given
+    prompts = list(Prompt.among(run.documents("validation"), TOKENIZER, Rendering(), 99))
+    made = replies(run.lm, prompts, max_tokens=TOKENS, sampler=Sampling(temperature), seed=0, batch=5)
+    written = [i for i in range(TOKENIZER.vocabulary) if i not in TOKENIZER.beside or i in TOKENIZER.ends]
+    kl, raw = [], []
+    for prompt, ids in zip(prompts, made.ids, strict=True):  # of every token drawn, the one that ends a text too
+        text_BT = np.array([[*prompt.ids, *ids]])[:, :-1]
+        here, there = (
+            LanguageModel(MODEL, params[name], TOKENIZER).logits(text_BT)[0, len(prompt.ids) - 1 :].astype(np.float64)
+            for name in ("own", "reference")
+        )
+        each = [scipy.special.softmax(score[:, written] / temperature, axis=-1) for score in (here, there)]
+        kl.append(scipy.special.rel_entr(*each).sum(-1))
+        raw.append(scipy.special.rel_entr(*(scipy.special.softmax(x, axis=-1) for x in (here, there))).sum())
+    per_reply = np.mean([kl_T.sum() for kl_T in kl])
+    assert len({len(kl_T) for kl_T in kl}) > 1 and abs(per_reply - np.mean(raw)) > 0.01 * per_reply
+    wanted = dict(kl=np.concatenate(kl).mean(), kl_per_reply=per_reply)
+    assert {name: found.metrics[name] for name in wanted} == pytest.approx(wanted, rel=1e-4)
+    assert found.lines[2] == f"  KL to the reference {wanted['kl']:.4f} nats a token, {per_reply:.3f} a reply"
 
 
 def test_a_model_that_is_its_reference_gains_nothing(params):

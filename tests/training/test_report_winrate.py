@@ -21,6 +21,7 @@ from llm_jax.models.decoder import Decoder
 from llm_jax.models.heads import Scorer
 from llm_jax.models.pretrained import Pretrained
 from llm_jax.models.stack import Stack
+from llm_jax.objectives.preferences import Dpo
 from llm_jax.text.chat import Message
 from llm_jax.text.recipes import Bytes
 from llm_jax.training.finished import Finished
@@ -49,7 +50,7 @@ def params() -> dict[str, Any]:
 
 def finished(params: dict[str, Any], documents: list[Any]) -> Any:
     data = SimpleNamespace(rendering=Rendering(), documents=lambda split: documents)
-    experiment: Any = SimpleNamespace(model=MODEL, precision=Precision(), data=data)
+    experiment: Any = SimpleNamespace(model=MODEL, precision=Precision(), data=data, objective=Dpo())
     experiment.override = lambda changes: SimpleNamespace(**vars(experiment) | changes)
     frozen = dict(pretrained={"runs/other": params["other"], "runs/judge": params["judge"]})
     return Finished(experiment, TOKENIZER, params["own"], frozen)
