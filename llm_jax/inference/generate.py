@@ -46,6 +46,8 @@ class Progress:
     done_B: jax.Array
     made: jax.Array  # how many tokens have been drawn
     sound_B: jax.Array  # whether the best score was a finite number, each time that a token was drawn
+    temperature: jax.Array | None = None  # at which the log-probability of what is drawn is kept
+    logp_B: jax.Array | None = None  # of the latest token
 
     def draw(self, logits_BV: jax.Array, sampler: Sampler, stops_V: jax.Array, never_V: jax.Array) -> Progress:
         """With the next token drawn: each step of each row has a key of its own, whoever else is in the batch."""
@@ -56,8 +58,13 @@ class Progress:
         newest_B = sampler.draw(key_B, logits_BV, self.seen_BV)
         if not isinstance(newest_B, jax.Array) or (newest_B.shape, newest_B.dtype) != (key_B.shape, jnp.int32):
             raise unusable(f"{type(sampler).__name__}.draw()", newest_B, f"int32 [{len(key_B)}]: a token for each row")
+        logp_B = None
+        if self.temperature is not None:
+            log_BV = jax.nn.log_softmax(logits_BV / self.temperature, axis=-1)
+            logp_B = jnp.take_along_axis(log_BV, newest_B[:, None], axis=-1)[:, 0]
         return dataclasses.replace(
             self,
+            logp_B=logp_B,
             newest_B=newest_B,
             position_B=self.position_B + 1,
             slot=self.slot + 1,
@@ -93,12 +100,13 @@ class Generation:
 
     Attributes:
       end_B: int32, the token that ended each text; -1: none has.
+      logps: for each text the log-probability of each of its tokens, with the one that ended it; see `logps_at`.
     """
 
     def __init__(
         self, model: Generator, params: Any, prompts: Sequence[Sequence[int]], *, max_tokens: int | None,
         sampler: Sampler, key_B: jax.Array, stops: Iterable[int], vocabulary: int, dtype, never: Iterable[int] = (),
-        beside: Mapping[str, Any] | None = None,
+        beside: Mapping[str, Any] | None = None, logps_at: float | None = None,
     ):  # fmt: skip
         """Reads the prompts and draws the first token of each text.
 
@@ -112,6 +120,8 @@ class Generation:
           dtype: of the caches; the one that `params` were prepared in.
           never: tokens that are not drawn, however likely.
           beside: what else the model reads with each prompt, such as `image_BYXA` (`Generator.beside`).
+          logps_at: the temperature at which log-probabilities are kept, among the tokens that may be drawn; None: none
+            are.
 
         Raises:
           InputError: a setting is out of range, a prompt is empty, or with its text it is longer than the context; or
@@ -142,6 +152,9 @@ class Generation:
         logits_BV, self._caches, rows = _read(
             model, self._slots, vocabulary, jnp.dtype(dtype), params, tokens_BT, length_B, key_B, beside
         )
+        self.logps: list[list[float]] = [[] for _ in prompts]
+        if logps_at is not None:
+            rows = dataclasses.replace(rows, temperature=jnp.float32(logps_at), logp_B=jnp.zeros(len(prompts)))
         self._rows = _draw(rows, logits_BV, sampler, stops_V, never_V)
         self._filled, self._made = begun, 0  # the token that was just drawn fills a slot when it is read
 
@@ -160,24 +173,31 @@ class Generation:
           InputError: the model's scores for a token are no finite numbers.
         """
         if self._made == 0:  # drawn when the prompts were read
-            new_BN = np.asarray(self._rows.newest_B)[:, None]
+            new_BN, logp = np.asarray(self._rows.newest_B)[:, None], self._rows.logp_B
+            logp_BN = None if logp is None else np.asarray(logp)[:, None]
         else:
             if self._filled == self._slots:
                 self._grow()
             count = min(most, CHUNK, self._max_tokens - self._made, self._slots - self._filled)
             rows = dataclasses.replace(self._rows, done_B=jnp.asarray(~self._open_B))
-            self._caches, self._rows, new, made = _go_on(
+            self._caches, self._rows, new, logp, made = _go_on(
                 self._model, self._params, self._caches, rows, self._sampler, self._stops_V, self._never_V, count
             )
             new_BN = np.asarray(new)[:, : int(made)]
+            logp_BN = None if logp is None else np.asarray(logp)
             self._filled += new_BN.shape[1]
         if not (sound_B := np.asarray(self._rows.sound_B)).all():
             raise InputError(
                 f"the model's scores for the next token of text {np.argmin(sound_B)} are not finite: {CAUSE}"
             )
-        room_B = self._most_B - self._made
+        room_B, open_B = self._most_B - self._made, self._open_B.copy()
         self._made += new_BN.shape[1]
-        return [self._take(row, new_BN[row, : room_B[row]]) for row in range(len(new_BN))]
+        said = [self._take(row, new_BN[row, : room_B[row]]) for row in range(len(new_BN))]
+        if logp_BN is not None:
+            for row in np.flatnonzero(open_B):
+                ended = int(self.end_B[row] >= 0)
+                self.logps[row] += logp_BN[row, : len(said[row]) + ended].tolist()
+        return said
 
     def _grow(self) -> None:
         """Copies what is in the caches into longer ones: one after another, as there may be no room for all twice."""
@@ -288,23 +308,30 @@ def _draw(rows: Progress, logits_BV: jax.Array, sampler: Sampler, stops_V, never
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
 def _go_on(model: Generator, params: Any, caches: Any, rows: Progress, sampler: Sampler, stops_V, never_V, count):
-    """Up to `count` more tokens for the rows that are not done: caches, rows, their tokens [B, CHUNK], how many."""
+    """Up to `count` more tokens for the rows that are not done.
 
-    def unfinished(carry: tuple[Any, Progress, jax.Array, jax.Array]) -> jax.Array:
-        _, rows, _, made = carry
+    Returns:
+      Caches, rows, their tokens [B, CHUNK], the log-probabilities of these (None: they are not kept), and how many.
+    """
+
+    def unfinished(carry: tuple[Any, Progress, jax.Array, jax.Array | None, jax.Array]) -> jax.Array:
+        _, rows, _, _, made = carry
         return (made < count) & ~rows.done_B.all()
 
-    def step(carry: tuple[Any, Progress, jax.Array, jax.Array]):
-        caches, rows, new_BN, made = carry
+    def step(carry: tuple[Any, Progress, jax.Array, jax.Array | None, jax.Array]):
+        caches, rows, new_BN, logp_BN, made = carry
         at = Tokens(rows.position_B[:, None], jnp.zeros_like(rows.position_B)[:, None])
         logits_BV, caches = model.apply(
             {"params": params}, rows.newest_B[:, None], at, caches, rows.slot, method="last_scores"
         )
         rows = rows.draw(logits_BV, sampler, stops_V, never_V)
-        return caches, rows, new_BN.at[:, made].set(rows.newest_B), made + 1
+        if logp_BN is not None:
+            logp_BN = logp_BN.at[:, made].set(rows.logp_B)
+        return caches, rows, new_BN.at[:, made].set(rows.newest_B), logp_BN, made + 1
 
     new_BN = jnp.zeros((rows.newest_B.shape[0], CHUNK), jnp.int32)
-    return jax.lax.while_loop(unfinished, step, (caches, rows, new_BN, jnp.int32(0)))
+    logp_BN = None if rows.logp_B is None else jnp.zeros(new_BN.shape)
+    return jax.lax.while_loop(unfinished, step, (caches, rows, new_BN, logp_BN, jnp.int32(0)))
 
 
 class Writer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 
 from llm_jax.core.alphabet import Einsum, FanIn, Init, contract, shard, weigh
 from llm_jax.core.aside import say
-from llm_jax.core.parts import NonNegative, Part, Positive, Size
+from llm_jax.core.parts import NonNegative, Part, Positive, Size, replace, transform
 from llm_jax.core.tables import InputError
 from llm_jax.layers.feedforward import Activation, FeedForward, Silu
 from llm_jax.layers.tokens import PADDING, Tokens
@@ -48,6 +49,10 @@ class Dispatch(Part):
         """
         raise NotImplementedError
 
+    def drops(self, top_k: int, experts: int) -> bool:
+        """Whether a row of many tokens may lose choices that the same tokens, one after another, do not."""
+        return False
+
 
 @dataclasses.dataclass(frozen=True)
 class Dropless(Dispatch):
@@ -75,6 +80,9 @@ class Capacity(Dispatch):
     def room(self, tokens: int, top_k: int, experts: int) -> int:
         """For a row of so many tokens."""
         return min(tokens, max(1, math.ceil(self.factor * tokens * top_k / experts)))
+
+    def drops(self, top_k, experts):
+        return self.factor * top_k < experts
 
     def __call__(self, x_BTD, choice, experts):
         rooms = [self.room(n, choice.top_k, choice.chosen_BTE.shape[-1]) for n in range(x_BTD.shape[1] + 1)]
@@ -168,6 +176,16 @@ class MoE(FeedForward):
             auxiliary=self.balance * balance_B + self.z * z_B, load_balance=balance_B, router_z=z_B,
             dropped=dropped_B, routers=jnp.ones_like(z_B),
         ))  # fmt: skip
+
+
+def without_drops(model: Any) -> Any:
+    """The model as it writes: with the same parameters, whatever it drops in training."""
+
+    def change(part: Any) -> Any:
+        drops = isinstance(part, MoE) and part.dispatch.drops(part.top_k, part.experts)
+        return replace(part, dispatch=Dropless()) if drops else part
+
+    return transform(model, change)
 
 
 def routing(said: Mapping[str, jax.Array], weight_B: jax.Array) -> dict[str, jax.Array]:

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.aside import ASIDE, heard
-from llm_jax.core.parts import NonNegative, Share, conform
+from llm_jax.core.parts import NonNegative, Share, conform, show, walk
 from llm_jax.core.tables import InputError
-from llm_jax.layers.moe import routing
+from llm_jax.layers.moe import MoE, routing
+from llm_jax.models.actor_critic import ActorCritic
 from llm_jax.models.model import Generator
 from llm_jax.objectives.divergence import Divergence, FixedKl
 from llm_jax.objectives.objective import Objective, Sums
@@ -90,13 +91,14 @@ class PolicyGradient(Objective, abc.ABC):
     """What policy gradients share. The model is read without dropout, which would be noise in the ratio.
 
     Sums: weight and loss; with weights of their own reward, `reward_spread` (the deviation within a group), entropy
-    (nats a token), length, truncated (completions without an end); in training clip_fraction, kl (nats a token from the
-    reference, by the estimate of Schulman that is never negative) and kl_per_reply (nats a completion). Of the greedy
-    answers of an evaluation that is no estimate: `Rewarded` measures the divergence. In evaluation the loss is the
-    reward, negated.
+    (nats a token), length, truncated (completions without an end), `sampling_logp_difference` (between sampler and
+    training, see `Rollouts`; a mean over rollouts, as its `_max` is); in training clip_fraction, kl (nats a token from
+    the reference, by the estimate of Schulman that is never negative) and kl_per_reply (nats a completion). Of the
+    greedy answers of an evaluation that is no estimate: `Rewarded` measures the divergence. In evaluation the loss is
+    the reward, negated.
 
     Raises:
-      InputError: the batch has no completions, or the model does not write.
+      InputError: the batch has no completions, or the model does not write; or it has experts without room for all.
     """
 
     likelihood: ClassVar[bool] = False
@@ -119,6 +121,17 @@ class PolicyGradient(Objective, abc.ABC):
     def first_coefficient(self) -> float:
         """Of the divergence, for the first rollout; 0 where rewards have no part in it."""
         return 0.0
+
+    def check(self, model, documents):
+        path, writer = ("model.actor", model.actor) if isinstance(model, ActorCritic) else ("model", model)
+        for where, part in walk(writer, path):
+            if isinstance(part, MoE) and part.dispatch.drops(part.top_k, part.experts):
+                raise InputError(
+                    f"{where}.dispatch={show(part.dispatch, whole=True)} drops in training what generation does not, "
+                    "so that another policy would be trained than the one that wrote: set it to Dropless(), or to "
+                    f"Capacity(factor={-(-part.experts // part.top_k)}), which drops nothing; the parameters are the "
+                    "same (of an Inherited() model: set model=llm_jax.load(RUN, assignments=[...]).model)"
+                )
 
     @abc.abstractmethod
     def credit(self, rollout: Rollout, coefficient: float) -> Credit:
@@ -154,7 +167,7 @@ class PolicyGradient(Objective, abc.ABC):
             length=(weight_BT.sum(), row_B.sum()),
             truncated=(((1 - batch["ended_B"]) * row_B).sum(), row_B.sum()),
         )
-        of_rows = [name for name in batch if name.startswith(("reward", "kl_coefficient"))]
+        of_rows = [name for name in batch if name.startswith(("reward", "kl_coefficient", "sampling_"))]
         logged |= {name.removesuffix("_B"): ((batch[name] * row_B).sum(), row_B.sum()) for name in of_rows}
         counted_B = row_B if key is None else self.counted(weight_BT)
         if key is None:

@@ -52,12 +52,13 @@ class Author:
         self._recall = dataclasses.replace(program, experiment=asked).measure
 
     def write(
-        self, params: Any, frozen: Any, prompts: Sequence[Prompt], sampler: Sampler, key_B: jax.Array
-    ) -> Completions:
+        self, params: Any, frozen: Any, prompts: Sequence[Prompt], sampler: Sampler, key_B: jax.Array,
+        logps_at: float | None = None,
+    ) -> Completions:  # fmt: skip
         precision: Any = self.program.experiment.precision
         return write(
             self.model, self.program.whole(params, frozen), self.tokenizer, prompts, sampler=sampler, key_B=key_B,
-            max_tokens=self.data.max_tokens, dtype=precision.compute,
+            max_tokens=self.data.max_tokens, dtype=precision.compute, logps_at=logps_at,
         )  # fmt: skip
 
     def known(self, params: Any, frozen: Any, completions: Completions) -> Batch:

@@ -75,12 +75,17 @@ class Prompt:
 
 @dataclasses.dataclass
 class Completions:
-    """What was written, for each prompt: the ids, with that which ended the text where one did, and the text."""
+    """What was written, for each prompt: the ids, with that which ended the text where one did, and the text.
+
+    Attributes:
+      logps: the sampler's log-probability of each of the ids, where it was asked for (`write`).
+    """
 
     prompts: Sequence[Prompt]
     ids: list[list[int]]
     texts: list[str]
     ended_B: np.ndarray
+    logps: list[list[float]] = dataclasses.field(default_factory=list)
 
     def scored(self, reward: Reward) -> np.ndarray:
         """float64 [B]: what the reward gives to each, told all that is known of them."""
@@ -112,13 +117,16 @@ class Completions:
 
 def write(
     model: Generator, params: Any, tokenizer: Tokenizer, prompts: Sequence[Prompt], *,
-    max_tokens: int, sampler: Sampler, key_B: jax.Array, dtype: Any,
+    max_tokens: int, sampler: Sampler, key_B: jax.Array, dtype: Any, logps_at: float | None = None,
 ) -> Completions:  # fmt: skip
-    """One completion for each prompt, of at most `max_tokens`, an end included. `params` as in training."""
+    """One completion for each prompt, of at most `max_tokens`, an end included. `params` as in training.
+
+    `logps_at` is the temperature at which log-probabilities are kept (None: none are).
+    """
     generation = Generation(
         model, prepare(model, params, dtype), [prompt.ids for prompt in prompts], max_tokens=max_tokens,
         sampler=sampler, key_B=key_B, stops=tokenizer.ends, never=tokenizer.unsaid, vocabulary=tokenizer.vocabulary,
-        dtype=dtype,
+        dtype=dtype, logps_at=logps_at,
     )  # fmt: skip
     ids: list[list[int]] = [[] for _ in prompts]
     while not generation.finished:
@@ -128,7 +136,7 @@ def write(
     ended_B = generation.end_B >= 0
     for row in np.flatnonzero(ended_B):
         ids[row].append(int(generation.end_B[row]))
-    return Completions(prompts, ids, texts, ended_B)
+    return Completions(prompts, ids, texts, ended_B, generation.logps)
 
 
 def replies(

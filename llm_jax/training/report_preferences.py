@@ -17,6 +17,7 @@ from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Rendering
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.inference.sampling import Sampling
+from llm_jax.layers.moe import without_drops
 from llm_jax.layers.tokens import Tokens
 from llm_jax.models.heads import Scorer
 from llm_jax.objectives.preferences import apart
@@ -127,8 +128,10 @@ def divergence(
 ) -> list[np.ndarray]:
     """KL(lm || other) in nats, wherever a token of a completion was drawn: float64 [tokens] for each.
 
-    It is that of the distributions drawn from: at the temperature, among the tokens that a model may write.
+    It is that of the distributions drawn from: at the temperature, among the tokens that a model may write, without the
+    drops of experts that have no room in training.
     """
+    models = [_as_it_writes(m) for m in (lm, other)]
     written = sorted({*range(lm.tokenizer.vocabulary)} - lm.tokenizer.unsaid)
     texts = [[*prompt.ids, *ids] for prompt, ids in zip(made.prompts, made.ids, strict=True)]
     ids_NT = np.zeros((len(texts), max(map(len, texts))), np.int64)
@@ -136,12 +139,17 @@ def divergence(
         ids_NT[row, : len(text)] = text
     found = []
     for i in range(0, len(texts), batch):
-        logs = [_log_softmax(m.logits(ids_NT[i : i + batch])[..., written] / temperature) for m in (lm, other)]
+        logs = [_log_softmax(m.logits(ids_NT[i : i + batch])[..., written] / temperature) for m in models]
         for row in range(len(logs[0])):
             drawn = slice(len(made.prompts[i + row].ids) - 1, len(texts[i + row]) - 1)
             here, there = (log_NTV[row, drawn] for log_NTV in logs)
             found.append((np.exp(here) * (here - there)).sum(-1))
     return found
+
+
+def _as_it_writes(lm: LanguageModel) -> LanguageModel:
+    model = without_drops(lm.model)
+    return lm if model == lm.model else LanguageModel(model, lm.params, lm.tokenizer, dtype=lm.dtype)
 
 
 def _log_softmax(score: np.ndarray) -> np.ndarray:

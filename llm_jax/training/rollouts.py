@@ -32,6 +32,7 @@ from llm_jax.training.completions import Completions, Prompt
 from llm_jax.training.program import Program
 
 CREDITED = ("advantage_BT", "return_BT")
+SAMPLING = ("sampling_logp_difference_B", "sampling_logp_difference_max_B")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,10 @@ class Rollouts(Data):
     sampler; the first `shown` of them are written down at each evaluation.
 
     A batch is that of `Data` with what a policy gradient asks of targets (`old_BT`, `reference_BT`, `value_BT`,
-    `advantage_BT`, `return_BT`) and of rows (`reward_B`, `reward_spread_B`, `ended_B`, `kl_coefficient_B`).
+    `advantage_BT`, `return_BT`) and of rows (`reward_B`, `reward_spread_B`, `ended_B`, `kl_coefficient_B`). In every
+    row is also how far the log-probabilities of the rollout's tokens are from each other as they were drawn and as the
+    training reads them (`sampling_logp_difference_B`, the mean, and `sampling_logp_difference_max_B`): with 32 bits
+    that is rounding; more of it says that the policy that is trained is not the one that wrote.
     """
 
     rewards: tuple[Reward | FunctionType, ...] = (ExactAnswer(),)
@@ -108,7 +112,7 @@ class Rollouts(Data):
         batch = blank(rows, self.length)
         del batch["number_B"]
         batch |= {name: np.zeros((rows, self.length), np.float32) for name in RECALLED + CREDITED}
-        of_rows = ("ended_B", "kl_coefficient_B", "reward_spread_B", "reward_B", *self.reward_names())
+        of_rows = ("ended_B", "kl_coefficient_B", "reward_spread_B", "reward_B", *SAMPLING, *self.reward_names())
         return batch | {name: np.zeros(rows, np.float32) for name in of_rows}
 
     def prompts(self, split: SplitName, tokenizer: Tokenizer) -> list[list[Prompt]]:
@@ -218,9 +222,11 @@ class RolloutIterator(Iterator[Batch]):
         sampler = Sampling(temperature=data.temperature)
         with jax.set_mesh(self._program.mesh):
             key_B = keys(self._seed, number, rows)
-            completions = self._author.write(state.params, state.frozen, prompts, sampler, key_B)
+            completions = self._author.write(
+                state.params, state.frozen, prompts, sampler, key_B, logps_at=data.temperature
+            )  # fmt: skip
             known = self._author.known(state.params, state.frozen, completions)
-        return self._credited(known)
+        return self._credited(known | compared(completions.logps, known))
 
     def _prompt(self, component: int, number: int) -> Prompt:
         """That of a component's group `number`, epoch after epoch."""
@@ -262,6 +268,14 @@ class RolloutIterator(Iterator[Batch]):
 
     def close(self) -> None:
         """Nothing to end: the model itself is the worker."""
+
+
+def compared(logps: Sequence[Sequence[float]], known: Batch) -> Batch:
+    """Of the drawn tokens, the mean and the largest difference of log-probabilities: the sampler's, the training's."""
+    drawn_BT = known["weight_BT"] > 0
+    difference = np.abs(np.concatenate([np.asarray(each, np.float32) for each in logps]) - known["old_BT"][drawn_BT])
+    both = (difference.mean(dtype=np.float64), difference.max())
+    return {name: np.full(len(logps), number) for name, number in zip(SAMPLING, both, strict=True)}
 
 
 def _packed(arrays: Batch) -> str:

@@ -68,6 +68,37 @@ def test_a_stop_token_ends_its_row_and_is_left_out(tiny, model, params):
     assert cut[0] != whole[0]
 
 
+def test_log_probabilities_of_what_was_drawn(tiny, model, params):
+    """At a temperature, among the tokens that may be drawn; the token that ends a text has one too. Draws stay."""
+    prompts, free, never = tiny.prompts(3, 9, 1), Sampling(1.5), [2, 30]
+    settings: Any = dict(max_tokens=12, sampler=free, vocabulary=50, dtype="float32", never=never)
+    ready, key_B = prepare(model, params, "float32"), row_keys(7, [0, 1, 2])
+    scored = jax.jit(lambda tokens_BT: model.apply({"params": params}, tokens_BT)[0])
+    texts = []
+    for stops in ((), None):
+        stops = [texts[0][0][5]] if stops is None else stops
+        generation = Generation(model, ready, prompts, stops=stops, key_B=key_B, logps_at=1.5, **settings)
+        texts.append([[], [], []])
+        while not generation.finished:
+            for row, new in enumerate(generation.advance(4)):
+                texts[-1][row] += new
+        for row, text in enumerate(texts[-1]):
+            ended = int(generation.end_B[row] >= 0)
+            whole = [*prompts[row], *text, *[int(generation.end_B[row])] * ended]
+            padded = np.zeros((1, 24), np.int32)  # of one length: one program is compiled
+            padded[0, : len(whole)] = whole
+            score_TV = np.asarray(scored(padded), np.float64)[0, : len(whole), :50] / 1.5
+            score_TV[:, never] = -np.inf
+            log_TV = score_TV - np.log(np.exp(score_TV).sum(-1, keepdims=True))
+            wanted = [log_TV[i - 1, whole[i]] for i in range(len(prompts[row]), len(whole))]
+            assert len(wanted) == len(text) + ended
+            np.testing.assert_allclose(generation.logps[row], wanted, atol=2e-5)
+        assert (generation.end_B >= 0).any() == bool(stops)
+    plain = Generation(model, ready, prompts, stops=[], key_B=key_B, **settings)
+    said = [plain.advance(4) for _ in range(4)]
+    assert [[i for part in said for i in part[row]] for row in range(3)] == texts[0] and plain.logps == [[], [], []]
+
+
 def test_the_loop_ends_with_the_last_open_row(tiny, model, params):
     (text,) = tiny.cached(model, params, tiny.prompts(3), 40)
     generation = Generation(

@@ -138,9 +138,11 @@ def test_the_divergence_is_of_the_distributions_that_replies_are_drawn_from(para
     written = [i for i in range(TOKENIZER.vocabulary) if i not in TOKENIZER.beside or i in TOKENIZER.ends]
     kl, raw = [], []
     for prompt, ids in zip(prompts, made.ids, strict=True):  # of every token drawn, the one that ends a text too
-        text_BT = np.array([[*prompt.ids, *ids]])[:, :-1]
+        text_BT = np.zeros((1, 16), np.int32)  # to one length: one program is compiled
+        text_BT[0, : len(prompt.ids) + len(ids)] = [*prompt.ids, *ids]
+        drawn = slice(len(prompt.ids) - 1, len(prompt.ids) + len(ids) - 1)
         here, there = (
-            LanguageModel(MODEL, params[name], TOKENIZER).logits(text_BT)[0, len(prompt.ids) - 1 :].astype(np.float64)
+            LanguageModel(MODEL, params[name], TOKENIZER).logits(text_BT)[0, drawn].astype(np.float64)
             for name in ("own", "reference")
         )
         each = [scipy.special.softmax(score[:, written] / temperature, axis=-1) for score in (here, there)]

@@ -20,14 +20,20 @@ from llm_jax.data.noising import Masked
 from llm_jax.data.packing import One
 from llm_jax.data.sources import Mixture, Source
 from llm_jax.data.split import ByHash
+from llm_jax.layers.attention import Attention
+from llm_jax.layers.block import Block
+from llm_jax.layers.moe import Capacity, MoE, without_drops
+from llm_jax.models.actor_critic import ActorCritic
 from llm_jax.models.heads import Scorer
 from llm_jax.models.pretrained import Pretrained
+from llm_jax.models.stack import Stack
 from llm_jax.objectives.policy import Dapo, DrGrpo, Grpo
+from llm_jax.objectives.ppo import Ppo
 from llm_jax.objectives.rewards import ExactAnswer, ModelReward, Reward, completed
 from llm_jax.parallel.layout import Layout, place
 from llm_jax.text.chat import Message
 from llm_jax.training.completions import Completions, Prompt
-from llm_jax.training.evaluation import evaluate
+from llm_jax.training.evaluation import evaluate, means
 from llm_jax.training.optimizers import AdamW, Constant
 from llm_jax.training.program import Program
 from llm_jax.training.rollouts import Rollouts
@@ -239,6 +245,9 @@ def test_the_first_step_is_on_the_policy_and_the_same_however_it_is_divided(
     (params, sums, metrics), other = after
     assert abs(sums["kl"]) < 1e-9 and sums["clip_fraction"] == 0 and metrics["gradient_norm"] > 1e-3
     assert sums["reward_Ones_0"] == rollout[0]["reward_Ones_0_B"].sum()
+    logged = means(sums, likelihood=False)
+    assert logged["sampling_logp_difference_max"] == pytest.approx(rollout[0]["sampling_logp_difference_max_B"][0])
+    assert logged["sampling_logp_difference"] < logged["sampling_logp_difference_max"] < 1e-5
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), sums, other[1])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), params, other[0])
     if type(objective) is Grpo:  # over whole groups
@@ -258,6 +267,32 @@ def test_what_is_remembered_is_the_distribution_that_was_drawn_from(program, sta
     np.testing.assert_allclose(batch["old_BT"][drawn], chosen[drawn], atol=1e-5)
     assert not batch["old_BT"][~drawn].any()
     np.testing.assert_array_equal(batch["old_BT"], batch["reference_BT"])
+
+
+@pytest.mark.parametrize("dispatch", [Capacity(2.0), Capacity(1.0)], ids=str)
+def test_every_rollout_says_how_far_sampler_and_training_are_apart(experiment, state, tokenizer, dispatch):
+    """Rounding, for a policy that is the one that wrote; experts without room make another one, which is refused."""
+    block = Block(Attention(2, 1, 8), MoE(16, experts=4, top_k=2, dispatch=dispatch))
+    model = experiment.model.clone(stack=Stack((block,), 1))
+    drops = dispatch == Capacity(1.0)
+    trained = dataclasses.replace(experiment, model=model)
+    program = Program(trained, trained.layout.mesh(), tokenizer)
+    begun = program.begin()
+    batch = made(program, tokenizer).next(begun)
+    mean, largest = (batch[f"sampling_logp_difference{name}_B"] for name in ("", "_max"))
+    assert (mean == mean[0]).all() and (largest == largest[0]).all() and 0 <= mean[0] < largest[0]
+    assert (largest[0] > 1e-2) if drops else (largest[0] < 1e-5)
+    if drops:
+        message = r"model.stack.pattern.0.ffn.dispatch=Capacity.* set it to Dropless\(\), or to Capacity\(factor=2\)"
+        with pytest.raises(InputError, match=message):
+            Grpo().check(model, [])
+        critic: Any = ActorCritic(model, Scorer(model))
+        with pytest.raises(InputError, match=r"model.actor.stack.pattern.0.ffn.dispatch=Capacity"):
+            Ppo().check(critic, [])
+        Ppo().check(ActorCritic(without_drops(model), Scorer(model)), [])
+    else:
+        Grpo().check(model, [])
+        assert without_drops(model) == model
 
 
 def test_held_out_prompts_are_answered_and_shown(program, state, tokenizer):
