@@ -27,12 +27,14 @@ def likelihoods(
 
     Args:
       params: as a model's `prepared` gives them.
-      texts: token ids, and how many of the last ones count: fewer than there are.
+      texts: token ids, and how many of the last ones count: at least one, and fewer than there are.
       advance: what is told how many more are done.
 
     Raises:
-      InputError: a likelihood is no number.
+      InputError: nothing of a text counts, or its first token, which has none before it; a text is longer than the
+        model reads; or a likelihood is no number.
     """
+    _check(texts, model.limit())
     found: list[tuple[float, bool]] = [(0.0, True)] * len(texts)
     order = sorted(range(len(texts)), key=lambda number: -len(texts[number][0]))
     for first in range(0, len(order), rows):
@@ -54,6 +56,19 @@ def likelihoods(
             found[number] = float(logp_B[row]), bool(best_B[row])
         advance(len(batch))
     return found
+
+
+def _check(texts: Sequence[tuple[Sequence[int], int]], most: int | None) -> None:
+    for number, (ids, counted) in enumerate(texts):
+        if not 0 < counted < len(ids):
+            raise InputError(
+                f"the last {counted} of the {len(ids)} tokens of text {number} cannot be scored: there must "
+                "be at least one, and one before them"
+            )
+        if most is not None and len(ids) - 1 > most:
+            raise InputError(
+                f"text {number} has {len(ids)} tokens, and the model reads {most} and scores the next: shorten it"
+            )
 
 
 @functools.partial(jax.jit, static_argnums=0)

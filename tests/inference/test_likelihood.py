@@ -58,3 +58,13 @@ def test_a_likelihood_that_is_no_number_is_refused(params):
     damaged = jax.tree.map(lambda x: x.at[..., 0].set(np.nan), params)
     with pytest.raises(InputError, match="the likelihood of text 0 is no number: the model's parameters hold NaN"):
         likelihoods(MODEL, damaged, [([1, 2, 3], 2)])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(([1, 2], 2), "the last 2 of the 2 tokens of text 1 cannot be scored"), (([1, 2], 0), "the last 0 of the 2"),
+     (([], 1), "the last 1 of the 0"), (([1] * 42, 1), "text 1 has 42 tokens, and the model reads 40")],
+)  # fmt: skip
+def test_the_first_token_of_a_text_and_what_does_not_fit_are_refused(params, text, message):
+    with pytest.raises(InputError, match=message):
+        likelihoods(MODEL, params, [([1, 2], 1), text])
