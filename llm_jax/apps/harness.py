@@ -10,11 +10,10 @@ own only, so there the first word is `python -m llm_jax.apps.harness`; what foll
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import json
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +24,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from llm_jax.apps.conversation_text import BEGIN, ConversationText, without_marks
 from llm_jax.core.parts import conform, settings, show
 from llm_jax.core.tables import InputError, nearest
 from llm_jax.experiment import load_module
@@ -42,7 +42,6 @@ from llm_jax.text.special import frame
 ROWS = 16  # of a batch, where the harness is told to find out itself
 UNBOUNDED = 2048  # tokens in view where the model has no bound: the harness's own number
 ANSWER = 256  # tokens of an answer where a task has no bound: the same
-BEGIN, OPEN, CLOSE = "\ue002", "\ue000", "\ue001"  # a conversation begins so; around the name of a special token in it
 
 
 class Harness(TemplateLM):
@@ -95,11 +94,7 @@ class Harness(TemplateLM):
         self.max_length = max_length or self.lm.context or UNBOUNDED
         if self.lm.context is not None and self.max_length > self.lm.context:
             raise InputError(f"max_length={max_length} is more than the model's context of {self.lm.context}")
-        named = {**self.tokenizer.special, **self.tokenizer.marks}
-        self._ids = {name: i for name, i in named.items() if i in self.tokenizer.beside}
-        by_role = sorted(self._ids, key=lambda name: name not in ROLE_NAMES)
-        self._names = {self._ids[name]: name for name in by_role}  # as it is published, if it is
-        self._special = re.compile(f"{OPEN}({'|'.join([*map(re.escape, self._ids), '#[0-9]+'])}){CLOSE}")
+        self._conversation = ConversationText(self.tokenizer)
 
     # ---------------------------------------------------------------------------------------------- text and its tokens
 
@@ -126,7 +121,7 @@ class Harness(TemplateLM):
         if not isinstance(string, str):
             return token_ids(string, self.tokenizer.vocabulary)
         if string.startswith(BEGIN):
-            return self._read(string.removeprefix(BEGIN))
+            return self._conversation.read(string)
         bos = frame(self.tokenizer.special, "bos", self._bos and add_special_tokens is not False)
         if self._special_tokens == "parse":
             ids = parse(self.tokenizer, string, self.lm.template)
@@ -137,19 +132,49 @@ class Harness(TemplateLM):
 
     def _after_prefix(self, string: str) -> str | None:
         """The text after the `bos` that it spells out, if it begins so."""
-        spelt = self._names[self.prefix_token_id]
+        spelt = self._conversation.names[self.prefix_token_id]
         return string.removeprefix(spelt) if spelt not in ROLE_NAMES and string.startswith(spelt) else None
 
     def _encode_pair(self, context: Any, continuation: Any) -> tuple[list[int], list[int]]:
-        """As the harness splits two texts; either may be token ids."""
+        """What is read, and what is scored after it: at least one token each. Either may be given as token ids.
+
+        White space at the end of the context belongs to what follows, as the harness has it. Two texts are encoded as
+        one, unless a token would reach over the border: then no token of that text ends where the context does, so each
+        is encoded by itself.
+
+        Raises:
+          InputError: the continuation has no token, or more than can be scored.
+        """
         if isinstance(context, str) and isinstance(continuation, str):
-            return super()._encode_pair(context, continuation)
-        before = self.tok_encode(context) or [self.prefix_token_id]
+            kept = context.rstrip()
+            context, continuation = kept, context[len(kept) :] + continuation
+        before = self.tok_encode(context)
+        after = self._after(context, before, continuation)
+        if not 0 < len(after) <= self.max_length:
+            raise InputError(
+                f"a text to score has {len(after)} tokens: 1 to {self.max_length} can be scored. Leave the document "
+                "out, or change the task's doc_to_target or doc_to_choice"
+            )
+        return before or [self.prefix_token_id], after
+
+    def _after(self, context: Any, before: list[int], continuation: Any) -> list[int]:
+        """The continuation's tokens, after the context's, which are `before`."""
         if not isinstance(continuation, str):
-            return before, self.tok_encode(continuation)
+            return self.tok_encode(continuation)
+        if isinstance(context, str):
+            if not context:
+                return self._unframed(continuation)
+            whole = self.tok_encode(context + continuation)
+            if whole[: len(before)] == before and len(whole) > len(before):
+                return whole[len(before) :]
         if self._special_tokens == "parse":
-            return before, parse(self.tokenizer, continuation, self.lm.template, first=False)
-        return before, self.tokenizer.spans(continuation, first=False)[0]
+            return parse(self.tokenizer, continuation, self.lm.template, first=False)
+        return self.tokenizer.spans(continuation, first=False)[0]
+
+    def _unframed(self, text: str | Sequence[int]) -> list[int]:
+        """The tokens of a text, without the `bos` that it begins with or that is put there."""
+        ids = self.tok_encode(text)
+        return ids[1:] if ids[:1] == [self.prefix_token_id] else ids
 
     def _notice(self, requests: Sequence[Any], count: int) -> None:
         """Says once that the first `count` texts of requests spell special tokens, if they do."""
@@ -166,7 +191,7 @@ class Harness(TemplateLM):
 
         Without `add_generation_prompt` the last message is the beginning of what the assistant says.
         """
-        said = [Message(m["role"], re.sub(f"[{BEGIN}{OPEN}{CLOSE}]", "\ufffd", m["content"])) for m in chat_history]
+        said = [Message(m["role"], without_marks(m["content"])) for m in chat_history]
         begun = "" if add_generation_prompt else said.pop().content
         try:
             ids, _ = rendered(self.lm.template, self.tokenizer, said, reply=True)
@@ -175,7 +200,7 @@ class Harness(TemplateLM):
                 raise
             logging.warning("without the system's message: %s", error)
             ids, _ = rendered(self.lm.template, self.tokenizer, rest, reply=True)
-        return BEGIN + self._written(ids) + begun
+        return self._conversation.write(ids) + begun
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The template's settings, for the harness to know what it stores by.
@@ -187,40 +212,10 @@ class Harness(TemplateLM):
             raise InputError(f"there is no chat template named {chat_template!r}: a run has one, without a name")
         return show(self.lm.template, whole=True) if chat_template else None
 
-    def _written(self, ids: Sequence[int]) -> str:
-        pieces = []
-        for apart, group in itertools.groupby(ids, key=self._names.__contains__):
-            run = list(group)
-            text = None if apart else self._spelt(run, first=not pieces)
-            names = (self._names.get(i, f"#{i}") for i in run)
-            pieces.append("".join(f"{OPEN}{name}{CLOSE}" for name in names) if text is None else text)
-        return "".join(pieces)
-
-    def _spelt(self, run: list[int], first: bool) -> str | None:
-        """The text that has these tokens; None if there is none (what was unknown, say)."""
-        whole = b"".join(map(self.tokenizer.bytes_of, run)).decode(errors="replace")
-        texts = [self.tokenizer.decode(run), whole]  # without the space that some vocabularies begin with, and with it
-        return next((text for text in texts if self.tokenizer.spans(text, first)[0] == run), None)
-
-    def _read(self, text: str) -> list[int]:
-        ids: list[int] = []
-        for number, piece in enumerate(self._special.split(text)):
-            if number % 2:
-                ids.append(self._ids[piece] if piece in self._ids else int(piece[1:]))
-            elif piece:
-                ids += self.tokenizer.spans(piece, first=not ids)[0]
-        return ids
-
     # ------------------------------------------------------------------------------------------------------- likelihood
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], disable_tqdm: bool = False, **kwargs: Any) -> Any:
-        texts = []
-        for _, context, continuation in requests:
-            if not 0 < len(continuation) <= self.max_length:
-                raise InputError(
-                    f"a text to score has {len(continuation)} tokens: 1 to {self.max_length} can be scored"
-                )
-            texts.append(((context + continuation)[-(self.max_length + 1) :], len(continuation)))
+        texts = [((before + after)[-(self.max_length + 1) :], len(after)) for _, before, after in requests]
         with tqdm(total=len(texts), disable=disable_tqdm, desc="Running loglikelihood requests") as bar:
             found = likelihoods(self._model, self._params, texts, rows=self.batch_size, advance=bar.update)
         for (asked, _, _), answer in zip(requests, found, strict=True):
@@ -228,17 +223,21 @@ class Harness(TemplateLM):
                 self.cache_hook.add_partial("loglikelihood", asked, answer)
         return found
 
-    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         self._notice(requests, 2)
-        return super().loglikelihood(requests, disable_tqdm)
+        pairs = []
+        for request in tqdm(requests, disable=disable_tqdm, desc="Tokenizing inputs"):
+            with _named(request):
+                pairs.append((request.args, *self._encode_pair(*request.args)))
+        return self._loglikelihood_tokens(pairs, disable_tqdm)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         self._notice(requests, 1)
         windows: list[tuple[int, Any]] = []
         prefix = self.prefix_token_id
         for number, request in enumerate(requests):
-            ids = self.tok_encode(*request.args)
-            ids = ids[1:] if ids[:1] == [prefix] else ids  # the windows begin with it
+            with _named(request):
+                ids = self._unframed(*request.args)  # the windows begin with it
             for window in get_rolling_token_windows(ids, prefix, max_seq_len=self.max_length, context_len=1):
                 windows.append((number, (None, *make_disjoint_window(window))))
         scored = self._loglikelihood_tokens([window for _, window in windows], disable_tqdm)
@@ -253,15 +252,20 @@ class Harness(TemplateLM):
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         self._notice(requests, 1)
-        prompts = [self.tok_encode(request.args[0]) or [self.prefix_token_id] for request in requests]
-        said = [""] * len(requests)
-        alike: dict[str, list[int]] = {}
+        prompts: list[list[int]] = []
+        alike: dict[str, list[int]] = {}  # those that are asked for alike are written together
+        settled: dict[str, tuple[Sampling, tuple[str, ...], int]] = {}
         for number, request in enumerate(requests):
-            alike.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
+            wanted = json.dumps(request.args[1], sort_keys=True)
+            with _named(request):  # all of them, before the first is answered
+                prompts.append(self.tok_encode(request.args[0]) or [self.prefix_token_id])
+                if wanted not in settled:
+                    settled[wanted] = self._asked(request.args[1])
+            alike.setdefault(wanted, []).append(number)
+        said = [""] * len(requests)
         with tqdm(total=len(requests), disable=disable_tqdm, desc="Running generate_until requests") as bar:
-            for numbers in alike.values():
-                wanted = requests[numbers[0]].args[1]
-                sampling, stop, most = self._asked(wanted)
+            for wanted, numbers in alike.items():
+                sampling, stop, most = settled[wanted]
                 numbers.sort(key=lambda number: -len(prompts[number]))
                 for first in range(0, len(numbers), self.batch_size):
                     batch = numbers[first : first + self.batch_size]
@@ -272,11 +276,14 @@ class Harness(TemplateLM):
                     bar.update(len(batch))
         return said
 
-    def _asked(self, wanted: Mapping[str, Any]) -> tuple[Sampling, list[str], int]:
+    def _asked(self, wanted: Mapping[str, Any]) -> tuple[Sampling, tuple[str, ...], int]:
         """How to draw, where to stop, and the most tokens, of what a task calls generation_kwargs."""
         from lm_eval.models.utils import normalize_gen_kwargs  # slow to import
 
-        given: dict[str, Any] = {**normalize_gen_kwargs(dict(wanted), ANSWER)}
+        try:
+            given: dict[str, Any] = {**normalize_gen_kwargs(dict(wanted), ANSWER)}
+        except (TypeError, ValueError) as error:
+            raise InputError(f"generation_kwargs {dict(wanted)} have something that is no number: {error}") from None
         stop, most, sampled = given.pop("until"), given.pop("max_gen_toks"), given.pop("do_sample")
         if unknown := given.keys() - set(settings(Sampling)):
             name = min(unknown)
@@ -284,20 +291,21 @@ class Harness(TemplateLM):
         if not 0 < most < self.max_length:
             raise InputError(
                 f"an answer of max_gen_toks={most} leaves no room for a prompt in the context of {self.max_length}: "
-                "lower it"
+                f"ask for 1 to {self.max_length - 1}, as with --gen_kwargs max_gen_toks={max(1, self.max_length // 2)}"
             )
         settled: dict[str, Any] = given if sampled else given | {"temperature": 0.0}
-        return Sampling(**settled), [s for s in stop if s], most
+        sampling = Sampling(**settled)
+        sampling.check()
+        return sampling, tuple(s for s in conform(stop, tuple[str, ...], "until") if s), most
 
     def _write(
-        self, prompts: list[list[int]], numbers: Sequence[int], sampling: Sampling, stop: list[str], most: int
+        self, prompts: list[list[int]], numbers: Sequence[int], sampling: Sampling, stop: Sequence[str], most: int
     ) -> list[str]:
         tokenizer = self.tokenizer
         generation = Generation(
             self._model, self._params, prompts, max_tokens=most, sampler=sampling,
-            key_B=row_keys(self._seed, numbers), stops=tokenizer.ends,
-            never=tokenizer.beside - tokenizer.ends - {*tokenizer.marks.values()}, vocabulary=tokenizer.vocabulary,
-            dtype=self.lm.dtype,
+            key_B=row_keys(self._seed, numbers), stops=tokenizer.ends, never=tokenizer.unsaid,
+            vocabulary=tokenizer.vocabulary, dtype=self.lm.dtype,
         )  # fmt: skip
         writers, texts = [Writer(tokenizer.stream(), stop) for _ in prompts], [""] * len(prompts)
         while not generation.finished:
@@ -311,6 +319,17 @@ class Harness(TemplateLM):
         """For the harness's record of what was measured."""
         count = sum(leaf.size for leaf in jax.tree.leaves(self.lm.params))
         return dict(model_num_parameters=count, model_dtype=str(self.lm.dtype), add_bos_token=self._bos)
+
+
+@contextlib.contextmanager
+def _named(request: Any) -> Iterator[None]:
+    """Names the task and the document of what cannot be answered."""
+    try:
+        yield
+    except InputError as error:
+        task = getattr(request, "task_name", None)  # a request may come without a task
+        where = "" if task is None else f"task {task}, document {request.doc_id}: "
+        raise InputError(f"{where}{error}") from None
 
 
 register_model("llm_jax")(Harness)  # as a decorator it would hide the type

@@ -20,10 +20,12 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from lm_eval.api.instance import Instance
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 import llm_jax
-from llm_jax.apps.harness import BEGIN, Harness, main
+from llm_jax.apps.conversation_text import BEGIN
+from llm_jax.apps.harness import Harness, main
 from llm_jax.core.tables import InputError
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.layers.attention import Attention
@@ -190,8 +192,7 @@ def test_conversations_are_theirs(tasks, llama, monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_of_a_whole_text_each_token_is_scored_once_after_one_bos(name, request):
     folder: Path = request.getfixturevalue(name)
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
-    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = their_parts(folder)
     texts = ["The value", "a", *(" ".join(PROSE[i : i + 1 + i]) for i in (0, 2, 4))]
     found = Harness(str(folder), 3).loglikelihood_rolling([SimpleNamespace(args=(text,)) for text in texts], True)
     wanted, lengths = [], []
@@ -201,6 +202,11 @@ def test_of_a_whole_text_each_token_is_scored_once_after_one_bos(name, request):
         lengths.append(len(ids))
     assert min(lengths) == 1 and max(lengths) > 2 * LONG
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-4)
+
+
+def their_parts(folder: Path) -> tuple[Any, Any]:
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    return model, transformers.AutoTokenizer.from_pretrained(folder)
 
 
 def windows(ids: list[int]) -> list[tuple[list[int], int]]:
@@ -256,6 +262,30 @@ def test_bad_input_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: no folder runs/nothing")
     monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: None)
     assert main() == 0
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_context_of_white_space_belongs_to_what_follows_it(name, request):
+    folder: Path = request.getfixturevalue(name)
+    model, tokenizer = their_parts(folder)
+    harness = Harness(str(folder), 4)
+    for before in ("", " ", "\n", " \t\n "):
+        ids = tokenizer(before + "the cat", add_special_tokens=False).input_ids
+        wanted = window_logp(model, [tokenizer.bos_token_id, *ids], len(ids))
+        ((logp, best),) = harness.loglikelihood([SimpleNamespace(args=(before, "the cat"))], True)
+        assert logp == pytest.approx(wanted, abs=1e-3) and logp < -1 and not best
+
+
+def test_where_a_token_would_reach_over_the_border_each_side_is_encoded_by_itself(gpt2):
+    model, tokenizer = their_parts(gpt2)
+    tokens = [tokenizer.convert_ids_to_tokens(i) for i in range(len(tokenizer))]
+    word = max((token[1:] for token in tokens if token[0] == "\u0120" and token[1:].isalpha()), key=len)
+    pairs = [(f"and {word[:cut]}", word[cut:] + rest) for cut in (1, len(word) - 1) for rest in ("", " is", "s of")]
+    apart = [[tokenizer(text).input_ids for text in pair] for pair in pairs]
+    assert all(tokenizer(a + b).input_ids != x + y for (a, b), (x, y) in zip(pairs, apart, strict=True))
+    found = Harness(str(gpt2), 4).loglikelihood([SimpleNamespace(args=pair) for pair in pairs], True)
+    for (logp, _), (before, after) in zip(found, apart, strict=True):
+        assert logp == pytest.approx(window_logp(model, before + after, len(after)), abs=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -362,13 +392,54 @@ def test_special_tokens_in_tasks_are_text_and_that_is_said_once_or_they_are_pars
         Harness(lm, special_tokens="all")  # pyright: ignore[reportArgumentType]
 
 
-def test_refusals(own):
-    harness = Harness(own)
-    with pytest.raises(InputError, match="no setting named 'top'"):
-        harness.generate_until([request("a", dict(top=1))], disable_tqdm=True)
-    with pytest.raises(InputError, match="max_gen_toks=256 leaves no room for a prompt in the context of 48"):
-        harness.generate_until([request("a", dict(until=["x"]))], disable_tqdm=True)
+def named(kind: Any, *args: Any) -> Instance:
+    return Instance(kind, {}, args, 0, ("quiz", 7, 1))
+
+
+def never(*args: Any, **kwargs: Any) -> Any:
+    raise AssertionError("computed before all requests were checked")
+
+
+@pytest.mark.parametrize(
+    ("continuation", "message"),
+    [("", "0 tokens: 1 to 48 can be scored"), ("b" * 49, "49 tokens: 1 to 48 can be scored"),
+     ("\ud800", "half a surrogate pair"), ([300], "token id 300 is not in the vocabulary")],
+)  # fmt: skip
+def test_what_cannot_be_scored_is_named_before_anything_is_scored(own, continuation, message, monkeypatch):
+    monkeypatch.setattr("llm_jax.apps.harness.likelihoods", never)
+    asked = [request("a", "b"), named("loglikelihood", "a", continuation)]
+    with pytest.raises(InputError, match=f"task quiz, document 7: .*{message}"):
+        Harness(own).loglikelihood(asked, disable_tqdm=True)
+
+
+def test_a_whole_text_that_cannot_be_scored_is_named(own, monkeypatch):
+    monkeypatch.setattr("llm_jax.apps.harness.likelihoods", never)
+    asked = [request("a"), named("loglikelihood_rolling", "a\udfff")]
+    with pytest.raises(InputError, match=r"task quiz, document 7: .*half a surrogate pair"):
+        Harness(own).loglikelihood_rolling(asked, disable_tqdm=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [(dict(top=1), "no setting named 'top'"), (dict(until=["x"]), "max_gen_toks=256 leaves no room for a prompt"),
+     (dict(do_sample=True, temperature=-1.0, max_gen_toks=3), "temperature must be"),
+     (dict(until=[3], max_gen_toks=3), "until.0 must be"), (dict(max_gen_toks="many"), "no number")],
+)  # fmt: skip
+def test_what_cannot_be_written_is_named_before_anything_is_written(own, settings, message, monkeypatch):
+    monkeypatch.setattr("llm_jax.apps.harness.Generation", never)
+    asked = [request("a", dict(until=[], max_gen_toks=3)), named("generate_until", "b", settings)]
+    with pytest.raises(InputError, match=f"task quiz, document 7: .*{message}"):
+        Harness(own).generate_until(asked, disable_tqdm=True)
+
+
+def test_the_advice_on_room_for_an_answer_works(own):
+    with pytest.raises(InputError, match=r"in the context of 48: ask for 1 to 47, .* max_gen_toks=24") as refused:
+        Harness(own).generate_until([request("a" * 60, {})], disable_tqdm=True)
+    advised = int(str(refused.value).rpartition("=")[2])
+    (said,) = Harness(own).generate_until([request("a" * 60, dict(max_gen_toks=advised))], disable_tqdm=True)
+    assert said == own.generate([[*b"a" * 24]], max_tokens=24, temperature=0.0)[0]
+
+
+def test_more_in_view_than_the_model_has_is_refused(own):
     with pytest.raises(InputError, match="max_length=99 is more than the model's context of 48"):
         Harness(own, max_length=99)
-    with pytest.raises(InputError, match="49 tokens: 1 to 48 can be scored"):
-        harness.loglikelihood([request("a", "b" * 49)], disable_tqdm=True)

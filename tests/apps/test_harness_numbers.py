@@ -67,9 +67,9 @@ def experiment(model: Decoder, data: Data) -> Experiment:
     )  # fmt: skip
 
 
-def evaluated(lm: LanguageModel, texts: tuple[str, ...], **rendering: bool) -> dict[str, float]:
+def evaluated(lm: LanguageModel, texts: tuple[str, ...], eos: bool = True) -> dict[str, float]:
     """What `eval` says of the texts, a text a row."""
-    data = Data(Texts(texts), length=LONG, batch=2, packing=One("split"), rendering=Rendering(**rendering))
+    data = Data(Texts(texts), length=LONG, batch=2, packing=One("split"), rendering=Rendering(eos=eos))
     model: Any = lm.model
     program = Program(experiment(model, data), Layout(1).mesh(), lm.tokenizer)
     return evaluate(program, lm.params, data.evaluation(lm.tokenizer))
