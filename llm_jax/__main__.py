@@ -133,9 +133,15 @@ def evaluate() -> None:
     experiment.objective.check(experiment.model, experiment.data.documents("validation"))
     for metric, value in measure(program, params, experiment.data.evaluation(tokenizer)).items():
         print(f"{metric:16} {value:.6f}")
+    failed: list[str] = []
     if experiment.report:
         for finding in findings(equip(Finished(experiment, tokenizer, params, program.frozen), program)):
-            print("\n".join(finding.lines))
+            if finding.failed:
+                failed += finding.lines
+            else:
+                print("\n".join(finding.lines))
+    if failed:  # the others are told; here they are all that was asked for
+        raise InputError("; ".join(failed))
 
 
 def sample() -> None:

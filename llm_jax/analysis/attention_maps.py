@@ -14,13 +14,13 @@ import dataclasses
 import functools
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.core.parts import Size, replace, transform
+from llm_jax.core.parts import Size, replace, transform, walk
 from llm_jax.core.tables import InputError
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.kernels import Dense
@@ -30,6 +30,7 @@ from llm_jax.models.model import Generator, Model, Translator
 from llm_jax.models.stack import Stack
 from llm_jax.text.special import frame
 from llm_jax.text.tokenizer import Tokenizer
+from llm_jax.training.finished import Finished
 from llm_jax.training.report import Finding, Report
 
 
@@ -63,14 +64,27 @@ def attention_maps(
     """
     if isinstance(model, Classifier | Scorer):
         model, params = model.backbone, params["backbone"]
-    if not isinstance(model, Generator | Encoder) or isinstance(model, Translator):
-        raise InputError(f"attention maps are of a Decoder or an Encoder, not of {type(model).__name__}")
-    if not 0 < len(ids) <= (model.limit() or len(ids)):
-        raise InputError(f"the text has {len(ids)} tokens, and the model reads 1 to {model.limit()}: choose another")
+    check_maps(model, len(ids))
     types_BT = None if types is None else jnp.asarray([types], jnp.int32)
     if not (seen := _weights(model, params, jnp.asarray([ids], jnp.int32), types_BT)):
         raise InputError(f"{type(model).__name__} has no attention")
     return [np.asarray(weight).reshape(-1, *weight.shape[-2:]) for weight in seen]
+
+
+def check_maps(model: Model, length: int) -> None:
+    """Nothing, if a model has maps of a text of so many tokens.
+
+    Raises:
+      InputError: it has none of any text, or reads fewer.
+    """
+    if isinstance(model, Classifier | Scorer):
+        model = model.backbone
+    if not isinstance(model, Generator | Encoder) or isinstance(model, Translator):
+        raise InputError(f"attention maps are of a Decoder or an Encoder, not of {type(model).__name__}")
+    if not any(isinstance(part, Attention) for _, part in walk(model)):
+        raise InputError(f"{type(model).__name__} has no attention")
+    if not 0 < length <= (model.limit() or length):
+        raise InputError(f"the text has {length} tokens, and the model reads 1 to {model.limit()}: choose another")
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -144,11 +158,18 @@ class AttentionMaps(Report):
     text: str = "The quick brown fox jumps over the lazy dog."
     most: Size = 6
 
-    def __call__(self, finished):
+    def check(self, planned):
+        check_maps(cast(Model, planned.experiment.model), len(self._ids(planned)))
+
+    def _ids(self, finished: Finished) -> list[int]:
         experiment: Any = finished.experiment
         rendering, special = experiment.data.rendering.settled, finished.tokenizer.special
         ends = frame(special, "eos", rendering.eos and isinstance(experiment.model, Encoder))
-        ids = [*frame(special, "bos", rendering.bos), *finished.tokenizer.encode(self.text), *ends]
+        return [*frame(special, "bos", rendering.bos), *finished.tokenizer.encode(self.text), *ends]
+
+    def __call__(self, finished):
+        experiment: Any = finished.experiment
+        ids = self._ids(finished)
         weights = attention_maps(experiment.model, finished.params, ids)
         chosen = np.unique(np.linspace(0, len(weights) - 1, min(self.most, len(weights))).round().astype(int)).tolist()
         tokens = spelt(finished.tokenizer, ids)

@@ -13,6 +13,8 @@ from llm_jax.data.cache import Corpus
 from llm_jax.data.documents import Document, Example
 from llm_jax.data.packing import One, Plan, ramps
 from llm_jax.data.presentation import Presentation
+from llm_jax.text.cut import beginning
+from llm_jax.text.special import frame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +24,8 @@ class SourceAndTarget(Presentation):
     The batch has `source_BS`, `source_segment_BS` and `source_position_BS` beside the usual arrays, which hold the
     targets: each begins with `bos` (in whose place a model may read a `start` of its own) and is to end with `eos`. A
     pair has one segment number on both sides. With `data.packing=BestFit("refuse")` several share a row, with `One()`
-    none do; where `too_long` is "truncate", a source keeps its last tokens and a target its first.
+    none do; where `too_long` is "truncate", a source and a target keep their first tokens, and a source those around
+    its text (`bos`, and `eos` where `rendering.prompt_eos`).
     """
 
     sources: Size = 64
@@ -65,13 +68,44 @@ class SourceAndTarget(Presentation):
         source, target = cut - begin, end - cut
         if getattr(packing, "too_long", None) == "refuse":
             self._refuse_long(source, target, length)
+        elif (longer := source > self.sources).any():
+            raise InputError(
+                f"{longer.sum()} of {len(longer)} sources have more than data.presentation.sources={self.sources} "
+                "tokens though their prompts were cut: raise it"
+            )
         fill = np.maximum(-(-source * length // self.sources), target)
         plan = packing.plan(np.append(0, np.cumsum(fill + 1)), length, rng)
         assert isinstance(plan, Plan), "a packing with too_long lists its pieces"
         document = np.searchsorted(np.cumsum(fill + 1), plan.start, side="right")
-        start = np.maximum(begin, cut - self.sources)[document]
+        start = begin[document]
         stop = np.minimum(end, cut + length)[document]
         return Plan(start, stop - 1 - start, plan.first)
+
+    def shortened(self, document, tokenizer, rendering, length):
+        """With the beginning of its prompt that leaves room for the tokens around it."""
+        if not isinstance(document, Example):
+            return document
+        settled = rendering.settled
+        around = [*frame(tokenizer.special, "bos", settled.bos), *frame(tokenizer.special, "eos", settled.prompt_eos)]
+        if len(around) >= self.sources:
+            raise InputError(
+                f"data.presentation.sources={self.sources} has no room for a token of a source beside the "
+                f"{len(around)} around it: raise it"
+            )
+        prompt = beginning(document.prompt, tokenizer, self.sources - len(around))
+        return document if prompt == document.prompt else dataclasses.replace(document, prompt=prompt)
+
+    def fitted(self, documents, corpus, tokenizer, rendering, length):
+        begin, _, cut = _cuts(corpus)
+        long = cut - begin > self.sources
+        if not long.any():
+            return documents
+        if len(long) != len(documents):
+            raise InputError(f"{len(documents)} examples are {len(long)} texts: one text each can be cut")
+        return [
+            self.shortened(document, tokenizer, rendering, length) if too_long else document
+            for document, too_long in zip(documents, long, strict=True)
+        ]
 
     def _refuse_long(self, source: np.ndarray, target: np.ndarray, length: int) -> None:
         long = (source > self.sources) | (target > length)

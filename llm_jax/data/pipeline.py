@@ -99,6 +99,12 @@ class Data(Part):
             raise InputError(f"{self.split} leaves no {split} documents of {self.source}: {cure}")
         return found
 
+    def shortened(self, document: Document, tokenizer: Tokenizer) -> Document:
+        """A document as the rows show it: with its texts cut, where it is too long and `packing` cuts."""
+        if not _truncates(self.packing):
+            return document
+        return self.presentation.shortened(document, tokenizer, self.rendering, self.length)
+
     def prepare(self, recipe: TokenizerRecipe) -> Tokenizer:
         """A tokenizer trained on the training documents alone, with the special tokens that the chat template needs."""
         template = self.rendering.settled.template
@@ -189,7 +195,7 @@ class Data(Part):
         parts = [part[split] for part in self._split_documents]
         for documents in parts:
             self.presentation.check_documents(documents)
-        made = [corpus(documents, tokenizer, self.rendering) if documents else None for documents in parts]
+        made = [self._corpus(documents, tokenizer) if documents else None for documents in parts]
         usable = [c if c is not None and len(c.tokens) > len(c.offsets) - 1 else None for c in made]
         learnt = [c is not None and np.any(c.learnt) for c in usable]
         idle = [
@@ -202,3 +208,15 @@ class Data(Part):
             named = idle[0] if any(learnt) else self.source
             raise InputError(f"nothing is learnt of the {split} documents of {named}{learn}")
         return [c if some else None for c, some in zip(usable, learnt, strict=True)]  # idle ones of validation
+
+    def _corpus(self, documents: list[Document], tokenizer: Tokenizer) -> Corpus | None:
+        whole = corpus(documents, tokenizer, self.rendering)
+        if not _truncates(self.packing) or len(whole.offsets) < 2:
+            return whole
+        shown = self.presentation.fitted(documents, whole, tokenizer, self.rendering, self.length)
+        return whole if shown is documents else corpus(shown, tokenizer, self.rendering)
+
+
+def _truncates(packing: Packing) -> bool:
+    """Whether it cuts what is too long."""
+    return getattr(packing, "too_long", None) == "truncate"

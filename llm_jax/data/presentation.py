@@ -94,6 +94,26 @@ class Presentation(Part):
         """The rows of an epoch."""
         return packing.plan(corpus.offsets, length, rng, None if corpus.whole else corpus.learnt)
 
+    def shortened(self, document: Document, tokenizer: Tokenizer, rendering: Rendering, length: int) -> Document:
+        """The document as rows show it where `data.packing` cuts what is too long.
+
+        By default it is what it was, since rows keep its beginning. A collator whose rows would lose another part (the
+        token that ends a source, who speaks) cuts the texts of the document instead.
+
+        Raises:
+          InputError: there is no room for the tokens around its texts.
+        """
+        return document
+
+    def fitted(
+        self, documents: Sequence[Document], corpus: Corpus, tokenizer: Tokenizer, rendering: Rendering, length: int
+    ) -> Sequence[Document]:
+        """The documents of `corpus` that are to be shown where `data.packing` cuts what is too long, each as it fits.
+
+        By default the same list; a list that is another one is made into tokens again.
+        """
+        return documents
+
     def check(self, rendering: Rendering, packing: Packing) -> None:
         """Nothing, if documents so rendered and packed can be presented.
 

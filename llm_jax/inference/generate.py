@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -104,16 +104,18 @@ class Generation:
     """
 
     def __init__(
-        self, model: Generator, params: Any, prompts: Sequence[Sequence[int]], *, max_tokens: int | None,
-        sampler: Sampler, key_B: jax.Array, stops: Iterable[int], vocabulary: int, dtype, never: Iterable[int] = (),
-        beside: Mapping[str, Any] | None = None, logps_at: float | None = None,
+        self, model: Generator, params: Any, prompts: Sequence[Sequence[int]], *,
+        max_tokens: int | Sequence[int] | None, sampler: Sampler, key_B: jax.Array, stops: Iterable[int],
+        vocabulary: int, dtype, never: Iterable[int] = (), beside: Mapping[str, Any] | None = None,
+        logps_at: float | None = None,
     ):  # fmt: skip
         """Reads the prompts and draws the first token of each text.
 
         Args:
           params: what `prepare` returned.
           prompts: token ids, at least one each.
-          max_tokens: the most tokens a text gets; None: as many as the context has room for after its prompt.
+          max_tokens: the most tokens a text gets, or a number for each; None: as many as the context has room for after
+            its prompt.
           key_B: a key for each row (`row_keys`).
           stops: tokens that end a text, and are not part of it.
           vocabulary: the ids that may be drawn are below it.
@@ -131,7 +133,7 @@ class Generation:
         beside = beside or {}
         _check_beside(model, len(prompts), beside)
         self._most_B = _most(model, prompts, max_tokens)
-        max_tokens = int(self._most_B.max())
+        most = int(self._most_B.max())
         longest = max(map(len, prompts))
         padded = min(round_up(longest, finely=False), model.reads() or round_up(longest, finely=False))
         tokens_BT = np.zeros((len(prompts), padded), np.int32)
@@ -143,9 +145,9 @@ class Generation:
         length_B = np.array([len(p) for p in prompts], np.int32)
         opening = model.opening()
         begun = padded if opening is None else len(opening)
-        self._slots, self._most_slots = (round_up(begun + n, finely=True) for n in (min(ROOM, max_tokens), max_tokens))
+        self._slots, self._most_slots = (round_up(begun + n, finely=True) for n in (min(ROOM, most), most))
 
-        self._model, self._params, self._sampler, self._max_tokens = model, params, sampler, max_tokens
+        self._model, self._params, self._sampler, self._max_tokens = model, params, sampler, most
         self._stops_V, self._never_V = stops_V, never_V
         self._open_B = np.ones(len(prompts), bool)
         self.end_B = np.full(len(prompts), -1, np.int32)
@@ -222,14 +224,34 @@ class Generation:
         return new_N.tolist()
 
 
-def _most(model: Generator, prompts: Sequence[Sequence[int]], max_tokens: int | None) -> np.ndarray:
+def room(model: Generator, prompt: Sequence[int]) -> int | None:
+    """The most tokens that a model can write after a prompt; 0: it cannot read it. None: there is no bound.
+
+    The last of them is drawn and never read, so it takes no place of the context: as much as a row of data teaches.
+    """
+    opening, context, reads = model.opening(), model.limit(), model.reads()
+    if not prompt or len(prompt) < model.ahead() or (reads is not None and len(prompt) > reads):
+        return 0
+    return None if context is None else max(0, context + 1 - len(prompt if opening is None else opening))
+
+
+def _most(
+    model: Generator, prompts: Sequence[Sequence[int]], max_tokens: int | Sequence[int] | None
+) -> np.ndarray:  # fmt: skip
     """[B]: the most tokens that each text gets. Raises as `Generation` does."""
-    if max_tokens is not None:
-        check_max_tokens(max_tokens)
+    apart = isinstance(max_tokens, list | tuple | np.ndarray)  # a number for each, as `room` tells them
+    asked: list[int | None] = (
+        [*cast("Sequence[int]", max_tokens)] if apart else [cast("int | None", max_tokens)] * len(prompts)
+    )
+    if len(asked) != len(prompts):
+        raise InputError(f"max_tokens has {len(asked)} numbers for {len(prompts)} prompts: give one each, or one")
+    for number in asked:
+        if number is not None:
+            check_max_tokens(number)
     context, ahead, most = model.limit(), model.ahead(), []
     opening = model.opening()  # None: the text follows the prompt in the same row
     reads = None if opening is None else model.reads()
-    for number, prompt in enumerate(prompts):
+    for number, (prompt, wanted) in enumerate(zip(prompts, asked, strict=True)):
         where = f"prompt {number}" if len(prompts) > 1 else "the prompt"
         if not prompt:
             raise InputError(f"{where} is empty: there is no token to go on from")
@@ -240,14 +262,15 @@ def _most(model: Generator, prompts: Sequence[Sequence[int]], max_tokens: int | 
             )
         if reads is not None and len(prompt) > reads:
             raise InputError(f"{where} has {len(prompt)} tokens, and the model reads at most {reads}: shorten it")
-        room = BEFORE_UNBOUNDED if context is None else context - len(prompt if opening is None else opening)
-        if context is not None and room < (max_tokens or 1):
-            advice = f"ask for at most {room} tokens" if room > 0 else f"shorten it to at most {context - 1} tokens"
+        left = BEFORE_UNBOUNDED if context is None else context - len(prompt if opening is None else opening)
+        left += apart and left >= 0  # what is told for each text may use the place after the context: it is not read
+        if context is not None and left < (wanted or 1):
+            advice = f"ask for at most {left} tokens" if left > 0 else f"shorten it to at most {context - 1} tokens"
             raise InputError(
-                f"{where} has {len(prompt)} tokens, and with max_tokens={max_tokens or 1} that is more than the "
+                f"{where} has {len(prompt)} tokens, and with max_tokens={wanted or 1} that is more than the "
                 f"model's context of {context}: {advice}"
             )
-        most.append(max_tokens or room)
+        most.append(wanted or left)
     return np.array(most)
 
 

@@ -15,7 +15,7 @@ from llm_jax.core.parts import conform, show
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Conversation
 from llm_jax.inference.embed import classify, embed
-from llm_jax.inference.generate import CHUNK, Generation, Writer, check_max_tokens, prepare, row_keys
+from llm_jax.inference.generate import CHUNK, Generation, Writer, check_max_tokens, prepare, room, row_keys
 from llm_jax.inference.sampling import Sampling
 from llm_jax.models.encoder import Encoder
 from llm_jax.models.heads import Classifier
@@ -123,7 +123,7 @@ class LanguageModel:
         return classify(model, self._prepared, self._whole(texts, special_tokens), self.problem_type)
 
     def generate(
-        self, prompts: Sequence[Prompt], max_tokens: int | None = None, temperature: float = 1.0,
+        self, prompts: Sequence[Prompt], max_tokens: int | Sequence[int] | None = None, temperature: float = 1.0,
         top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0, seed: int = 0,
         stop: str | Sequence[str] = (), images: Any = None, special_tokens: SpecialTokens = "text",
     ) -> list[str]:  # fmt: skip
@@ -134,9 +134,9 @@ class LanguageModel:
         so that no text can forge one, and that is said once; `special_tokens="parse"` reads it as that token, in
         prompts that you trust.
 
-        `max_tokens` None: as long as the context has room. The settings are those of `Sampling`. What a row says
-        depends on its prompt, its number, and the seed. `images` [B, rows, columns, channels], one for each prompt, are
-        for a model that reads them (`Captioner`).
+        `max_tokens` is one number, or one for each prompt (`room` tells the most); None: as long as the context has
+        room. The settings are those of `Sampling`. What a row says depends on its prompt, its number, and the seed.
+        `images` [B, rows, columns, channels], one for each prompt, are for a model that reads them (`Captioner`).
 
         Raises:
           InputError: a setting is out of range, a prompt and its text are longer than the context, or the images are
@@ -160,6 +160,16 @@ class LanguageModel:
                 if writers[row].stopped:
                     generation.close(row)
         return [text + writer.flush() for text, writer in zip(texts, writers, strict=True)]
+
+    def room(self, prompt: Prompt) -> int | None:
+        """The most tokens that the model can write after a prompt; 0: it cannot read it. None: there is no bound.
+
+        The last of them is drawn and never read: together with the prompt they may be one more than the context.
+
+        Raises:
+          InputError: the model does not write, or the template cannot write the conversation.
+        """
+        return room(conform(self.model, Generator, "model"), self._prompt(prompt, "text", self.prompt_eos))
 
     def stream(
         self, prompt: Prompt, max_tokens: int | None = None, temperature: float = 1.0, top_k: int = 0,
@@ -273,7 +283,7 @@ class LanguageModel:
         return stream
 
     def _begin(
-        self, ids: list[list[int]], max_tokens: int | None, sampling: Sampling, seed: int,
+        self, ids: list[list[int]], max_tokens: int | Sequence[int] | None, sampling: Sampling, seed: int,
         beside: Mapping[str, Any] | None = None,
     ) -> Generation:  # fmt: skip
         model = conform(self.model, Generator, "model")

@@ -11,6 +11,42 @@ from llm_jax.core.tables import InputError, nearest
 from llm_jax.text.tokenizer import Tokenizer
 
 
+def word_id(word: str, tokenizer: Tokenizer) -> int | None:
+    """The id of a word in a tokenizer of whole words; None if the vocabulary lacks it."""
+    ids = tokenizer.encode(word)
+    return ids[0] if len(ids) == 1 and ids[0] not in tokenizer.special.values() else None
+
+
+def check_word(word: str, tokenizer: Tokenizer) -> int:
+    """The word's id.
+
+    Raises:
+      InputError: the vocabulary lacks the word.
+    """
+    if (id := word_id(word, tokenizer)) is None:
+        beside = {*tokenizer.special.values()}
+        known = [tokenizer.bytes_of(i).decode().strip() for i in range(tokenizer.vocabulary) if i not in beside]
+        raise InputError(f"no vector for the word {word!r}: {nearest(word, known[:20_000])}")
+    return id
+
+
+def check_pairs(
+    pairs: Iterable[tuple[str, str, float]], tokenizer: Tokenizer
+) -> list[tuple[int, int, float]]:  # fmt: skip
+    """The ids of those pairs whose words are known, with their scores.
+
+    Raises:
+      InputError: they are too few to rank, or all have one score.
+    """
+    found = [(word_id(a, tokenizer), word_id(b, tokenizer), score) for a, b, score in pairs]
+    known = [(a, b, score) for a, b, score in found if a is not None and b is not None]
+    if len(known) < 2:
+        raise InputError(f"only {len(known)} of {len(found)} pairs of words are in the vocabulary: too few to rank")
+    if len({score for *_, score in known}) == 1:
+        raise InputError(f"all {len(known)} pairs of words in the vocabulary have the score {known[0][2]:g}: no ranks")
+    return known
+
+
 class WordVectors:
     """A unit vector for each word of a tokenizer of whole words."""
 
@@ -22,8 +58,7 @@ class WordVectors:
 
     def id(self, word: str) -> int | None:
         """The word's id; None if the vocabulary lacks it."""
-        ids = self._tokenizer.encode(word)
-        return ids[0] if len(ids) == 1 and ids[0] not in self._beside else None
+        return word_id(word, self._tokenizer)
 
     def word(self, id: int) -> str:
         return self._tokenizer.bytes_of(id).decode().strip()
@@ -34,9 +69,7 @@ class WordVectors:
         Raises:
           InputError: the vocabulary lacks the word.
         """
-        if (id := self.id(word)) is None:
-            known = [self.word(i) for i in range(self._tokenizer.vocabulary) if i not in self._beside]
-            raise InputError(f"no vector for the word {word!r}: {nearest(word, known[:20_000])}")
+        id = check_word(word, self._tokenizer)
         cosine_V = self.unit_VD @ self.unit_VD[id]
         cosine_V[[id, *self._beside]] = -np.inf
         return [(self.word(i), float(cosine_V[i])) for i in np.argsort(-cosine_V, kind="stable")[:count]]
@@ -62,13 +95,12 @@ class WordVectors:
         """Spearman's rank correlation of cosines with people's scores of pairs of words, and how many pairs are known.
 
         Raises:
-          InputError: fewer than two pairs are known.
+          InputError: fewer than two pairs are known, or all have one score, or vectors of one cosine.
         """
-        found = [(self.id(a), self.id(b), score) for a, b, score in pairs]
-        known = [(a, b, score) for a, b, score in found if a is not None and b is not None]
-        if len(known) < 2:
-            raise InputError(f"only {len(known)} of {len(found)} pairs of words are in the vocabulary: too few to rank")
+        known = check_pairs(pairs, self._tokenizer)
         cosine = [float(self.unit_VD[a] @ self.unit_VD[b]) for a, b, _ in known]
+        if len({*cosine}) == 1:
+            raise InputError(f"all {len(known)} pairs of words have the cosine {cosine[0]:g}: there are no ranks")
         ranks = [_ranks(np.array(values)) for values in (cosine, [score for *_, score in known])]
         return float(np.corrcoef(ranks)[0, 1]), len(known)
 

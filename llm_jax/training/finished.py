@@ -7,7 +7,7 @@ import functools
 from typing import Any, cast
 
 from llm_jax.core.parts import conform
-from llm_jax.data.documents import Rendering
+from llm_jax.data.documents import Document, Rendering
 from llm_jax.data.pipeline import SplitName
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
@@ -45,6 +45,11 @@ class Finished:
     def documents(self, split: SplitName) -> list[Any]:
         data: Any = self.experiment.data
         return data.documents(split)
+
+    def shortened(self, document: Document) -> Any:
+        """A document as the rows of its data show it, where it is too long for one."""
+        data: Any = self.experiment.data
+        return data.shortened(document, self.tokenizer)
 
 
 def language_model(experiment: Experiment, tokenizer: Tokenizer, params: Any) -> LanguageModel:

@@ -32,7 +32,7 @@ from llm_jax.training.interrupt import GivenUp, Interrupt
 from llm_jax.training.metrics import MetricsLog, append, cut, read
 from llm_jax.training.program import Program, TrainState, fill
 from llm_jax.training.record import record
-from llm_jax.training.report import findings
+from llm_jax.training.report import check_reports, findings
 from llm_jax.training.resume import resumed
 from llm_jax.training.run import Run
 from llm_jax.training.speed import Speed
@@ -87,6 +87,7 @@ class Training:
         objective: Any = self.experiment.objective
         for split in ("train", "validation"):
             objective.check(self.experiment.model, data.documents(split))
+        check_reports(Finished(self.experiment, tokenizer, params=None))
         self.batches = data.train(
             tokenizer, seed=self.experiment.seed, process=jax.process_index(), processes=jax.process_count(),
             program=program,

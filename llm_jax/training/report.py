@@ -11,28 +11,46 @@ from typing import Literal
 from llm_jax.core.parts import Count, NonNegative, Part, Seed, Size
 from llm_jax.core.returned import unusable
 from llm_jax.core.tables import InputError
-from llm_jax.data.answers import Answer, answer_of, as_answered, without_thought
-from llm_jax.data.documents import Conversation, Example
+from llm_jax.data.documents import Conversation
 from llm_jax.data.pipeline import SplitName
 from llm_jax.inference.language_model import LanguageModel
-from llm_jax.models.model import Translator
 from llm_jax.text.chat import Message
 from llm_jax.training.finished import Finished
+from llm_jax.training.questions import answers, questions, writing
 
 
 @dataclasses.dataclass
 class Finding:
-    """Lines for people, numbers by name, and figures (PNG) by the name of their file."""
+    """Lines for people, numbers by name, and figures (PNG) by the name of their file.
+
+    `failed`: the report cannot be made, which is all that the line says.
+    """
 
     lines: list[str]
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     figures: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    failed: bool = False
 
 
 class Report(Part):
     """`report(finished) -> Finding`."""
 
+    def check(self, planned: Finished) -> None:
+        """Nothing, if the report can be made of this run, as far as that can be known before its first step.
+
+        Args:
+          planned: the run as it will be when it is finished, but for `params` and `frozen`, which are None.
+
+        Raises:
+          InputError: it cannot; the message names the setting to change.
+        """
+
     def __call__(self, finished: Finished) -> Finding:
+        """What it finds.
+
+        Raises:
+          InputError: it cannot be made. The other reports are made all the same.
+        """
         raise NotImplementedError
 
 
@@ -46,20 +64,27 @@ class ExactMatch(Report):
     thinks, up to the last `</think>`, is not compared, unless what is right has a thought in it. Where the template or
     the tokenizer has `</think>`, a reply may be as long as the context has room: lower `batch` if that is too much
     memory.
+
+    A prompt is cut as it is in the rows of the data. One that leaves no room for an answer in the model's context is
+    left out and counted; an answer that is longer than the room is not given.
     """
 
     split: SplitName = "validation"
     limit: Count = 0
     batch: Size = 500
 
+    def check(self, planned):
+        questions(planned, self.split, limit=1)
+
     def __call__(self, finished):
-        questions = _questions(finished, self.split, self.limit)
-        answers = _answers(finished.lm, questions, self.batch)
-        right = sum(answer == q.answer.taught for answer, q in zip(answers, questions, strict=True))
-        lines = [f"{self.split}: {right}/{len(questions)} answers exact"]
-        if unsayable := sum(not q.answer.sayable for q in questions):
+        asked = questions(finished, self.split, self.limit)
+        given = answers(finished.lm, asked.questions, self.batch)
+        right = sum(answer == q.answer.taught for answer, q in zip(given, asked.questions, strict=True))
+        lines = [f"{self.split}: {right}/{len(asked.questions)} answers exact"]
+        if unsayable := sum(not q.answer.sayable for q in asked.questions):
             lines.append(f"  {unsayable} cannot be given: the tokenizer has no token for a part of them")
-        return Finding(lines, {f"{self.split}_exact_match": right / len(questions)})
+        metrics = {f"{self.split}_exact_match": right / len(asked.questions)}
+        return Finding(lines + asked.lines(), metrics | asked.metrics())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +94,7 @@ class Bleu(Report):
     Both are sacrebleu's, whose signature is shown: it says what a figure may be compared with. `tokenize` is how BLEU
     splits words ("none" where they are split already). The first `show` answers are shown. They
     are compared with the text of the documents. Where the tokenizer or the template changes that, a line says what it
-    would score itself, written as the model was taught it. Thoughts are left out, and have room, as in `ExactMatch`.
+    would score itself, written as the model was taught it. Thoughts are left out, and prompts cut, as in `ExactMatch`.
 
     Raises:
       InputError: nothing is asked, or sacrebleu is not installed.
@@ -81,78 +106,47 @@ class Bleu(Report):
     tokenize: Literal["13a", "intl", "char", "zh", "none"] = "13a"
     show: Count = 2
 
-    def __call__(self, finished):
+    def check(self, planned):
         if importlib.util.find_spec("sacrebleu") is None:
             raise InputError("Bleu needs sacrebleu: pip install -e '.[metrics]', or leave it out of report")
+        questions(planned, self.split, limit=1)
+
+    def __call__(self, finished):
+        self.check(finished)
         import sacrebleu
 
-        questions = _questions(finished, self.split, self.limit)
-        given = _answers(finished.lm, questions, self.batch)
+        asked = questions(finished, self.split, self.limit)
+        given = answers(finished.lm, asked.questions, self.batch)
         bleu, chrf = sacrebleu.BLEU(tokenize=self.tokenize), sacrebleu.CHRF()
-        wanted = [[q.answer.text for q in questions]]
+        wanted = [[q.answer.text for q in asked.questions]]
 
         def scores(said: Sequence[str]) -> dict[str, float]:
             both = (("bleu", bleu), ("chrf", chrf))
             return {name: metric.corpus_score(said, wanted).score for name, metric in both}
 
-        found, taught = scores(given), [q.answer.taught for q in questions]
-        lines = [f"{self.split}: BLEU {found['bleu']:.2f}, chrF {found['chrf']:.2f} of {len(questions)} answers"]
+        found, taught = scores(given), [q.answer.taught for q in asked.questions]
+        lines = [f"{self.split}: BLEU {found['bleu']:.2f}, chrF {found['chrf']:.2f} of {len(asked.questions)} answers"]
         if taught != wanted[0]:
             most = scores(taught)
             lines.append(f"  said exactly as taught they have BLEU {most['bleu']:.2f}, chrF {most['chrf']:.2f}")
-        lines += [f"  BLEU {bleu.get_signature()}", f"  chrF {chrf.get_signature()}"]
-        for q, answer in list(zip(questions, given, strict=True))[: self.show]:
-            asked = q.prompt if isinstance(q.prompt, str) else q.prompt.messages[-1].content
-            lines += ["", f"  source  {asked}", f"  model   {answer}", f"  wanted  {q.answer.text}"]
-        return Finding(lines, {f"{self.split}_{name}": score for name, score in found.items()})
-
-
-@dataclasses.dataclass(frozen=True)
-class _Question:
-    prompt: str | Conversation
-    answer: Answer
-
-
-def _questions(finished: Finished, split: SplitName, limit: int) -> list[_Question]:
-    anew = isinstance(finished.lm.model, Translator)
-    found: list[_Question] = []
-    for document in finished.documents(split):
-        if not isinstance(document, (Example, Conversation)):
-            continue
-        if answer := answer_of(document, finished.tokenizer, finished.rendering, anew):
-            asked = document.prompt if isinstance(document, Example) else Conversation(document.asked, document.tools)
-            found.append(_Question(asked, answer))
-        if limit and len(found) == limit:
-            break
-    if not found:
-        raise InputError(
-            "answers can be judged of examples, and of conversations with an answer or a reply at the end, "
-            f"and the {split} documents have none"
-        )
-    return found
-
-
-def _answers(lm: LanguageModel, questions: Sequence[_Question], batch: int) -> list[str]:
-    """What the model answers greedily, without what it thinks before it.
-
-    That is no longer than the longest answer wanted, and a token to end it; a thought may fill the context.
-    """
-    thinks = any(q.answer.thinks for q in questions)
-    longest = None if thinks else max(q.answer.tokens for q in questions) + 1
-    answers = []
-    for some in (questions[i : i + batch] for i in range(0, len(questions), batch)):
-        said = lm.generate([q.prompt for q in some], max_tokens=longest, temperature=0.0)
-        for question, text in zip(some, said, strict=True):
-            whole = text if isinstance(question.prompt, str) else as_answered(question.prompt, text)
-            answers.append(without_thought(whole, question.answer.taught))
-    return answers
+        lines += [*asked.lines(), f"  BLEU {bleu.get_signature()}", f"  chrF {chrf.get_signature()}"]
+        for q, answer in list(zip(asked.questions, given, strict=True))[: self.show]:
+            source = q.prompt if isinstance(q.prompt, str) else q.prompt.messages[-1].content
+            lines += ["", f"  source  {source}", f"  model   {answer}", f"  wanted  {q.answer.text}"]
+        metrics = {f"{self.split}_{name}": score for name, score in found.items()}
+        return Finding(lines, metrics | asked.metrics())
 
 
 @dataclasses.dataclass(frozen=True)
 class Compression(Report):
     """What `xz -9e` makes of the held-out text alone, in bits per byte of text: the figure to be below."""
 
+    def check(self, planned):
+        if not any(any(document.strings()) for document in planned.documents("validation")):
+            raise InputError("Compression needs held-out text, and the validation documents say nothing")
+
     def __call__(self, finished):
+        self.check(finished)
         texts = [d.text() for d in finished.documents("validation")]
         size = sum(len(s.encode()) for d in finished.documents("validation") for s in d.strings())
         packed = lzma.compress("\n".join(texts).encode(), preset=9 | lzma.PRESET_EXTREME)
@@ -172,14 +166,16 @@ class SampledConversations(Report):
     temperature: NonNegative = 0.7
     seed: Seed = 0
 
+    def check(self, planned):
+        self._asked(planned)
+        writing(planned)
+
     def __call__(self, finished):
         lines = []
-        held_out = (d for d in finished.documents("validation") if isinstance(d, Conversation))
-        asked = [[m for m in d.messages if m.role == "user"][: self.turns] for d in held_out]
-        for number, questions in enumerate([q for q in asked if len(q) == self.turns][: self.count]):
+        for number, asked in enumerate(self._asked(finished)):
             said: list[Message] = []
             lines.append("")
-            for question in questions:
+            for question in asked:
                 said.append(question)
                 lines.append(f"  person  {question.content}")
                 try:
@@ -191,6 +187,18 @@ class SampledConversations(Report):
                 lines.append(f"  model   {reply.strip()}")
         return Finding(["sampled conversations with people of the held-out data:", *lines])
 
+    def _asked(self, finished: Finished) -> list[list[Message]]:
+        held_out = (d for d in finished.documents("validation") if isinstance(d, Conversation))
+        asked = [[m for m in d.messages if m.role == "user"][: self.turns] for d in held_out]
+        if found := [messages for messages in asked if len(messages) == self.turns][: self.count]:
+            return found
+        most = max(map(len, asked), default=0)
+        advice = f"set report.turns={most}" if most else "leave it out of report"
+        raise InputError(
+            f"SampledConversations needs held-out conversations in which people speak turns={self.turns} times, and "
+            f"there are none: {advice}"
+        )
+
     def _reply(self, lm: LanguageModel, said: Sequence[Message], seed: int) -> str:
         pieces = lm.reply(said, max_tokens=self.max_tokens, temperature=self.temperature, top_p=0.95, seed=seed)
         return "".join(pieces)
@@ -198,32 +206,74 @@ class SampledConversations(Report):
 
 @dataclasses.dataclass(frozen=True)
 class Samples(Report):
-    """Texts that begin with each of `prompts`."""
+    """Texts that begin with each of `prompts`: of `max_tokens`, or of as many as the context has room for.
+
+    Of a translator they are translations of the prompts.
+    """
 
     prompts: tuple[str, ...] = ("",)
     max_tokens: Size = 100
     temperature: NonNegative = 0.8
     seed: Seed = 0
 
+    def check(self, planned):
+        if not self.prompts:
+            raise InputError('Samples needs prompts: ("",) is a text from the beginning')
+        self._most(planned)
+
+    def _most(self, finished: Finished) -> list[int]:
+        """How many tokens follow each prompt."""
+        lm = writing(finished)
+        rooms = [lm.room(prompt) for prompt in self.prompts]
+        if 0 in rooms:
+            raise InputError(
+                f"Samples: the prompt {self.prompts[rooms.index(0)][:40]!r} leaves no room for a text in the model's "
+                f"context of {lm.context} tokens: shorten it"
+            )
+        return [self.max_tokens if room is None else min(self.max_tokens, room) for room in rooms]
+
     def __call__(self, finished):
-        room = (finished.lm.context or self.max_tokens) - 1
         texts = finished.lm.generate(
-            list(self.prompts),
-            max_tokens=min(self.max_tokens, room - max(len(finished.lm.tokenizer.encode(p)) for p in self.prompts)),
-            temperature=self.temperature,
-            seed=self.seed,
+            list(self.prompts), max_tokens=self._most(finished), temperature=self.temperature, seed=self.seed
         )
         return Finding([line for p, t in zip(self.prompts, texts, strict=True) for line in ("", p + t)])
 
 
+def check_reports(planned: Finished) -> None:
+    """Nothing, if every report of the experiment can be made, as far as is known before the first step.
+
+    Raises:
+      InputError: one cannot; the message says which.
+    """
+    for number, report in enumerate(planned.experiment.report):
+        assert isinstance(report, Report)
+        try:
+            report.check(planned)
+        except InputError as error:
+            raise InputError(f"report.{number}, {type(report).__name__}: {error}") from None
+
+
 def findings(finished: Finished) -> Iterator[Finding]:
-    """Of each part of the experiment's report in turn."""
+    """Of each part of the experiment's report in turn; of one that cannot be made, that it cannot and why.
+
+    What is raised besides InputError is a fault of the code: it is raised when the other reports are made.
+    """
+    faults: list[Exception] = []
     for report in finished.experiment.report:
         assert isinstance(report, Report)
-        finding: object = report(finished)
-        if not isinstance(finding, Finding):
-            raise unusable(f"the report {type(report).__name__}", finding, "a Finding of llm_jax.training.report")
+        name = type(report).__name__
+        try:
+            finding: object = report(finished)
+            if not isinstance(finding, Finding):
+                raise unusable(f"the report {name}", finding, "a Finding of llm_jax.training.report")
+        except InputError as error:
+            finding = Finding([f"the report {name} cannot be made: {' '.join(str(error).split())}"], failed=True)
+        except Exception as fault:
+            faults.append(fault)
+            finding = Finding([f"the report {name} ended in {type(fault).__name__}: {fault}"], failed=True)
         yield finding
+    if faults:
+        raise faults[0]
 
 
 REPORTS = dict(

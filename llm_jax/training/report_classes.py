@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -34,6 +34,15 @@ class ClassificationReport(Report):
     split: SplitName = "validation"
     names: tuple[str, ...] = ()
     positive: Count = 1
+
+    def check(self, planned):
+        model, data = _classifier(planned), cast(Any, planned.experiment.data)
+        if self.names and len(self.names) != model.classes:
+            raise InputError(
+                f"{len(self.names)} names for the model's {model.classes} classes: report.names must be as many"
+            )
+        if "label_B" not in data.blank(1):
+            raise InputError(f"ClassificationReport needs labels, and the {self.split} documents have none")
 
     def __call__(self, finished):
         confusion_OO = confusions(finished, self.split)
@@ -66,9 +75,7 @@ def confusions(finished: Finished, split: SplitName) -> np.ndarray:
       InputError: the model does not classify, or the split has no labels.
     """
     experiment: Any = finished.experiment
-    model = experiment.model
-    if not hasattr(model, "classify"):
-        raise InputError(f"ClassificationReport needs a model that classifies, and {type(model).__name__} does not")
+    model = _classifier(finished)
     params, confusion_OO = experiment.precision.cast(finished.params), None
     for batch in experiment.data.evaluation(finished.tokenizer, split=split):
         if "label_B" not in batch:
@@ -81,6 +88,13 @@ def confusions(finished: Finished, split: SplitName) -> np.ndarray:
     if confusion_OO is None or not confusion_OO.any():
         raise InputError(f"ClassificationReport needs labels, and the {split} documents have none")
     return confusion_OO
+
+
+def _classifier(finished: Finished) -> Any:
+    model = finished.experiment.model
+    if not hasattr(model, "classify"):
+        raise InputError(f"ClassificationReport needs a model that classifies, and {type(model).__name__} does not")
+    return model
 
 
 @functools.partial(jax.jit, static_argnums=0)

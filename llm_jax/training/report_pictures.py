@@ -8,11 +8,13 @@ import math
 import operator
 from typing import Any
 
-from llm_jax.core.parts import Count, Size
+from llm_jax.core.parts import Count, Size, conform
 from llm_jax.core.tables import InputError
 from llm_jax.data.answers import answer_of
 from llm_jax.data.documents import Picture
 from llm_jax.data.pipeline import SplitName
+from llm_jax.models.model import Generator
+from llm_jax.training.finished import Finished
 from llm_jax.training.report import Finding, Report
 
 
@@ -28,17 +30,28 @@ class Captions(Report):
     batch: Size = 500
     drawn: Count = 40
 
-    def __call__(self, finished):
-        pictures = [d for d in finished.documents(self.split) if isinstance(d, Picture)][: self.limit or None]
-        if not pictures:
+    def check(self, planned):
+        self._pictures(planned)
+        model = conform(planned.lm.model, Generator, "model")
+        if set(model.beside()) != {"image_BYXA"}:
+            name = type(model).__name__
+            raise InputError(f"Captions needs a model that writes of images, such as a Captioner, not a {name}")
+
+    def _pictures(self, finished: Finished) -> list[Picture]:
+        found = [d for d in finished.documents(self.split) if isinstance(d, Picture)][: self.limit or None]
+        if not found:
             raise InputError(f"Captions needs pictures, and the {self.split} documents have none: use data=Images(...)")
-        lm = finished.lm
+        return found
+
+    def __call__(self, finished):
+        pictures, lm = self._pictures(finished), finished.lm
         wanted = [answer for p in pictures if (answer := answer_of(p, finished.tokenizer, finished.rendering))]
-        longest = max(answer.tokens for answer in wanted) + 1
+        longest, room = max(answer.tokens for answer in wanted) + 1, lm.room("")
+        most = longest if room is None else min(longest, room)
         said: list[str] = []
         for i in range(0, len(pictures), self.batch):
             images = [p.image_YXA for p in pictures[i : i + self.batch]]
-            said += lm.generate([""] * len(images), max_tokens=longest, temperature=0.0, images=images)
+            said += lm.generate([""] * len(images), max_tokens=[most] * len(images), temperature=0.0, images=images)
         right_N = [caption == answer.taught for caption, answer in zip(said, wanted, strict=True)]
         line = f"{self.split}: {sum(right_N)}/{len(pictures)} captions exact"
         finding = Finding([line], {f"{self.split}_exact_match": sum(right_N) / len(pictures)})

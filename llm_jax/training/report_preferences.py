@@ -14,7 +14,6 @@ import numpy as np
 
 from llm_jax.core.parts import Count, NonNegative, Seed, Size, conform
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Rendering
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.inference.sampling import Sampling
 from llm_jax.layers.moe import without_drops
@@ -25,6 +24,7 @@ from llm_jax.objectives.rewards import Reward, as_reward
 from llm_jax.training.completions import Completions, Prompt, replies
 from llm_jax.training.finished import Finished, language_model
 from llm_jax.training.intervals import NORMAL_95, wilson
+from llm_jax.training.questions import writing
 from llm_jax.training.report import Finding, Report
 from llm_jax.training.rollouts import Rollouts
 
@@ -57,16 +57,26 @@ class Rewarded(Report):
     def __post_init__(self) -> None:
         object.__setattr__(self, "reward", as_reward(cast(Any, self).reward))
 
-    def __call__(self, finished):
-        rendering, lm = _rendering(finished), finished.lm
-        most = (lm.context or math.inf) - self.max_tokens - 1  # a judge also reads what ends a turn
-        among = Prompt.among(finished.documents("validation"), finished.tokenizer, rendering, most)
-        prompts = list(itertools.islice(among, self.limit))
+    def check(self, planned):
+        writing(planned)
+        reward = cast(Any, self).reward
+        reward.check()
+        reward.check_prompts([prompt.document for prompt in self._prompts(planned, self.limit)])
+
+    def _prompts(self, finished: Finished, limit: int) -> list[Prompt]:
+        most = (finished.lm.context or math.inf) - self.max_tokens - 1  # a judge also reads what ends a turn
+        among = Prompt.among(finished.documents("validation"), finished.tokenizer, finished.rendering, most)
+        prompts = list(itertools.islice(among, limit))
         if not prompts:
             raise InputError(
                 "Rewarded needs held-out conversations, preferences or examples whose prompts leave room for "
                 f"max_tokens={self.max_tokens}: there are none"
             )
+        return prompts
+
+    def __call__(self, finished):
+        rendering, lm = finished.rendering, writing(finished)
+        prompts = self._prompts(finished, self.limit)
         reward = cast(Any, self).reward.ready(finished.tokenizer, rendering, finished.frozen)
         sampler = Sampling(self._temperature(finished))
         here, score_N = self._sampled(lm, prompts, sampler, reward)
@@ -111,11 +121,6 @@ class Rewarded(Report):
             lm, prompts, max_tokens=self.max_tokens, sampler=sampler, seed=self.seed, batch=self.batch
         )  # fmt: skip
         return made, made.scored(reward)
-
-
-def _rendering(finished: Finished) -> Rendering:
-    data: Any = finished.experiment.data
-    return data.rendering
 
 
 def _told(made: Completions, score_N: np.ndarray) -> str:
@@ -164,7 +169,15 @@ class PairAccuracy(Report):
     Beside it, how often that was the longer of the two texts as they are shown: what knowing nothing else would reach.
     """
 
+    def check(self, planned):
+        conform(planned.experiment.model, Scorer, "model")
+        if "margin_B" not in cast(Any, planned.experiment.data).blank(1):
+            raise InputError(
+                "PairAccuracy needs pairs to compare: set data.presentation=Pairs() and data.packing=One()"
+            )
+
     def __call__(self, finished):
+        self.check(finished)
         model = conform(finished.experiment.model, Scorer, "model")
         data: Any = finished.experiment.data
 

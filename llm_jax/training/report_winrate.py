@@ -20,6 +20,7 @@ from llm_jax.objectives.rewards import ModelReward
 from llm_jax.training.completions import Completions, Prompt, replies
 from llm_jax.training.finished import Finished
 from llm_jax.training.intervals import NORMAL_95, wilson
+from llm_jax.training.questions import writing
 from llm_jax.training.report import Finding, Report
 
 
@@ -52,14 +53,23 @@ class WinRate(Report):
     batch: Size = 50
     show: Count = 2
 
+    def check(self, planned):
+        writing(planned)
+        self._asked(planned)
+
+    def _asked(self, finished: Finished) -> list[Prompt]:
+        """The prompts, each once, that leave room for a reply in the context of every model that reads it."""
+        other = conform(self.against.model, Generator, "report.against.model")
+        own = conform(finished.experiment.model, Generator, "model")
+        judge = conform(self.judge.model, Scorer, f"the model of {self.judge.run}")
+        return self._prompts(finished, min(m.limit() or 10**9 for m in (own, other, judge)))
+
     def __call__(self, finished):
         experiment: Any = finished.experiment
         self.judge.params(finished.frozen)  # before its model is asked for: it says what is wrong
         other = conform(self.against.model, Generator, "report.against.model")
-        own = conform(experiment.model, Generator, "model")
+        prompts = self._asked(finished)
         reward = ModelReward(self.judge).ready(finished.tokenizer, experiment.data.rendering, finished.frozen)
-        judge = conform(self.judge.model, Scorer, "report.judge.model")
-        prompts = self._prompts(finished, min(m.limit() or 10**9 for m in (own, other, judge)))
         theirs = self.against.params(finished.frozen)
         rival = dataclasses.replace(finished, experiment=experiment.override({"model": other}), params=theirs)
         sampler = Sampling(self.temperature)

@@ -7,12 +7,15 @@ import dataclasses
 from llm_jax.core.parts import Size, conform
 from llm_jax.core.tables import InputError
 from llm_jax.data.sources import Source
-from llm_jax.inference.word_vectors import WordVectors
+from llm_jax.inference.word_vectors import WordVectors, check_pairs, check_word, word_id
 from llm_jax.models.word2vec import Word2Vec
 from llm_jax.training.report import Finding, Finished, Report
 
 
 class _Words(Report):
+    def check(self, planned):
+        conform(planned.experiment.model, Word2Vec, "model")
+
     def vectors(self, finished: Finished) -> WordVectors:
         conform(finished.experiment.model, Word2Vec, "model")
         return WordVectors(finished.params["embed"]["table"], finished.tokenizer)
@@ -24,6 +27,11 @@ class Neighbours(_Words):
 
     words: tuple[str, ...]
     count: Size = 8
+
+    def check(self, planned):
+        super().check(planned)
+        for word in self.words:
+            check_word(word, planned.tokenizer)
 
     def __call__(self, finished):
         vectors = self.vectors(finished)
@@ -41,13 +49,22 @@ class Analogies(_Words):
 
     questions: Source
 
-    def __call__(self, finished):
+    def check(self, planned):
+        super().check(planned)
+        questions = self._questions()
+        if not any(all(word_id(word, planned.tokenizer) is not None for word in question) for question in questions):
+            raise InputError(f"none of the {len(questions)} analogies has words of the vocabulary only")
+
+    def _questions(self) -> list[list[str]]:
         questions = [document.text().split() for document in self.questions.documents()]
         if strange := [question for question in questions if len(question) != 4]:
             raise InputError(f"an analogy has four words, not {' '.join(strange[0])[:60]!r}")
+        return questions
+
+    def __call__(self, finished):
+        self.check(finished)
+        questions = self._questions()
         right, known = self.vectors(finished).analogies(questions)
-        if not known:
-            raise InputError(f"none of the {len(questions)} analogies has words of the vocabulary only")
         lines = [f"analogies: {right}/{known} right, and {len(questions) - known} have unknown words"]
         return Finding(lines, {"analogies": right / known, "analogies_known": float(known)})
 
@@ -60,10 +77,15 @@ class Similarity(_Words):
     2015); those with unknown words do not count.
 
     Raises:
-      InputError: a document is no such pair, or fewer than two pairs have known words only.
+      InputError: a document is no such pair, or the pairs with known words have fewer than two scores: nothing to rank.
     """
 
     pairs: Source
+
+    def check(self, planned):
+        super().check(planned)
+        pairs = [_scored(document.text()) for document in self.pairs.documents()]
+        check_pairs(pairs, planned.tokenizer)
 
     def __call__(self, finished):
         pairs = [_scored(document.text()) for document in self.pairs.documents()]

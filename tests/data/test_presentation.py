@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -120,12 +120,32 @@ def test_pairs_that_are_too_long(tokenizer):
     with pytest.raises(InputError, match=r"and data.length=6, or set data.packing.too_long"):
         next(data(One(), length=6).train(tokenizer, seed=0))
     cut = data(One("truncate"), length=6, presentation=SourceAndTarget(5))
-    documents = {(prompt[-5:], answer[:6]) for prompt, answer in examples(cut, "validation")}
+    documents = {(prompt[:4], answer[:6]) for prompt, answer in examples(cut, "validation")}  # and `bos`
     seen = set()
     for batch in cut.evaluation(tokenizer):
         for source, target in zip(batch["source_BS"], batch["targets_BT"], strict=True):
             seen.add((tokenizer.decode(source), tokenizer.decode(target)))
     assert seen - {("", "")} == documents
+
+
+def test_a_source_that_is_cut_keeps_the_tokens_around_it(tokenizer):
+    """As transformers cut: the end of the text goes, and `eos` stays. A report asks what the rows show."""
+    bos, eos = tokenizer.special["bos"], tokenizer.special["eos"]
+    for rendering, room in ((Rendering(learn="answers"), 4), (Rendering(learn="answers", prompt_eos=True), 3)):
+        cut = data(One("truncate"), length=6, presentation=SourceAndTarget(5), rendering=rendering)
+        wanted = {prompt[:room] for prompt, _ in examples(cut, "validation")}
+        assert any(len(prompt) > room for prompt, _ in examples(cut, "validation"))
+        sources = [row[row != tokenizer.padding].tolist() for b in cut.evaluation(tokenizer) for row in b["source_BS"]]
+        sources = [ids for ids in sources if ids]
+        assert {tokenizer.decode(ids) for ids in sources} == wanted and all(ids[0] == bos for ids in sources)
+        if rendering.prompt_eos:
+            assert all(ids[-1] == eos for ids in sources)
+        documents: Any = cut.documents("validation")
+        assert {cut.shortened(d, tokenizer).prompt for d in documents} == wanted
+        whole = data(One(), presentation=SourceAndTarget(5), rendering=rendering)
+        assert all(whole.shortened(d, tokenizer) is d for d in documents)
+        with pytest.raises(InputError, match=r"sources=\d has no room for a token of a source beside the"):
+            data(One("truncate"), presentation=SourceAndTarget(5 - room), rendering=rendering).evaluation(tokenizer)
 
 
 def test_what_cannot_be_presented_is_refused(tokenizer):

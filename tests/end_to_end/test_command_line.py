@@ -101,6 +101,9 @@ def test_an_encoding_of_the_users_own_trains_measures_and_writes(here, capsys):
     assert main(["llm_jax", "eval", f"--workdir={run}", f"--modules={file}"]) == 0
     said = dict(line.split() for line in capsys.readouterr().out.splitlines()[:4])
     assert {name: f"{last[name]:.6f}" for name in said} == said and set(said) > {"loss", "bits_per_byte"}
+    two = "--set=report=(ExactMatch(), Samples(('b',), max_tokens=2))"
+    said = refused(capsys, "eval", f"--workdir={run}", f"--modules={file}", two)
+    assert "the report ExactMatch cannot be made: answers can be judged of examples" in said
     assert main(["llm_jax", "sample", f"--workdir={run}", f"--modules={file}", "--prompt=line", "--max_tokens=5"]) == 0
     assert capsys.readouterr().out.startswith("line")
     tokenizer = load_tokenizer(run / "tokenizer")

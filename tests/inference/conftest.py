@@ -93,7 +93,7 @@ def uncached(model: Decoder, params: Any, prompts: Sequence[Sequence[int]], max_
     for row, prompt in enumerate(prompts):
         ids_BT[row, : len(prompt)] = prompt
     for step in range(max_tokens):
-        best_BT = np.asarray(whole(params, ids_BT))
+        best_BT = np.asarray(whole(params, ids_BT[:, :-1]))  # the last one is not read
         for row, prompt in enumerate(prompts):
             ids_BT[row, len(prompt) + step] = best_BT[row, len(prompt) + step - 1]
     return [ids_BT[row, len(p) : len(p) + max_tokens].tolist() for row, p in enumerate(prompts)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llm_jax.core.tables import InputError
 from llm_jax.inference import generate
-from llm_jax.inference.generate import Generation, Writer, prepare, row_keys
+from llm_jax.inference.generate import Generation, Writer, prepare, room, row_keys
 from llm_jax.inference.sampling import Sampler, Sampling
 from llm_jax.layers.cache import Cache
 from llm_jax.layers.masks import Causal, Full, Prefix, SlidingWindow
@@ -153,6 +153,23 @@ def test_as_many_as_the_context_has_room_for(tiny, model, params):
     assert texts[0] == tiny.cached(model, params, prompts[:1], 61)[0]  # whoever else is in the batch
     with pytest.raises(InputError, match="shorten it to at most 63"):
         tiny.cached(model, params, tiny.prompts(64), None)
+
+
+def test_each_text_may_have_a_limit_of_its_own_up_to_a_token_that_is_not_read(tiny):
+    """As many as a row of data teaches: the last token of a row is a target, and never read."""
+    model = tiny.decoder(tiny.attention(), positions=Learned(length=20), context=0)
+    params, prompts = tiny.initial(model), tiny.prompts(12, 20, 5)
+    most = [room(model, prompt) for prompt in prompts]
+    assert most == [9, 1, 16] and room(model, tiny.prompts(21)[0]) == 0 == room(model, [])
+    texts = tiny.cached(model, params, prompts, most)
+    for prompt, text, count in zip(prompts, texts, most, strict=True):
+        assert [text] == tiny.uncached(model, params, [[*prompt]], count)
+    assert tiny.cached(model, params, prompts, [3, 1, 2]) == [texts[0][:3], texts[1], texts[2][:2]]
+    with pytest.raises(InputError, match=r"prompt 0 .* max_tokens=10 .* context of 20: ask for at most 9 tokens"):
+        tiny.cached(model, params, prompts, [10, 1, 16])
+    with pytest.raises(InputError, match="max_tokens has 2 numbers for 3 prompts"):
+        tiny.cached(model, params, prompts, [1, 1])
+    assert room(tiny.decoder(tiny.attention(), context=0), prompts[0]) is None
 
 
 def slots(generation: Generation) -> set[int]:

@@ -1,5 +1,6 @@
 """What a training leaves behind."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -8,7 +9,23 @@ import pytest
 from llm_jax.core.tables import InputError
 from llm_jax.training.evaluation import best_mode, evaluate
 from llm_jax.training.loop import train
+from llm_jax.training.report import Compression, Report
 from llm_jax.training.restore import restore
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusing(Report):
+    """Cannot be made, which is known before the first step or after the last."""
+
+    early: bool
+
+    def check(self, planned):
+        assert planned.params is None and planned.experiment.report and planned.tokenizer.vocabulary
+        if self.early:
+            raise InputError("this is no run for it")
+
+    def __call__(self, finished):
+        raise InputError("the run has come to nothing")
 
 
 def test_a_checkpoint_says_of_which_step_its_metrics_are_and_the_best_is_measured(tiny, tmp_path, capsys):
@@ -16,21 +33,34 @@ def test_a_checkpoint_says_of_which_step_its_metrics_are_and_the_best_is_measure
     wanted = wanted.override({"best_mode": "max"})
     with pytest.raises(InputError, match=r"measures no 'acuracy': did you mean 'accuracy'\? \(step 6 is saved"):
         train(wanted, tmp_path)
-    wanted = wanted.override({"best_by": "accuracy", "best_mode": None})
+    changes = {"best_by": "accuracy", "best_mode": None, "report": (Refusing(False), Compression())}
+    wanted = wanted.override(changes)
     train(wanted, tmp_path)
     assert "save_every=4 is no multiple of eval_every=6: " in (said := capsys.readouterr().out)
     assert "(the last step)" in said
+    assert "the report Refusing cannot be made: the run has come to nothing\n" in said
+    assert "xz -9e packs" in said, "the others are made, and the training has ended well"
     kept = {int(path.name): json.loads((path / "metrics.json").read_bytes()) for path in tmp_path.glob("checkpoints/*")}
     assert {step: metrics.get("step") for step, metrics in kept.items()} == {4: None, 6: 6, 8: 6, 9: 9}
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["split"] for line in lines[-2:]] == ["validation", "report"]
     logged = {line["step"]: line for line in lines if line["split"] == "validation"}
     for step in (6, 9):
         assert kept[step] == {name: value for name, value in logged[step].items() if name != "split"}
     best = max((6, 9), key=lambda step: logged[step]["accuracy"])
-    program, tokenizer, params = restore(tmp_path, modules=(type(tiny.data.source).__module__,), checkpoint="best")
+    program, tokenizer, params = restore(
+        tmp_path, modules=(type(tiny.data.source).__module__, __name__), checkpoint="best"
+    )
     data: Any = program.experiment.data
     found = evaluate(program, params, data.evaluation(tokenizer), program.frozen)
     assert found == pytest.approx({name: logged[best][name] for name in found}, rel=1e-6)
+
+
+def test_reports_are_checked_before_the_first_step(tiny, tmp_path):
+    wanted = tiny.override({"report": (Compression(), Refusing(True))})
+    with pytest.raises(InputError, match=r"report\.1, Refusing: this is no run for it"):
+        train(wanted, tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_which_value_of_a_metric_is_the_best(tiny):

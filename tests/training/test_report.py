@@ -1,3 +1,4 @@
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -6,15 +7,35 @@ import sacrebleu
 
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Conversation, Example, Rendering, Text
+from llm_jax.inference.language_model import LanguageModel
+from llm_jax.layers.attention import Attention
+from llm_jax.layers.block import Block
+from llm_jax.layers.embedding import Embed
+from llm_jax.layers.feedforward import FeedForward
+from llm_jax.layers.norms import NoNorm, RMSNorm
+from llm_jax.layers.positions import Rope
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.encoder_decoder import EncoderDecoder
+from llm_jax.models.stack import Stack
+from llm_jax.models.transformer import Side
 from llm_jax.text.calls import Call
 from llm_jax.text.chat import Message
 from llm_jax.text.recipes import Bytes, WordPiece
-from llm_jax.training.report import Bleu, ExactMatch, Report, SampledConversations, findings
+from llm_jax.training.report import Bleu, ExactMatch, Finding, Report, SampledConversations, Samples, findings
+
+MODEL = Decoder(Embed(8, 300), Stack((Block(Attention(1, 1, 8), FeedForward(8)),), 1))
+
+
+def saying(generate, room=None) -> Any:
+    """A language model that says what `generate` does, and has so much room after every prompt."""
+    return SimpleNamespace(generate=generate, model=MODEL, context=None, room=lambda prompt: room)
 
 
 def finished_with(lm, documents, tokenizer=None, rendering=Rendering()) -> Any:
-    tokenizer = tokenizer or Bytes().train([])
-    return SimpleNamespace(lm=lm, tokenizer=tokenizer, rendering=rendering, documents=lambda split: documents)
+    return SimpleNamespace(
+        lm=lm, tokenizer=tokenizer or Bytes().train([]), rendering=rendering, documents=lambda split: documents,
+        shortened=lambda document: document,
+    )  # fmt: skip
 
 
 def test_a_question_that_leaves_no_room_for_a_reply_is_told_and_the_others_go_on():
@@ -36,12 +57,12 @@ def test_bleu_is_sacrebleus_of_greedy_answers(monkeypatch):
     asked = []
 
     def generate(prompts, max_tokens, temperature):
-        assert temperature == 0.0 and max_tokens == max(map(len, wanted)) + 1
+        assert temperature == 0.0 and max_tokens == [max(map(len, wanted)) + 1] * len(prompts)
         asked.append(len(prompts))
         return [said[int(prompt)] for prompt in prompts]
 
     documents: list[Any] = [Example(str(i), answer) for i, answer in enumerate(wanted)]
-    lm = SimpleNamespace(generate=generate, model=None)
+    lm = saying(generate)
     finished = finished_with(lm, documents)
     found = Bleu(batch=2, show=1)(finished)
     assert asked == [2, 1] and f"  model   {said[0]}" in found.lines and f"  model   {said[1]}" not in found.lines
@@ -79,11 +100,11 @@ def test_exact_answers_of_examples_and_of_conversations():
     prompts = []
 
     def generate(given, max_tokens, temperature):
-        assert temperature == 0.0 and max_tokens == len(called.text()) + 1
+        assert temperature == 0.0 and max_tokens == [len(called.text()) + 1] * len(given)
         prompts.extend(given)
         return [answers[len(prompts) - len(given) + i] for i in range(len(given))]
 
-    lm = SimpleNamespace(generate=generate, model=None)
+    lm = saying(generate)
     finished = finished_with(lm, documents)
     found = ExactMatch(batch=3)(finished)
     assert found.lines == ["validation: 4/6 answers exact"] and found.metrics == {"validation_exact_match": 4 / 6}
@@ -97,11 +118,49 @@ def test_exact_answers_of_examples_and_of_conversations():
     ]
 
 
+def test_each_question_has_the_room_that_there_is_after_its_prompt():
+    """In a context of 32 each of these is a row: bos, 25 + 2 and eos; bos, 1 + 25 and eos. The last is not asked."""
+    texts = (("a" * 25, "bb"), ("a", "b" * 25), ("a" * 30, "bb"), ("a" * 32, "b"))
+    documents: list[Any] = [Example(*pair) for pair in texts]
+    whole = LanguageModel(dataclasses.replace(MODEL, context=32), {}, Bytes().train([]))
+    rooms = []
+
+    def generate(given, max_tokens, temperature):
+        rooms.extend(max_tokens)
+        return [{26: "bb", 2: "b" * 25}.get(len(prompt) + 1, "bb") for prompt in given]
+
+    lm = saying(generate)
+    lm.room, lm.context = whole.room, 32
+    found = ExactMatch()(finished_with(lm, documents))
+    assert rooms == [7, 26, 2], "no more than the longest answer and its end, nor than 33 tokens with the prompt"
+    assert found.metrics == {"validation_exact_match": 1.0, "validation_left_out": 1.0}
+    assert found.lines[1:] == ["  1 of 4 prompts leave no room for an answer: they are left out"]
+    lm.room = lambda prompt: 1
+    told = Bleu(show=0)(finished_with(lm, documents[:2])).lines
+    assert "  2 answers have more tokens than there is room for: they cannot be given" in told
+    lm.room = lambda prompt: 0
+    with pytest.raises(InputError, match=r"none of 4 validation prompts leaves room .* context of 32 tokens: raise"):
+        ExactMatch().check(finished_with(lm, documents))
+
+
+def test_a_sample_of_a_translator_has_the_room_of_a_target_whatever_the_source():
+    side = Side(Stack((Block(Attention(1, 1, 8), FeedForward(8)),), 1), Rope(), RMSNorm(), NoNorm())
+    model = EncoderDecoder(Embed(8, 300), side, side, context=8, source_context=40, start=1)
+    lm = LanguageModel(model, {}, Bytes().train([]))
+    asked = []
+    lm.generate = lambda prompts, **settings: asked.append(settings["max_tokens"]) or ["x" for _ in prompts]  # pyright: ignore[reportAttributeAccessIssue]
+    Samples(("a" * 30, "b"))(finished_with(lm, []))
+    Samples(("a" * 30,), max_tokens=3)(finished_with(lm, []))
+    assert asked == [[8, 8], [3]]
+    with pytest.raises(InputError, match=r"the prompt 'aaa.* leaves no room for a text"):
+        Samples(("b", "a" * 40)).check(finished_with(lm, []))
+
+
 def test_bleu_tells_what_an_answer_said_exactly_as_taught_would_score():
     answers = ["the cat isn't on the mat", "a dog ran over the hill"]
     words = WordPiece(200).train([*answers] * 9)
     documents: list[Any] = [Example("q", answer) for answer in answers]
-    lm = SimpleNamespace(generate=lambda given, **_: ["the cat isn ' t on the mat", answers[1]], model=None)
+    lm = saying(lambda given, **_: ["the cat isn ' t on the mat", answers[1]])
     found = Bleu(show=0)(finished_with(lm, documents, words))
     told = f"BLEU {found.metrics['validation_bleu']:.2f}, chrF {found.metrics['validation_chrf']:.2f}"
     assert found.metrics["validation_bleu"] < 90 and f"  said exactly as taught they have {told}" in found.lines
@@ -110,11 +169,31 @@ def test_bleu_tells_what_an_answer_said_exactly_as_taught_would_score():
     assert "taught" not in "".join(Bleu(show=0)(finished_with(lm, documents)).lines)
 
 
-def test_what_a_report_of_ones_own_finds_is_a_finding():
+def test_a_report_that_cannot_be_made_is_a_line_and_the_others_are_made():
     class Mine(Report):
         def __call__(self, finished):
             return {"loss": 1.0}
 
-    finished: Any = SimpleNamespace(experiment=SimpleNamespace(report=(Mine(),)))
-    with pytest.raises(InputError, match=r"the report Mine returned \{'loss': 1.0\} \(dict\): it must return a"):
-        list(findings(finished))
+    class Refused(Report):
+        def __call__(self, finished):
+            raise InputError("no such thing:\nuse another")
+
+    class Made(Report):
+        def __call__(self, finished):
+            return Finding(["made"], {"a": 1.0})
+
+    class Broken(Report):
+        def __call__(self, finished):
+            raise KeyError("x")
+
+    finished: Any = SimpleNamespace(experiment=SimpleNamespace(report=(Mine(), Refused(), Made())))
+    mine, refused, made = findings(finished)
+    assert made == Finding(["made"], {"a": 1.0}) and mine.failed and refused.failed
+    assert "cannot be made: the report Mine returned {'loss': 1.0} (dict): it must return a" in mine.lines[0]
+    assert refused.lines == ["the report Refused cannot be made: no such thing: use another"]
+    finished.experiment.report = (Broken(), Made())
+    found = []
+    with pytest.raises(KeyError):  # a fault of the code is no bad input: it is raised when the others are made
+        for finding in findings(finished):
+            found.append(finding)
+    assert [finding.failed for finding in found] == [True, False]

@@ -16,7 +16,7 @@ from llm_jax.training.report_pictures import Captions, grid
 PICTURES = [Picture(np.full((4, 4, 1), i / 9, np.float32), ("light", "dark $")[i % 2], i % 2) for i in range(10)]
 
 
-def finished(documents: list[Any]) -> Any:
+def finished(documents: list[Any], room: int | None = None) -> Any:
     """A model that calls the first of the pictures it is given wrong; what it was asked is kept."""
     asked = []
 
@@ -25,7 +25,7 @@ def finished(documents: list[Any]) -> Any:
         said = [("light", "dark $")[round(float(image.mean() * 9)) % 2] for image in images]
         return [said[0] + "!", *said[1:]]
 
-    lm, tokenizer = SimpleNamespace(generate=generate), Bytes().train([])
+    lm, tokenizer = SimpleNamespace(generate=generate, room=lambda prompt: room), Bytes().train([])
     return SimpleNamespace(
         lm=lm, tokenizer=tokenizer, rendering=Rendering(), documents=lambda split: documents, asked=asked
     )
@@ -36,13 +36,18 @@ def test_captions_are_counted_and_drawn():
     finding = Captions(batch=4, drawn=9)(model)
     assert finding.lines == ["validation: 7/10 captions exact"] and finding.metrics == {"validation_exact_match": 0.7}
     assert [len(prompts) for prompts, *_ in model.asked] == [4, 4, 2]
-    assert all(most == 7 and temperature == 0 for _, most, temperature, _ in model.asked)
+    assert all(
+        set(most) == {7} and len(most) == len(images) and temperature == 0
+        for _, most, temperature, images in model.asked
+    )
     np.testing.assert_array_equal(np.concatenate([images for *_, images in model.asked])[:, 0, 0, 0] * 9, range(10))
     (name,) = finding.figures
     assert name == "validation_captions.png"
     pixels = matplotlib.image.imread(io.BytesIO(finding.figures[name]), format="png")
     assert pixels.shape[:2] == (390, 1120)  # two rows of eight
     assert Captions(limit=2, drawn=0)(finished(PICTURES)).lines == ["validation: 1/2 captions exact"]
+    Captions(drawn=0)(bounded := finished(PICTURES, room=6))
+    assert all(set(most) == {6} for _, most, *_ in bounded.asked), "as many as there is room for"
     assert not Captions(drawn=0)(finished(PICTURES)).figures
 
 
