@@ -12,7 +12,7 @@ from llm_jax.core.tables import InputError
 from llm_jax.data.cache import Corpus
 from llm_jax.data.documents import Document, Example
 from llm_jax.data.packing import One, Plan, ramps
-from llm_jax.data.presentation import Presentation
+from llm_jax.data.presentation import Presentation, shortened_where
 from llm_jax.text.cut import beginning
 from llm_jax.text.special import frame
 
@@ -95,17 +95,12 @@ class SourceAndTarget(Presentation):
         prompt = beginning(document.prompt, tokenizer, self.sources - len(around))
         return document if prompt == document.prompt else dataclasses.replace(document, prompt=prompt)
 
-    def fitted(self, documents, corpus, tokenizer, rendering, length):
+    def fitted(self, documents, corpus, tokenizer, rendering, length, cuts):
         begin, _, cut = _cuts(corpus)
-        long = cut - begin > self.sources
-        if not long.any():
-            return documents
-        if len(long) != len(documents):
-            raise InputError(f"{len(documents)} examples are {len(long)} texts: one text each can be cut")
-        return [
-            self.shortened(document, tokenizer, rendering, length) if too_long else document
-            for document, too_long in zip(documents, long, strict=True)
-        ]
+        long_N = cut - begin > self.sources if cuts else np.zeros(0, bool)
+        return shortened_where(
+            long_N, documents, lambda d: self.shortened(d, tokenizer, rendering, length), "SourceAndTarget"
+        )
 
     def _refuse_long(self, source: np.ndarray, target: np.ndarray, length: int) -> None:
         long = (source > self.sources) | (target > length)

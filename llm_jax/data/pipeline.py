@@ -210,10 +210,10 @@ class Data(Part):
         return [c if some else None for c, some in zip(usable, learnt, strict=True)]  # idle ones of validation
 
     def _corpus(self, documents: list[Document], tokenizer: Tokenizer) -> Corpus | None:
-        whole = corpus(documents, tokenizer, self.rendering)
-        if not _truncates(self.packing) or len(whole.offsets) < 2:
+        whole, cuts = corpus(documents, tokenizer, self.rendering), _truncates(self.packing)
+        if len(whole.offsets) < 2:
             return whole
-        shown = self.presentation.fitted(documents, whole, tokenizer, self.rendering, self.length)
+        shown = self.presentation.fitted(documents, whole, tokenizer, self.rendering, self.length, cuts)
         return whole if shown is documents else corpus(shown, tokenizer, self.rendering)
 
 

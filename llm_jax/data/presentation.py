@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from absl import logging
 
 from llm_jax.core.parts import Part, show
 from llm_jax.core.tables import InputError
 from llm_jax.data.cache import Corpus
-from llm_jax.data.documents import Comparison, Document, Preference, Rendering
+from llm_jax.data.documents import Comparison, Document, Preference, Rendering, Text
 from llm_jax.data.packing import One, Packing, Plan, WindowPlan
-from llm_jax.text.special import SPECIAL
+from llm_jax.text.cut import beginning
+from llm_jax.text.special import SPECIAL, frame
 from llm_jax.text.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
@@ -106,11 +108,13 @@ class Presentation(Part):
         return document
 
     def fitted(
-        self, documents: Sequence[Document], corpus: Corpus, tokenizer: Tokenizer, rendering: Rendering, length: int
-    ) -> Sequence[Document]:
-        """The documents of `corpus` that are to be shown where `data.packing` cuts what is too long, each as it fits.
+        self, documents: Sequence[Document], corpus: Corpus, tokenizer: Tokenizer, rendering: Rendering, length: int,
+        cuts: bool,
+    ) -> Sequence[Document]:  # fmt: skip
+        """The documents of `corpus` that are to be shown; by default the same list. Another one is tokenised again.
 
-        By default the same list; a list that is another one is made into tokens again.
+        Args:
+          cuts: whether `data.packing` cuts what is too long: then each as it fits.
         """
         return documents
 
@@ -150,7 +154,38 @@ class Presentation(Part):
 
 @dataclasses.dataclass(frozen=True)
 class AsIs(Presentation):
-    """The row itself: each token is to predict the one after it."""
+    """The row itself: each token is to predict the one after it.
+
+    Where `data.packing` cuts what is too long, a document keeps its beginning. One that loses all that is learnt of it
+    has no place in a row, and that is said.
+    """
+
+    def fitted(self, documents, corpus, tokenizer, rendering, length, cuts):
+        if cuts and not corpus.whole and not corpus.learnt.all():
+            taught = np.append(0, np.cumsum(corpus.learnt))
+            begin, end = corpus.offsets[:-1], corpus.offsets[1:]
+            kept, all_of_it = taught[np.minimum(end, begin + length + 1)] - taught[begin], taught[end] - taught[begin]
+            if lost := np.count_nonzero((kept == 0) & (all_of_it > 0)):
+                logging.warning(
+                    "%d of %d documents lose all that is learnt of them where they are cut, and are left out: raise "
+                    "data.length=%d", lost, len(kept), length,
+                )  # fmt: skip
+        return documents
+
+
+def shortened_where(
+    long_N: np.ndarray, documents: Sequence[Document], shortened: Callable[[Document], Document], name: str
+) -> Sequence[Document]:
+    """The same documents where none is too long, else a list with those cut that are.
+
+    Raises:
+      InputError: the texts are not one of each document (a user's own kind).
+    """
+    if not long_N.any():
+        return documents
+    if len(long_N) != len(documents):
+        raise InputError(f"{name} cuts documents of one text each, and {len(documents)} have {len(long_N)}")
+    return [shortened(d) if too_long else d for d, too_long in zip(documents, long_N, strict=True)]
 
 
 def whole(
@@ -191,8 +226,24 @@ def check_learns_all(rendering: Rendering, name: str) -> None:
 class _Known(Presentation):
     """A document a row, whole, and what is known of it besides its text.
 
-    `data.packing` is One(): with "truncate" a document keeps its beginning.
+    `data.packing` is One(): with "truncate" a text keeps its beginning and the tokens around it (`bos`, `eos`).
     """
+
+    def shortened(self, document, tokenizer, rendering, length):
+        if not isinstance(document, Text) or not rendering.settled.eos:
+            return document
+        settled = rendering.settled
+        around = len(frame(tokenizer.special, "bos", settled.bos)) + 1
+        if around >= length:
+            raise InputError(f"data.length={length} has no room for a token beside the {around} around it: raise it")
+        content = beginning(document.content, tokenizer, length - around)
+        return document if content == document.content else dataclasses.replace(document, content=content)
+
+    def fitted(self, documents, corpus, tokenizer, rendering, length, cuts):
+        long_N = np.diff(corpus.offsets) > length if cuts else np.zeros(0, bool)
+        return shortened_where(
+            long_N, documents, lambda d: self.shortened(d, tokenizer, rendering, length), type(self).__name__
+        )
 
     def _read(self, batch: Batch) -> Batch:
         """The arrays of the texts."""
@@ -213,7 +264,8 @@ class _Known(Presentation):
 class WithLabel(_Known):
     """A document a row, whole, and the number of its class: `tokens_BT`, `segment_BT`, `position_BT` and `label_B`.
 
-    `label_B` is int32, -1 in rows of padding. `data.packing` is One(): with "truncate" a document keeps its beginning.
+    `label_B` is int32, -1 in rows of padding. `data.packing` is One(): with "truncate" a text keeps its beginning and
+    the tokens around it.
     """
 
     def __call__(self, batch, length, special, seed_B):

@@ -20,8 +20,6 @@ def beginning(text: str, tokenizer: Tokenizer, most: int) -> str:
 
 
 def ending(text: str, tokenizer: Tokenizer, lost: int) -> str:
-    """What is left of `text` without its first `lost` tokens, or a few more where a character is of several."""
+    """What is left of `text` without its first `lost` tokens, 1 or more: always less than there was."""
     ids, ends = tokenizer.spans(text)
-    if lost >= len(ids):
-        return ""
-    return text[ends[lost - 1] :] if lost > 0 else text
+    return "" if lost >= len(ids) else text[max(1, ends[lost - 1]) :]

@@ -98,32 +98,87 @@ def test_resuming_processes_and_mixtures_keep_pairs(tokenizer):
             assert chosen[0] == "+" and chosen[1:].rstrip(".") == rejected[1:].rstrip(".")
 
 
-def test_what_is_too_long_loses_the_prompts_beginning_then_the_replys_end(tokenizer):
-    said = (Message("user", "0123456789"),)
-    whole = [tokenizer.decode(Preference(said, r, r).parts(tokenizer, Rendering())[0][0]) for r in ("abc", "abcdef")]
+@dataclasses.dataclass(frozen=True)
+class Given(Source):
+    """These pairs to train on, and one that is short held out."""
 
-    @dataclasses.dataclass(frozen=True)
-    class Long(Source):
-        def documents(self):
-            yield Preference(said, "abc", "abcdef")
+    pairs: tuple[Any, ...]
 
-        def validation(self):
-            return iter([Preference(said, "x", "y")])
+    def documents(self):
+        return iter(self.pairs)
 
-    def shown(length):
-        made = data(Long(), length, packing=One("truncate"), shuffle=False)
-        return next(told(next(made.train(tokenizer, seed=0)), length, tokenizer))
+    def validation(self):
+        return iter([Preference((), "x", "y")])
 
-    for length in (16, 14, 12, 10):  # of 21 tokens
-        texts, replies, _ = shown(length)
-        assert replies == ["abc", "abcdef"]
-        lost = 21 - length
-        for text, all_of_it in zip(texts, whole, strict=True):
-            assert tokenizer.decode(text) == all_of_it[max(0, lost - 2) :], "bos and the role say nothing"
-    texts, replies, _ = shown(5)
-    assert replies == ["abc", "abcd"] and [tokenizer.decode(t) for t in texts] == ["abc", "abcd"]
+
+def cut(tokenizer, length: int, *pairs: Any, **settings: Any) -> list[tuple[list[str], list[str]]]:
+    """Texts, with special tokens by name, and replies of each pair of an epoch, as rows show them."""
+    names = {i: f"<{name}>" for name, i in tokenizer.special.items()}
+    made = data(Given(pairs), length, packing=One("truncate"), shuffle=False, **settings)
+    rows = told(next(made.train(tokenizer, seed=0)), length, tokenizer)
+    shown = [(["".join(names.get(i) or chr(i) for i in ids) for ids in texts], replies) for texts, replies, _ in rows]
+    return shown[: len({str(row) for row in shown})]
+
+
+def test_what_is_too_long_keeps_who_speaks_and_loses_the_beginning_of_what_is_said(tokenizer):
+    """And then the end of a longer reply, which has no token that ends it there."""
+    pair = Preference((Message("user", "0123456789"),), "abc", "abcdef")
+    for length in (20, 17, 14, 11):  # of 21 tokens; 10 are said
+        asked = "0123456789"[21 - length :]
+        (row,) = cut(tokenizer, length, pair)
+        before = f"<bos><user>{asked}<end_of_turn><assistant>"
+        assert row == ([f"{before}{reply}<end_of_turn>" for reply in ("abc", "abcdef")], ["abc", "abcdef"])
+    (row,) = cut(tokenizer, 8, pair)
+    opening = "<bos><user><end_of_turn><assistant>"
+    assert row == ([f"{opening}abc<end_of_turn>", f"{opening}abcd"], ["abc", "abcd"])
     with pytest.raises(InputError, match=r"1 of 1 pairs have a text that is too long .*longest has 21 tokens"):
-        data(Long(), 16).train(tokenizer, seed=0)
+        data(Given((pair,)), 16).train(tokenizer, seed=0)
+
+
+def test_the_oldest_turns_go_first_and_the_system_stays(tokenizer):
+    said = (
+        Message("system", "sys"), Message("user", "aaaa"), Message("assistant", "bbbb"), Message("user", "ccccé"),
+    )  # fmt: skip
+    opening = "<bos><system>sys<end_of_turn>"
+    for length, kept in (
+        (99, "<user>aaaa<end_of_turn><assistant>bbbb<end_of_turn><user>cccc\xc3\xa9<end_of_turn>"),
+        (19, "<user>cccc\xc3\xa9<end_of_turn>"),
+        (18, "<user>ccc\xc3\xa9<end_of_turn>"),
+        (14, "<user><end_of_turn>"),  # no half of a character is left
+    ):
+        (row,) = cut(tokenizer, length, Preference(said, "yes", "n"))
+        assert row[0] == [f"{opening}{kept}<assistant>{reply}<end_of_turn>" for reply in ("yes", "n")]
+
+
+def test_any_template_has_its_opening_and_an_input_gives_way_before_its_instruction(tokenizer):
+    asked = Message.asked("Add.", "0123456789")
+    rendering = Rendering(template=Alpaca())
+    whole = len(Preference((asked,), "yes", "no").parts(tokenizer, rendering)[0][0])
+    for lost, left in ((4, Message.asked("Add.", "456789")), (14, Message.asked("Add."))):
+        pair = Preference((asked,), "yes", "no")
+        made = data(Given((pair,)), whole - lost, packing=One("truncate"), rendering=rendering)
+        assert made.shortened(pair, tokenizer) == Preference((left,), "yes", "no")
+        (texts, replies, _), *_ = told(next(made.train(tokenizer, seed=0)), whole - lost, tokenizer)
+        assert texts == [ids for ids, _ in Preference((left,), "yes", "no").parts(tokenizer, rendering)]
+        assert [reply.strip() for reply in replies] == ["yes", "no"]
+
+
+def test_pairs_that_are_the_same_as_they_are_cut_are_left_out_and_counted(tokenizer, caplog):
+    asked = (Message("user", "q"),)
+    same = Preference(asked, "abcdefgh-yes", "abcdefgh-no")
+    alike = Preference(asked, "a", "a")
+    both = Comparison((Message("user", "hello there"),), (Message("user", "hello thEre"),), 1.0)
+    unsaid = Preference((Message("system", "0123456789"), *asked), "a", "b")
+    kept = Preference(asked, "xy", "yx", 2.0)
+    rows = cut(tokenizer, 10, same, kept, both, alike, unsaid)
+    assert [replies for _, replies in rows] == [["xy", "yx"]]
+    told_once = "4 of 5 pairs are left out: both texts are the same in rows of data.length=10"
+    assert caplog.messages == [told_once]
+    caplog.clear()
+    shown = data(Given((kept, alike)), 10, shuffle=False).train(tokenizer, seed=0)
+    assert {*next(shown)["margin_B"].tolist()} == {2.0} and caplog.messages[0].startswith("1 of 2 pairs are left out")
+    with pytest.raises(InputError, match=r"none of 2 pairs has anything .* data.length=10: raise it"):
+        cut(tokenizer, 10, same, unsaid)
 
 
 def test_a_comparison_learns_all_of_both(tokenizer):

@@ -141,11 +141,26 @@ def test_a_source_that_is_cut_keeps_the_tokens_around_it(tokenizer):
         if rendering.prompt_eos:
             assert all(ids[-1] == eos for ids in sources)
         documents: Any = cut.documents("validation")
-        assert {cut.shortened(d, tokenizer).prompt for d in documents} == wanted
+        shown: Any = [cut.shortened(d, tokenizer) for d in documents]
+        assert {d.prompt for d in shown} == wanted
         whole = data(One(), presentation=SourceAndTarget(5), rendering=rendering)
         assert all(whole.shortened(d, tokenizer) is d for d in documents)
         with pytest.raises(InputError, match=r"sources=\d has no room for a token of a source beside the"):
             data(One("truncate"), presentation=SourceAndTarget(5 - room), rendering=rendering).evaluation(tokenizer)
+
+
+def test_examples_that_lose_their_answers_are_counted(tokenizer, caplog):
+    """Where rows keep the beginning, a long prompt leaves no room for the answer: such a document has no row."""
+    made = data(One("truncate"), length=8, presentation=AsIs())
+    sizes = [len(prompt) for prompt, _ in examples(made, "train")]
+    lost = sum(size >= 8 for size in sizes)  # `bos` and the prompt fill the row
+    assert 0 < lost < len(sizes)
+    stream = made.train(tokenizer, seed=0)
+    assert [m for m in caplog.messages if "lose" in m] == [
+        f"{lost} of {len(sizes)} documents lose all that is learnt of them where they are cut, and are left out: raise "
+        "data.length=8"
+    ]
+    assert stream._batches.filler.components[0].count == len(sizes) - lost  # pyright: ignore[reportPrivateUsage]
 
 
 def test_what_cannot_be_presented_is_refused(tokenizer):
@@ -191,7 +206,7 @@ def labelled(**settings) -> Data:
 def test_each_document_has_its_class(tokenizer):
     made = labelled()
     bos, eos = tokenizer.special["bos"], tokenizer.special["eos"]
-    wanted = {tuple([bos, *tokenizer.encode(d.text()), eos][:16]): d.number for d in made.documents("train")}
+    wanted = {(bos, *tokenizer.encode(d.text())[:14], eos): d.number for d in made.documents("train")}
     seen = {}
     for batch in itertools.islice(made.train(tokenizer, seed=0), 12):
         assert batch.keys() == {"tokens_BT", "segment_BT", "position_BT", "label_B"}
