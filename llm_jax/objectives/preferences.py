@@ -56,12 +56,16 @@ class BradleyTerry(Objective):
 
     `margin` times the pair's own margin is asked for (Touvron et al. 2023, Llama 2; 0: none). The model is a `Scorer`.
 
+    A pair says nothing of where rewards lie, only how far they are from each other. `center_rewards_coefficient` times
+    (r_chosen + r_rejected)^2 is added to the loss, which keeps them around 0 (Eisenstein et al. 2023; they use 0.01).
+
     Raises:
       InputError: the model is none, or the batch does not hold pairs.
     """
 
     likelihood = False
     margin: NonNegative = 0.0
+    center_rewards_coefficient: NonNegative = 0.0
 
     def __call__(self, model, params, frozen, batch, key):
         conform(model, Scorer, "model")
@@ -70,7 +74,10 @@ class BradleyTerry(Objective):
         scored: Any = model.apply({"params": params}, texts["tokens_BT"], at, method="reward", mutable=[ASIDE])
         reward_BO, real_B = scored[0].reshape(-1, 2), _real(texts)
         margin_B = reward_BO[:, 0] - reward_BO[:, 1] - self.margin * batch["margin_B"]
-        return _sums(jax.nn.softplus(-margin_B), reward_BO, real_B) | _routing(scored[1], real_B)
+        loss_B = jax.nn.softplus(-margin_B)
+        if self.center_rewards_coefficient:
+            loss_B += self.center_rewards_coefficient * reward_BO.sum(1) ** 2
+        return _sums(loss_B, reward_BO, real_B) | _routing(scored[1], real_B)
 
 
 def _routing(said: Any, real_B: jax.Array) -> Sums:
@@ -92,6 +99,10 @@ class Likelihoods:
 
     def ratio_BO(self) -> jax.Array:
         return self.log_BO - self.reference_BO
+
+    def mean_ratio_BO(self) -> jax.Array:
+        """The ratio's logarithm per token."""
+        return self.ratio_BO() / self.count_BO
 
     def mean_BO(self) -> jax.Array:
         """Log-probability per token."""
@@ -161,10 +172,28 @@ class Dpo(_Direct):
         return True
 
     def judge(self, pairs):
-        reward_BO = self.beta * pairs.ratio_BO()
+        reward_BO = self.beta * self.ratio_BO(pairs)
         margin_B = reward_BO[:, 0] - reward_BO[:, 1]
         loss_B = (1 - self.smoothing) * jax.nn.softplus(-margin_B) + self.smoothing * jax.nn.softplus(margin_B)
         return loss_B, reward_BO
+
+    def ratio_BO(self, pairs: Likelihoods) -> jax.Array:
+        """[B, 2]: what the reward is beta times."""
+        return pairs.ratio_BO()
+
+
+@dataclasses.dataclass(frozen=True)
+class DpoNorm(Dpo):
+    """Length-normalised DPO (Lambert et al. 2024, Tulu 3; after Meng et al. 2024): `Dpo` of log-ratios per token.
+
+    It is `dpo_norm` of open-instruct and `sigmoid_norm` of trl. A sum over tokens grows with a reply's length, and with
+    it how much a long pair weighs in `Dpo`. Means are smaller than sums, so that `beta` is larger: Tulu 3 has 5.
+    """
+
+    beta: Positive = 5.0
+
+    def ratio_BO(self, pairs):
+        return pairs.mean_ratio_BO()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +209,7 @@ class Ipo(_Direct):
         return True
 
     def judge(self, pairs):
-        ratio_BO = pairs.ratio_BO() / pairs.count_BO
+        ratio_BO = pairs.mean_ratio_BO()
         return (ratio_BO[:, 0] - ratio_BO[:, 1] - 1 / (2 * self.beta)) ** 2, self.beta * ratio_BO
 
 
@@ -274,4 +303,4 @@ class SimPo(_Direct):
         return jax.nn.softplus(self.gamma - (reward_BO[:, 0] - reward_BO[:, 1])), reward_BO
 
 
-OBJECTIVES = dict(BradleyTerry=BradleyTerry, Dpo=Dpo, Ipo=Ipo, Kto=Kto, Orpo=Orpo, SimPo=SimPo)
+OBJECTIVES = dict(BradleyTerry=BradleyTerry, Dpo=Dpo, DpoNorm=DpoNorm, Ipo=Ipo, Kto=Kto, Orpo=Orpo, SimPo=SimPo)

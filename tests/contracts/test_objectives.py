@@ -40,7 +40,7 @@ from llm_jax.objectives.next_token import NextToken
 from llm_jax.objectives.objective import Objective, Relating
 from llm_jax.objectives.policy import Dapo, DrGrpo, Grpo, PolicyGradient, Reinforce, Rloo
 from llm_jax.objectives.ppo import Ppo
-from llm_jax.objectives.preferences import BradleyTerry, Dpo, Ipo, Kto, Orpo, SimPo
+from llm_jax.objectives.preferences import BradleyTerry, Dpo, DpoNorm, Ipo, Kto, Orpo, SimPo
 from llm_jax.objectives.word2vec import Cbow, SkipGram
 
 # These programs run once: compiling them is the cost.
@@ -182,8 +182,9 @@ FITTINGS: dict[str, Callable[[], Fitting]] = dict(
     Reinforce=lambda: rewarded(Reinforce()),
     Rloo=lambda: rewarded(Rloo()),
     Ppo=lambda: rewarded(Ppo()),
-    BradleyTerry=lambda: compared(BradleyTerry(margin=0.1)),
+    BradleyTerry=lambda: compared(BradleyTerry(margin=0.1, center_rewards_coefficient=0.2)),
     Dpo=lambda: compared(Dpo(smoothing=0.1)),
+    DpoNorm=lambda: compared(DpoNorm(smoothing=0.1)),
     Ipo=lambda: compared(Ipo()),
     Kto=lambda: compared(Kto()),
     Orpo=lambda: compared(Orpo()),

@@ -29,7 +29,7 @@ from llm_jax.models.decoder import Decoder
 from llm_jax.models.heads import Scorer
 from llm_jax.models.stack import Stack
 from llm_jax.objectives.next_token import NextToken
-from llm_jax.objectives.preferences import BradleyTerry, Dpo, Ipo, Kto, Likelihoods, Orpo, SimPo, mismatched
+from llm_jax.objectives.preferences import BradleyTerry, Dpo, DpoNorm, Ipo, Kto, Likelihoods, Orpo, SimPo, mismatched
 from llm_jax.parallel.layout import Layout, place
 from llm_jax.text.chat import Message
 from llm_jax.text.recipes import Bytes
@@ -91,6 +91,7 @@ def test_training_begins_with_no_preference(compute, batches):
     judge = Scorer(DECODER, head_init=Fill(0.0))
     for objective, model, loss in (
         (Dpo(smoothing=0.2), DECODER, math.log(2)), (Kto(), DECODER, 0.5), (Ipo(beta=0.5), DECODER, 1.0),
+        (DpoNorm(), DECODER, math.log(2)),
         (BradleyTerry(), judge, math.log(2)),
     ):  # fmt: skip
         made = experiment(objective, model, precision=Precision(compute))
@@ -125,6 +126,15 @@ def test_conservative_dpo_and_odds_are_those_of_float64():
     odds_BO = p_BO / (1 - p_BO)
     wanted = -np.log(p_BO[:, 0]) - 0.3 * np.log(sigmoid(np.log(odds_BO[:, 0] / odds_BO[:, 1])))
     np.testing.assert_allclose(Orpo(0.3).judge(pairs)[0], wanted, rtol=1e-5)
+
+
+def test_a_reply_that_is_longer_weighs_no_more_where_dpo_is_normalised():
+    """Twice the same tokens twice over: of sums the margin is twice as large, of means the same."""
+    log_BO, reference_BO, count_BO = jnp.array([[-4.0, -6.0]]), jnp.array([[-5.0, -5.0]]), jnp.array([[2.0, 4.0]])
+    once, twice = (Likelihoods(n * log_BO, n * reference_BO, n * count_BO) for n in (1, 2))
+    assert DpoNorm(2.0).judge(once)[1].tolist() == DpoNorm(2.0).judge(twice)[1].tolist() == [[1.0, -0.5]]
+    assert Dpo(2.0).judge(twice)[1].tolist() == [[4.0, -4.0]]
+    np.testing.assert_allclose(DpoNorm(2.0, smoothing=0.1).judge(once)[0], np.log1p(np.exp(-1.5)) + 0.15, rtol=1e-6)
 
 
 def test_odds_of_what_is_certain_are_finite():

@@ -14,7 +14,7 @@ import pytest
 
 from llm_jax.models.heads import Scorer
 from llm_jax.models.model import Generator
-from llm_jax.objectives.preferences import BradleyTerry, Dpo, Ipo, Kto, Orpo, SimPo, mismatched
+from llm_jax.objectives.preferences import BradleyTerry, Dpo, DpoNorm, Ipo, Kto, Orpo, SimPo, mismatched
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
@@ -104,7 +104,7 @@ def imported(name: str, module: str):
         return getattr(__import__(f"trl.{module}", fromlist=[name]), name)
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "ipo"])
+@pytest.mark.parametrize("kind", ["sigmoid", "sigmoid_norm", "ipo"])
 def test_dpo_and_ipo(kind, drawn):
     loss = imported("DPOTrainer", "trainer.dpo_trainer")._compute_loss
     score = torch.tensor(drawn.score, requires_grad=True)
@@ -121,7 +121,9 @@ def test_dpo_and_ipo(kind, drawn):
     )  # fmt: skip
     wanted = loss(self, lambda **_: told(logp, drawn), inputs, False)
     wanted.backward()
-    found = ours(dict(sigmoid=Dpo, ipo=Ipo)[kind](beta=0.3), Given(), {"score": drawn.score}, drawn)
+    found = ours(
+        dict(sigmoid=Dpo, sigmoid_norm=DpoNorm, ipo=Ipo)[kind](beta=0.3), Given(), {"score": drawn.score}, drawn
+    )
     check(found, wanted, score.grad)
     if kind == "sigmoid":
         names = dict(reward_chosen="chosen", reward_rejected="rejected", reward_margin="margins", correct="accuracies")
@@ -175,18 +177,18 @@ def test_simpo(drawn):
     np.testing.assert_allclose(found[2]["reward_margin"], (chosen - rejected).mean().item(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("margin", [0.0, 1.0])
-def test_bradley_terry(margin, drawn):
+@pytest.mark.parametrize(("margin", "center"), [(0.0, None), (1.0, None), (1.0, 0.3)])
+def test_bradley_terry(margin, center, drawn):
     loss = imported("RewardTrainer", "trainer.reward_trainer").compute_loss
     given = drawn.rng.normal(size=2 * B).astype(np.float32) * 3
     reward = torch.tensor(given, requires_grad=True)
     inputs = dict(attention_mask=torch.ones(2 * B, T))
     if margin:
         inputs["margin"] = torch.tensor(drawn.batch["margin_B"])
-    self = trainer(args=types.SimpleNamespace(center_rewards_coefficient=None))
+    self = trainer(args=types.SimpleNamespace(center_rewards_coefficient=center))
     wanted = loss(self, lambda **_: types.SimpleNamespace(logits=interleaved(reward)[:, None]), inputs)
     wanted.backward()
-    found = ours(BradleyTerry(margin), Judged(Given()), {"reward": given}, drawn)
+    found = ours(BradleyTerry(margin, center or 0.0), Judged(Given()), {"reward": given}, drawn)
     check(found, wanted, reward.grad)
     metrics = self._metrics["train"]
     np.testing.assert_allclose(found[2]["correct"], metrics["accuracy"][0], atol=1e-6)
