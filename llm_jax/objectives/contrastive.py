@@ -26,14 +26,16 @@ class Contrastive(Relating):
     the other rows are what the true one is told from (Gao et al. 2021, SimCSE; with a text as its own second, the two
     differ by dropout alone). A row with the same first or the same second text is none of them: its answer is right
     too. All rows of the batch count, whatever `microbatches` and the layout are. Evaluation is among the rows of a
-    batch too. Sums: weight (rows), loss (nats) and, in evaluation, correct; of a mixture of experts those of `routing`,
-    means over the two texts.
+    batch too. A row that has no other to be told from has no weight: its loss would be 0, and its answer right,
+    whatever the model. Sums: weight (rows), loss (nats) and, in evaluation, correct; of a mixture of experts those of
+    `routing`, means over the two texts.
 
     Raises:
       InputError: the model is no Encoder, or the batch has no two texts.
     """
 
     likelihood: ClassVar[bool] = False
+    together: ClassVar[int] = 2
 
     temperature: Positive = 0.05
 
@@ -60,9 +62,11 @@ class Contrastive(Relating):
         score_BN = contract("BD,ND->BN", first_BD, second_ND) / self.temperature
         own_B = jnp.arange(len(first_BD))
         alike_BN = (_alike(batch["source_BS"]) | _alike(batch["tokens_BT"])) & (own_B[:, None] != own_B[None])
-        score_BN = jnp.where(there_B[None] & ~alike_BN, score_BN, -1e30)  # nor is a row of padding a rival
-        weight_B = there_B.astype(jnp.float32)
-        sums = dict(weight=weight_B.sum(), loss=jnp.where(there_B, cross_entropy(score_BN, own_B), 0).sum())
+        rival_BN = there_B[None] & ~alike_BN  # nor is a row of padding a rival
+        score_BN = jnp.where(rival_BN, score_BN, -1e30)
+        told_B = there_B & (rival_BN.sum(1) > 1)  # one of them is the row itself
+        weight_B = told_B.astype(jnp.float32)
+        sums = dict(weight=weight_B.sum(), loss=jnp.where(told_B, cross_entropy(score_BN, own_B), 0).sum())
         if key is None:
             sums["correct"] = jnp.where(score_BN.argmax(-1) == own_B, weight_B, 0).sum()
         for name, value in routing(first_said, weight_B / 2).items():

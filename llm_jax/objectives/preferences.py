@@ -138,10 +138,14 @@ class _Direct(Objective):
         reference_N = self._reference(model, frozen, texts)
         pairs = Likelihoods(*(x.reshape(-1, 2) for x in (log_N, reference_N, jnp.maximum(count_N, 1))))
         real_B = _real(texts)
-        if (drift := self.drift(model, params, frozen, texts, real_B)) is not None:
-            pairs = dataclasses.replace(pairs, drift=drift)
+        if (estimate := self.drift(model, params, frozen, texts, real_B)) is not None:
+            pairs = dataclasses.replace(pairs, drift=estimate[0])
         sums = _sums(*self.judge(pairs), real_B) | _routing(said, real_B)
-        return sums if drift is None else sums | dict(kl=drift * sums["weight"])
+        if estimate is None:
+            return sums
+        drift, known = estimate
+        weight = jnp.where(known, sums["weight"], 0)
+        return sums | dict(kl=drift * weight, kl_weight=weight)
 
     def _reference(self, model: Generator, frozen: Any, texts: Texts) -> jax.Array:
         """[N] log-probabilities by the reference; 0 where there is none."""
@@ -149,8 +153,10 @@ class _Direct(Objective):
             return jnp.zeros(len(texts["weight_BT"]), jnp.float32)
         return jax.lax.stop_gradient(read(model, frozen["reference"], texts)[0])
 
-    def drift(self, model: Generator, params: Any, frozen: Any, texts: Texts, real_B: jax.Array) -> jax.Array | None:
-        """What `judge` wants to know of the batch besides; None: nothing."""
+    def drift(
+        self, model: Generator, params: Any, frozen: Any, texts: Texts, real_B: jax.Array
+    ) -> tuple[jax.Array, jax.Array] | None:  # fmt: skip
+        """What `judge` wants to know of the batch besides, and whether the batch tells it; None: nothing."""
         return None
 
     def judge(self, pairs: Likelihoods) -> tuple[jax.Array, jax.Array]:
@@ -218,7 +224,8 @@ class Kto(_Direct):
     """Kahneman-Tversky optimisation (Ethayarajh et al. 2024): each reply alone is better or worse than is usual.
 
     What is usual is the policy's divergence from the reference, logged as `kl`. As published, it is estimated on the
-    rows at hand, from prompts with a reply to another one: so microbatches see each their own, and no others.
+    rows at hand, from prompts with a reply to another one: so microbatches see each their own, and no others. It counts
+    in `kl` where there are any: not in a last batch of evaluation with one pair.
     """
 
     together = 2
@@ -235,7 +242,7 @@ class Kto(_Direct):
         ratio_N = read(model, params, texts)[0] - self._reference(model, frozen, texts)
         real_N = jnp.repeat(real_B, 2) & (texts["weight_BT"] > 0).any(1)
         mean = jnp.where(real_N, ratio_N, 0).sum() / jnp.maximum(real_N.astype(jnp.float32).sum(), 1)
-        return jax.lax.stop_gradient(jnp.maximum(mean, 0))
+        return jax.lax.stop_gradient(jnp.maximum(mean, 0)), real_N.any()
 
     def judge(self, pairs):
         ratio_BO = pairs.ratio_BO()

@@ -270,10 +270,12 @@ class Program:
                 f"data.batch={data.batch} cannot be divided into microbatches={self.experiment.microbatches}"
             )
         objective, rows = cast(Any, self.experiment.objective), data.batch // self.experiment.microbatches
-        if rows < objective.together:
+        at_once = data.batch if isinstance(objective, Relating) else rows
+        if at_once < objective.together:
+            cure = "" if at_once == data.batch else f", or lower microbatches={self.experiment.microbatches}"
             raise InputError(
-                f"{type(objective).__name__} compares each row with others, and has {rows} at once: raise data.batch="
-                f"{data.batch}, or lower microbatches={self.experiment.microbatches}"
+                f"{type(objective).__name__} compares each row with others, and has {at_once} at once: raise data.batch"
+                f"={data.batch}{cure}"
             )
         batch_sharding(self.mesh, rows)
         return data.batch

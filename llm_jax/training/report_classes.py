@@ -22,7 +22,9 @@ class ClassificationReport(Report):
     """Accuracy, with its 95% interval, and F1 on a split; the figure is the table of confusions.
 
     F1 is the harmonic mean of precision and recall of a class. `f1_macro` is its mean over the classes that occur or
-    are predicted; where there are two classes, `f1` is that of the class `positive`.
+    are predicted; where there are two classes, `f1` is that of the class `positive`. Of a class that does not occur
+    nothing can be right: its F1 is 0 whatever the model, where it is predicted. `absent_classes` counts these, a line
+    names them, and there is no `f1` of one.
 
     Attributes:
       names: of the classes, in the order of their numbers; none: the numbers.
@@ -41,12 +43,18 @@ class ClassificationReport(Report):
             raise InputError(
                 f"{len(self.names)} names for the model's {model.classes} classes: report.names must be as many"
             )
+        self._check_positive(model.classes)
         if "label_B" not in data.blank(1):
             raise InputError(f"ClassificationReport needs labels, and the {self.split} documents have none")
+
+    def _check_positive(self, classes: int) -> None:
+        if classes == 2 and self.positive > 1:
+            raise InputError(f"report.positive={self.positive} is no class of two: they are 0 and 1")
 
     def __call__(self, finished):
         confusion_OO = confusions(finished, self.split)
         classes = len(confusion_OO)
+        self._check_positive(classes)
         if self.names and len(self.names) != classes:
             raise InputError(f"{len(self.names)} names for the model's {classes} classes: report.names must be as many")
         names = self.names or tuple(map(str, range(classes)))
@@ -58,8 +66,13 @@ class ClassificationReport(Report):
             f"{self.split}: {right}/{count} right, accuracy {right / count:.4f} (95%: {low:.4f} to {high:.4f}), "
             f"macro F1 {found['f1_macro']:.4f}"
         ]
-        if classes == 2:
-            found["f1"] = float(np.nan_to_num(f1_O[min(self.positive, 1)]))
+        wanted_O = confusion_OO.sum(1)
+        absent = [name for name, wanted in zip(names, wanted_O, strict=True) if not wanted]
+        if absent:
+            found["absent_classes"] = float(len(absent))
+            lines.append(f"  of {len(absent)} classes the {self.split} documents have none: {', '.join(absent[:20])}")
+        if classes == 2 and wanted_O[self.positive]:
+            found["f1"] = float(f1_O[self.positive])
         for name, total, *scores in zip(names, confusion_OO.sum(1), precision_O, recall_O, f1_O, strict=True):
             said = ", ".join(f"{what} {s:.4f}" for what, s in zip(("precision", "recall", "F1"), scores, strict=True))
             lines.append(f"  {name}: {said if np.isfinite(scores[-1]) else 'never'}, of {total}")

@@ -23,7 +23,7 @@ from llm_jax.objectives.preferences import apart
 from llm_jax.objectives.rewards import Reward, as_reward
 from llm_jax.training.completions import Completions, Prompt, replies
 from llm_jax.training.finished import Finished, language_model
-from llm_jax.training.intervals import NORMAL_95, wilson
+from llm_jax.training.intervals import mean_error, ties, wilson
 from llm_jax.training.questions import writing
 from llm_jax.training.report import Finding, Report
 from llm_jax.training.rollouts import Rollouts
@@ -33,7 +33,8 @@ from llm_jax.training.rollouts import Rollouts
 class Rewarded(Report):
     """How good replies to held-out prompts are, sampled from the model and, if it has one, from its reference.
 
-    The gain is the mean difference by prompt, with its 95% interval. The divergence KL(model || reference) is that of
+    The gain is the mean difference by prompt, with its 95% interval; `reward_ties` is the share of prompts for which
+    both have the same reward, which tell nothing of it. The divergence KL(model || reference) is that of
     the two distributions that replies are drawn from, at the `temperature`, among the tokens that a model may write: at
     each place of the model's replies it is summed over the vocabulary; told are its mean per token, and its sum per
     reply. At temperature 0 nothing is drawn, and there is none. Prompts are the first `limit` that leave room for
@@ -87,14 +88,12 @@ class Rewarded(Report):
             reference = language_model(finished.experiment, finished.tokenizer, finished.frozen["reference"])
             there, score_there_N = self._sampled(reference, prompts, sampler, reward)
             gain_N = score_N - score_there_N
-            error = NORMAL_95 * gain_N.std(ddof=1) / math.sqrt(len(gain_N)) if len(gain_N) > 1 else math.nan
-            found |= dict(
-                reward_gain=gain_N.mean(), reward_gain_low=gain_N.mean() - error, reward_gain_high=gain_N.mean() + error
-            )
-            found["reference_reward"] = score_there_N.mean()
-            lines.append(
-                f"  its reference: {_told(there, score_there_N)}, so a gain of {gain_N.mean():.3f} +- {error:.3f}"
-            )
+            found |= dict(reward_gain=gain_N.mean(), reference_reward=score_there_N.mean(), reward_ties=ties(gain_N))
+            around = "(one prompt has no interval)"
+            if (error := mean_error(gain_N)) is not None:
+                found |= dict(reward_gain_low=gain_N.mean() - error, reward_gain_high=gain_N.mean() + error)
+                around = f"+- {error:.3f}"
+            lines.append(f"  its reference: {_told(there, score_there_N)}, so a gain of {gain_N.mean():.3f} {around}")
             if sampler.temperature:
                 kl = divergence(lm, reference, here, self.batch, sampler.temperature)
                 per_token, per_reply = np.concatenate(kl).mean(), np.mean([kl_T.sum() for kl_T in kl])
@@ -102,6 +101,8 @@ class Rewarded(Report):
                 lines.append(f"  KL to the reference {per_token:.4f} nats a token, {per_reply:.3f} a reply")
             else:
                 lines.append("  no KL to the reference: at temperature 0 replies are not drawn")
+            if found["reward_ties"]:
+                lines.append(f"  in {found['reward_ties']:.1%} of the prompts both have the same reward")
             shown.append(there.texts)
         for about, *texts in list(zip(*shown, strict=True))[: self.show]:
             names = ("prompt", "model", "reference")
@@ -192,12 +193,17 @@ class PairAccuracy(Report):
         told = [jax.device_get(rewards(finished.params, dict(b))) for b in data.evaluation(finished.tokenizer)]
         score_PO, size_PO, real_P = map(np.concatenate, zip(*told, strict=True))
         score_PO, size_PO = score_PO[real_P], size_PO[real_P]
-        right = float((score_PO[:, 0] > score_PO[:, 1]).mean())
+        if not len(score_PO):
+            raise InputError("PairAccuracy: the held-out rows hold no pairs")
+        right, equal = float((score_PO[:, 0] > score_PO[:, 1]).mean()), ties(score_PO[:, 0] - score_PO[:, 1])
         longer = float(np.where(size_PO[:, 0] == size_PO[:, 1], 0.5, size_PO[:, 0] > size_PO[:, 1]).mean())
         low, high = wilson(right * len(score_PO), len(score_PO))
         line = f"{len(score_PO)} held-out pairs: {right:.3f} judged right (95% interval {low:.3f} to {high:.3f}); "
         line += f"the longer of two is preferred in {longer:.3f}"
-        return Finding([line], dict(pair_accuracy=right, pair_accuracy_of_length=longer))
+        lines = [line]
+        if equal:
+            lines.append(f"  {equal:.1%} have two equal scores, which is not judged right")
+        return Finding(lines, dict(pair_accuracy=right, pair_accuracy_of_length=longer, pair_ties=equal))
 
 
 REPORTS = dict(Rewarded=Rewarded, PairAccuracy=PairAccuracy)

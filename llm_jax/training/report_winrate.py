@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from llm_jax.models.pretrained import Pretrained
 from llm_jax.objectives.rewards import ModelReward
 from llm_jax.training.completions import Completions, Prompt, replies
 from llm_jax.training.finished import Finished
-from llm_jax.training.intervals import NORMAL_95, wilson
+from llm_jax.training.intervals import mean_error, ties, wilson
 from llm_jax.training.questions import writing
 from llm_jax.training.report import Finding, Report
 
@@ -100,22 +99,27 @@ class WinRate(Report):
         count, gain_N = len(prompts), np.where(same, 0, ours_N - theirs_N)  # the same reply is a tie, to the last bit
         wins = float((gain_N > 0).sum() + (gain_N == 0).sum() / 2)
         low, high = wilson(wins, count)
-        error = float(gain_N.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+        error = mean_error(gain_N)
+        around = "one prompt has no interval" if error is None else f"95%: ±{error:.3f}"
         lengths = [float(each.sizes().mean()) for each in made]
         cut = [each.truncated() for each in made]
         lines = [
             f"{self.split}: {self.judge.run} prefers this run to {self.against.run} in {wins:g} of {count} prompts: "
             f"win rate {wins / count:.3f} (95%: {low:.3f} to {high:.3f})",
             f"  mean reward {ours_N.mean():.3f} and {theirs_N.mean():.3f}, difference {gain_N.mean():.3f} "
-            f"(95%: ±{NORMAL_95 * error:.3f}); mean length {lengths[0]:.1f} and {lengths[1]:.1f} tokens, "
+            f"({around}); mean length {lengths[0]:.1f} and {lengths[1]:.1f} tokens, "
             f"{cut[0]:.1%} and {cut[1]:.1%} cut off",
         ]
+        if equal := ties(gain_N):
+            lines.append(f"  in {equal:.1%} of the prompts both have the same reward, which counts as half a win")
         texts = [each.texts for each in made]
         for prompt, own, other, mine, his in list(zip(prompts, *texts, *rewards, strict=True))[: self.show]:
             lines += ["", f"  prompt   {prompt.text}"]
             lines += [f"  this     {own.strip()}  ({mine:.2f})", f"  against  {other.strip()}  ({his:.2f})"]
         metrics = {"win_rate": wins / count, "win_rate_low": low, "win_rate_high": high, "reward": float(ours_N.mean())}
-        return Finding(lines, metrics | {"reward_gain": float(gain_N.mean()), "truncated": cut[0]})
+        return Finding(
+            lines, metrics | {"reward_gain": float(gain_N.mean()), "truncated": cut[0], "reward_ties": equal}
+        )
 
 
 REPORTS = dict(WinRate=WinRate)

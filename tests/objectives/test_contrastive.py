@@ -118,6 +118,29 @@ def gradients(experiment: Experiment, batch: Any, **changes: Any) -> tuple[Any, 
     return jax.device_get(found)
 
 
+def test_a_row_without_another_to_be_told_from_has_no_weight(experiment, batch):
+    """Its loss would be 0 and its answer right, whatever the model: a last batch of one row, or of one pair twice."""
+    program = Program(experiment, experiment.layout.mesh())
+    state = program.begin()
+
+    def measured(rows: list[int]) -> Any:
+        """Those rows of the batch, and padding."""
+        some = {name: array.copy() for name, array in experiment.data.blank(ROWS).items()}
+        for place_, row in enumerate(rows):
+            for name, array in batch.items():
+                some[name][place_] = array[row]
+        sums = program.measure(state.params, state.frozen, place(some, program.mesh))
+        return {name: float(value) for name, value in sums.items()}
+
+    for rows in ([0], [2, 2]):
+        assert {measured(rows)[name] for name in ("weight", "loss", "correct")} == {0.0}
+    assert measured([0, 1])["weight"] == 2 and measured([0, 1])["loss"] > 0
+    assert measured([2, 2, 1])["weight"] == 3
+    alone = Program(experiment.override({"data.batch": 1}), experiment.layout.mesh())
+    with pytest.raises(InputError, match=r"Contrastive compares each row with .* 1 at once: raise data.batch=1$"):
+        alone.update  # noqa: B018
+
+
 def test_the_whole_batch_counts_by_microbatches_and_over_devices(experiment, batch):
     plain = {"model.stack.pattern.0.dropout": 0.0}
     wanted, sums = gradients(experiment, batch, **plain)

@@ -155,6 +155,14 @@ def test_kto(drawn):
     np.testing.assert_allclose(found[2]["kl"], max(0, (drift[0] - drift[1]).mean().item()), rtol=1e-5, atol=1e-5)
 
 
+def test_a_pair_alone_tells_nothing_of_the_divergence(drawn):
+    """In a last batch of evaluation the other rows are padding: the divergence would be 0, whatever the policy."""
+    assert ours(Kto(), Given(), {"score": drawn.score}, drawn)[2]["kl_weight"] == 1  # over the pairs
+    drawn.batch["weight_BT"][1:], drawn.batch["segment_BT"][1:] = 0, -1
+    found = ours(Kto(), Given(), {"score": drawn.score}, drawn)[2]
+    assert found["weight"] == 1 and found["kl_weight"] == found["kl"] == 0
+
+
 def test_orpo(drawn):
     ratio = imported("ORPOTrainer", "experimental.orpo.orpo_trainer").odds_ratio_loss
     score = torch.tensor(drawn.score, requires_grad=True)

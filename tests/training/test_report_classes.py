@@ -56,6 +56,20 @@ def finished(classes: int, seed: int, skip: int | None = None, labelled: bool = 
     return told, label_N[known], score_NO.argmax(-1)[known]
 
 
+def test_a_class_of_two_that_does_not_occur_has_no_f1():
+    """It would be 0 for any model that predicts it. The other class's is told."""
+    told, _, said_N = finished(2, 0)
+    told.experiment.data.evaluation = lambda tokenizer, split: [
+        dict(row_B=np.arange(ROWS), label_B=np.where(np.arange(ROWS) < len(said_N), 0, -1).astype(np.int32))
+    ]
+    found = ClassificationReport()(told)
+    assert "validation_f1" not in found.metrics and found.metrics["validation_absent_classes"] == 1
+    other = ClassificationReport(positive=0)(told).metrics
+    assert other["validation_f1"] == pytest.approx(2 * other["validation_f1_macro"])
+    with pytest.raises(InputError, match=r"report\.positive=2 is no class of two: they are 0 and 1"):
+        ClassificationReport(positive=2)(told)
+
+
 @pytest.mark.parametrize(("classes", "skip"), [(2, None), (5, None), (5, 3), (10, 4)])
 def test_the_numbers_are_those_of_scikit_learn(classes, skip):
     told, true_N, said_N = finished(classes, classes, skip)
@@ -72,6 +86,9 @@ def test_the_numbers_are_those_of_scikit_learn(classes, skip):
         wanted["validation_f1"] = sklearn.metrics.f1_score(true_N, said_N)
         other = ClassificationReport(positive=0)(told).metrics["validation_f1"]
         assert other == pytest.approx(sklearn.metrics.f1_score(true_N, said_N, pos_label=0), abs=1e-12)
+    if skip is not None:
+        wanted["validation_absent_classes"] = 1
+        assert f"  of 1 classes the validation documents have none: {skip}" in found.lines
     assert found.metrics == pytest.approx(wanted, abs=1e-12) and 0.2 < wanted["validation_accuracy"] < 0.95
     there = sorted({*true_N, *said_N})
     theirs: Any = sklearn.metrics.precision_recall_fscore_support(true_N, said_N, labels=there, zero_division=ZERO)

@@ -113,7 +113,7 @@ def test_the_numbers_are_those_of_greedy_replies(params):
     wanted = dict(
         reward=np.mean(reward["own"]), reference_reward=np.mean(reward["reference"]), reward_gain=gain_N.mean(),
         reward_gain_low=gain_N.mean() - error, reward_gain_high=gain_N.mean() + error,
-        reply_tokens=np.mean(size["own"]), truncated=1 - np.mean(ended["own"]),
+        reward_ties=(gain_N == 0).mean(), reply_tokens=np.mean(size["own"]), truncated=1 - np.mean(ended["own"]),
     )  # fmt: skip
     assert 0 < wanted["truncated"] < 1 and error > 0
     found = rewarded()(finished(params, TASKS))
@@ -156,7 +156,13 @@ def test_the_divergence_is_of_the_distributions_that_replies_are_drawn_from(para
 
 
 def test_a_model_that_is_its_reference_gains_nothing(params):
-    found = rewarded(temperature=1.0)(finished({"own": params["own"], "reference": params["own"]}, TASKS)).metrics
+    same = finished({"own": params["own"], "reference": params["own"]}, TASKS)
+    told = rewarded(temperature=1.0)(same)
+    found = told.metrics
+    assert found["reward_ties"] == 1 and "  in 100.0% of the prompts both have the same reward" in told.lines
+    alone = rewarded(limit=1)(same)
+    assert "a gain of 0.000 (one prompt has no interval)" in alone.lines[1]
+    assert not alone.metrics.keys() & {"reward_gain_low", "reward_gain_high"}
     assert (found["reward_gain"], found["reward_gain_low"], found["kl"], found["kl_per_reply"]) == (0, 0, 0, 0)
     assert found["reward"] == found["reference_reward"] > 0
 
@@ -197,11 +203,14 @@ def test_pairs_are_judged_by_the_scores_of_whole_texts():
     told.tokenizer = data.prepare(Bytes())
     found = PairAccuracy()(told)  # of three batches the last is a pair and padding
     right, longer = 5, 3 + 2 / 2  # two equal scores are no right judgement; of two texts of a length, either is longer
-    assert found.metrics == pytest.approx(dict(pair_accuracy=right / 9, pair_accuracy_of_length=longer / 9))
+    assert found.metrics == pytest.approx(
+        dict(pair_accuracy=right / 9, pair_accuracy_of_length=longer / 9, pair_ties=1 / 9)
+    )
     low, high = wilson(right, 9)
     assert found.lines == [
         f"9 held-out pairs: {right / 9:.3f} judged right (95% interval {low:.3f} to {high:.3f}); "
-        f"the longer of two is preferred in {longer / 9:.3f}"
+        f"the longer of two is preferred in {longer / 9:.3f}",
+        "  11.1% have two equal scores, which is not judged right",
     ]
     told.experiment.model = MODEL
     with pytest.raises(InputError, match="model"):

@@ -92,13 +92,13 @@ def test_the_numbers_are_the_judges_of_greedy_replies(params):
     gain_N = rewards[0] - rewards[1]
     wins = (gain_N > 0).sum() + (gain_N == 0).sum() / 2
     wanted = dict(win_rate=wins / 12, reward=rewards[0].mean(), reward_gain=gain_N.mean())
-    wanted["truncated"] = 1 - np.mean(ended[:12])
+    wanted |= dict(truncated=1 - np.mean(ended[:12]), reward_ties=(gain_N == 0).mean())
     wanted |= dict(zip(("win_rate_low", "win_rate_high"), wilson(wins, 12), strict=True))
     assert found.metrics == pytest.approx(wanted, abs=1e-4) and 0 < wanted["win_rate"] < 1
     error = 1.959964 * gain_N.std(ddof=1) / 12**0.5
     assert f"runs/judge prefers this run to runs/other in {wins:g} of 12 prompts" in found.lines[0]
     assert f"{wanted['truncated']:.1%} and {1 - np.mean(ended[12:]):.1%} cut off" in found.lines[1]
-    assert f"(95%: ±{error:.3f})" in found.lines[1] and len(found.lines) == 2 + 2 * 4
+    assert f"(95%: ±{error:.3f})" in found.lines[1] and len(found.lines) == 2 + any(gain_N == 0) + 2 * 4
 
 
 def test_a_model_against_itself_ties_and_prompts_count_once(params):
@@ -106,6 +106,9 @@ def test_a_model_against_itself_ties_and_prompts_count_once(params):
     found = report()(same)
     assert found.metrics["win_rate"] == 0.5 and found.metrics["reward_gain"] == 0 and "6 of 12" in found.lines[0]
     assert "of 5 prompts" in report(limit=5)(same).lines[0]
+    assert found.metrics["reward_ties"] == 1 and "in 100.0% of the prompts both have the same reward" in found.lines[2]
+    alone = report(limit=1)(finished(params, TASKS))
+    assert "(one prompt has no interval)" in alone.lines[1] and all(map(np.isfinite, alone.metrics.values()))
 
 
 def test_a_conversation_is_asked_for_the_reply_at_its_end(params):
