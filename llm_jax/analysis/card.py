@@ -14,12 +14,13 @@ import io
 import math
 import sys
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from llm_jax.core import parts
 from llm_jax.core.files import user_path, write_atomically
 from llm_jax.core.tables import InputError
+from llm_jax.data.sources import Source
 from llm_jax.experiment import Experiment, question, user_modules
 from llm_jax.experiment import names as experiment_names
 from llm_jax.inference.language_model import LanguageModel
@@ -103,7 +104,7 @@ def _stages(stages: Sequence[Stage]) -> str:
         }
         scores = ", ".join(f"{name.replace('_', ' ')} {_number(value)}" for name, value in found.items())
         rows.append((
-            stage.name, asked, type(experiment.objective).__name__, parts.show(experiment.data.source, whole=True),
+            stage.name, asked, type(experiment.objective).__name__, sources(experiment.data.source),
             f"{stage.parameters / 1e6:.2f} M", f"{experiment.steps:,}", scores,
         ))  # fmt: skip
     most = max(stage.parameters for stage in stages)
@@ -116,6 +117,26 @@ def _stages(stages: Sequence[Stage]) -> str:
     return f"<h2>The stages</h2><p>{said}</p>" + _table(
         ("stage", "its question", "objective", "source", "parameters", "steps", "held-out scores, at the end"), rows
     )
+
+
+def sources(source: Source) -> str:
+    """What is trained on, by name, the most of it first: "Conversations, KingJames 4:1"."""
+    mixed = sorted(source.components(), key=lambda each: -each[1])
+    names = ", ".join(_name(part) for part, _ in mixed)
+    if len(mixed) == 1:
+        return names
+    shares = [Fraction(share / mixed[-1][1]).limit_denominator(20) for _, share in mixed]
+    whole = math.lcm(*(share.denominator for share in shares))
+    return f"{names} {':'.join(str(share * whole) for share in shares)}"
+
+
+def _name(source: Source) -> str:
+    """That of its class, of the one within it where it shows another's documents anew, and of its file."""
+    inner, path = (vars(source).get(name) for name in ("source", "path"))
+    if isinstance(inner, Source):
+        return _name(inner)
+    kind = type(source).__name__
+    return f"{kind}({Path(path).name})" if isinstance(path, str) else kind
 
 
 def _replies(stages: Sequence[Stage], prompts: Sequence[str], seed: int) -> str:

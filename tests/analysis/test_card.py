@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html.parser
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,9 @@ from typing import Any
 import pytest
 
 import llm_jax
-from llm_jax.analysis.card import card, main
+from llm_jax.analysis.card import card, main, sources
 from llm_jax.core.tables import InputError
+from llm_jax.data.sources import ChatterBot, Conversations, JsonLines, KingJames, Mixture, PlainTexts
 from llm_jax.data.split import Few
 from llm_jax.training.report import Samples
 
@@ -65,9 +68,35 @@ def test_it_shows_the_stages_their_curves_and_what_each_replies(runs, tmp_path):
     assert "Hi &lt;b&gt;there&lt;/b&gt; &amp; all" in page and "<b>" not in page, "what is said is text"
     cells = read.said["td"]
     assert "What does a small, modern GPT learn from conversations? The base that ablations start from." in cells
+    assert cells.count("Conversations") == 2, "a source is shown by its name"
     assert any("loss" in cell and "accuracy" in cell for cell in cells)
     again = card(runs, tmp_path / "again.html", prompts=("Hi <b>there</b> & all",)).read_text(encoding="utf-8")
     assert again == page
+
+
+def test_sources_are_shown_by_their_names():
+    mixed = Mixture((PlainTexts(Conversations()), KingJames()), (4.0, 1.0))
+    for source, said in (
+        (Conversations(), "Conversations"),
+        (mixed, "Conversations, KingJames 4:1"),
+        (PlainTexts(mixed), "Conversations, KingJames 4:1"),
+        (
+            Mixture((KingJames(), ChatterBot(), mixed), (0.3, 0.2, 0.5)),
+            "Conversations, KingJames, ChatterBot, KingJames 4:3:2:1",
+        ),
+        (Mixture((KingJames(), JsonLines("/far/away/own.jsonl")), (2.0, 3.0)), "JsonLines(own.jsonl), KingJames 3:2"),
+        (Mixture((KingJames(), ChatterBot()), (1.0, 1.0)), "KingJames, ChatterBot 1:1"),
+    ):
+        assert sources(source) == said
+
+
+def test_the_files_of_a_run_and_its_card_are_readable_by_whom_the_umask_lets_read(runs, tmp_path):
+    umask = os.umask(0)
+    os.umask(umask)
+    page = card(runs[:1], tmp_path / "card.html", prompts=("Hi",))
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (page, *runs[0].rglob("*"))}
+    wanted = {True: 0o777 & ~umask, False: 0o666 & ~umask}
+    assert not {str(path): oct(mode) for path, mode in modes.items() if mode != wanted[path.is_dir()]}
 
 
 def test_the_command_line(runs, tmp_path, capsys):
