@@ -10,6 +10,12 @@ from llm_jax.core.tables import InputError
 from llm_jax.data.answers import answer_of, known_answer
 from llm_jax.data.documents import Conversation, Example, Labelled, Picture, Preference, Rendering, Text
 from llm_jax.inference.language_model import LanguageModel
+from llm_jax.layers.attention import Attention
+from llm_jax.layers.block import Block
+from llm_jax.layers.embedding import Embed
+from llm_jax.layers.feedforward import FeedForward
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.stack import Stack
 from llm_jax.objectives.rewards import ExactAnswer
 from llm_jax.text.calls import Call
 from llm_jax.text.chat import Alpaca, ChatML, ChatTemplate, Jinja, Llama3, Message
@@ -22,6 +28,7 @@ TEXTS = ["Hello, world! It isn't 3.5.", "    if x:\n        return 42", "42\n", 
 LINES = Jinja("{% for m in messages %}{{ m.role + ': ' + m.content | trim + eos_token + '\n' }}{% endfor %}"
               "{{ 'assistant: ' if add_generation_prompt }}")  # fmt: skip
 TEMPLATES = [ChatTemplate(), ChatML(), Llama3(), Alpaca(), LINES]
+MODEL = Decoder(Embed(8, 10**6), Stack((Block(Attention(1, 1, 8), FeedForward(8)),), 1))
 RECIPES = dict(bytes=Bytes(), bpe=Bpe(300), characters=Characters(), words=WordPiece(300), unigram=Unigram(400))
 
 
@@ -65,8 +72,7 @@ def language_model(tokenizer, rendering, ids):
         def _begin(self, *_: Any):
             return Says([ids])
 
-    model: Any = type("Model", (), dict(limit=lambda self: None, words=lambda self: 10**6))()
-    return Silent(model, None, tokenizer, template=rendering.settled.template)
+    return Silent(MODEL, None, tokenizer, template=rendering.settled.template)
 
 
 @pytest.mark.parametrize(("document", "template"), [*documents()])
@@ -85,7 +91,8 @@ def test_who_says_what_was_taught_is_right(document, template, tokenizer):
 
     lm = language_model(tokenizer, rendering, ids)
     finished: Any = type("Finished", (), dict(
-        lm=lm, tokenizer=tokenizer, rendering=rendering, documents=lambda self, split: [document]
+        lm=lm, tokenizer=tokenizer, rendering=rendering, documents=lambda self, split: [document],
+        shortened=lambda self, document: document,
     ))()  # fmt: skip
     found = ExactMatch()(finished)
     assert found.metrics == {"validation_exact_match": float(known.sayable)}

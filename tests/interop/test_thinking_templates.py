@@ -11,6 +11,12 @@ import pytest
 from llm_jax.core.tables import InputError
 from llm_jax.data.answers import answer_of
 from llm_jax.data.documents import Conversation, Rendering
+from llm_jax.layers.attention import Attention
+from llm_jax.layers.block import Block
+from llm_jax.layers.embedding import Embed
+from llm_jax.layers.feedforward import FeedForward
+from llm_jax.models.decoder import Decoder
+from llm_jax.models.stack import Stack
 from llm_jax.objectives.rewards import ExactAnswer
 from llm_jax.text import Call, Jinja, Message, turns
 from llm_jax.training.report import Bleu, ExactMatch
@@ -47,14 +53,19 @@ def finished_with(documents, answers, tokenizer, rendering) -> Any:
     asked = []
 
     class Model:
-        model = None
+        model = Decoder(Embed(8, 300), Stack((Block(Attention(1, 1, 8), FeedForward(8)),), 1))
+        context = None
+
+        def room(self, prompt):
+            return None
 
         def generate(self, prompts, max_tokens, temperature):
             asked.append(max_tokens)
             return answers
 
     return type("Finished", (), dict(
-        lm=Model(), tokenizer=tokenizer, rendering=rendering, documents=lambda self, split: documents, asked=asked
+        lm=Model(), tokenizer=tokenizer, rendering=rendering, documents=lambda self, split: documents, asked=asked,
+        shortened=lambda self, document: document,
     ))()  # fmt: skip
 
 
