@@ -48,11 +48,14 @@ class RatedConversations(Source):
     A rating is the mean of three (witty, upbeat, interesting), from 1 to 10, that one of the two gave; the 2,957 of
     exactly 5, where the sliders stood, are left out. By the hash of its text a conversation is held out (`held_out`, a
     share) or trained on, and either way paired with others at random: once where it is held out, so that the pairs are
-    independent, and about 2 * `rounds` times in training.
+    independent, and about 2 * `rounds` times in training. People talk on where they enjoy it, so of two at random the
+    longer is the better in three of four: with `length_matched` each is paired with those next to it in length, and a
+    judge has to know something else.
     """
 
     rounds: Size = 2
     held_out: Rate = 0.2
+    length_matched: bool = False
 
     def documents(self) -> Iterator[Document]:
         rated = self._rated(held_out=False)
@@ -64,13 +67,18 @@ class RatedConversations(Source):
         return _compared(zip(rated[::2], rated[1::2], strict=False))
 
     def _rated(self, held_out: bool) -> list[tuple[float, tuple[Message, ...]]]:
-        """Rating and messages of each conversation, in the order of their hashes."""
+        """Rating and messages of each conversation, in the order of their lengths or their hashes."""
         found = {}
         for record in _chats():
             if "ratings" in record and (rating := sum(record["ratings"].values()) / 3) != 5 and (said := _said(record)):
                 found[digest("\n".join(m.content for m in said))] = rating, said
         cut = int(self.held_out * 16**12)
-        return [found[key] for key in sorted(found) if (int(key[:12], 16) < cut) == held_out]
+        kept = [found[key] for key in sorted(found) if (int(key[:12], 16) < cut) == held_out]
+        return sorted(kept, key=_length) if self.length_matched else kept
+
+
+def _length(rated: tuple[float, tuple[Message, ...]]) -> int:
+    return sum(len(message.content) for message in rated[1])
 
 
 def _compared(pairs: Iterable[tuple[tuple[float, Any], tuple[float, Any]]]) -> Iterator[Comparison]:

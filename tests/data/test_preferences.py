@@ -265,6 +265,28 @@ def test_rated_conversations():
     assert held_out == list(source.validation())
 
 
+def test_rated_conversations_that_are_matched_in_length():
+    """Of conversations at random the longer is the better in three of four pairs; of these, length says nothing."""
+    matched, random = RatedConversations(rounds=4, length_matched=True), RatedConversations(rounds=4)
+    sides = []
+    for pairs, others in (
+        (list(matched.documents()), list(random.documents())),
+        (list(matched.validation()), list(random.validation())),
+    ):
+        here, there = ({side for d in of for side in (d.chosen, d.rejected)} for of in (pairs, others))
+        assert len(here & there) > 0.8 * len(there), "the same conversations, paired otherwise"
+        assert len(pairs) > 0.8 * len(others)
+        assert np.quantile(_length_ratios(pairs), 0.9) < 1.05 < 2 < np.quantile(_length_ratios(others), 0.5)
+        sides.append(here)
+    assert not sides[0] & sides[1], "no conversation is on both sides of the split"
+
+
+def _length_ratios(pairs: Any) -> list[float]:
+    """The longer one's characters over the shorter one's."""
+    sizes = [[sum(len(m.content) for m in side) for side in (d.chosen, d.rejected)] for d in pairs]
+    return [max(pair) / min(pair) for pair in sizes]
+
+
 def test_instruction_preferences(tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_JAX_DATA", str(tmp_path))
     (tmp_path / "instruction-data-with-preference.json").write_text("[]")
