@@ -146,12 +146,17 @@ def _replies(stages: Sequence[Stage], prompts: Sequence[str], seed: int) -> str:
         said = []
         for stage in writing:
             assert stage.lm is not None
-            room = min(48, (stage.lm.context or 96) // 2)
-            said.append(
-                "".join(stage.lm.reply([Message("user", prompt)], room, 0.7, top_p=0.95, seed=seed + number)).strip()
-            )
+            said.append(_reply(stage.lm, prompt, seed + number))
         rows.append((prompt, *said))
     return "<h2>The same prompts, at every stage</h2>" + _table(("a person says", *(s.name for s in writing)), rows)
+
+
+def _reply(lm: LanguageModel, prompt: str, seed: int) -> str:
+    room = min(48, (lm.context or 96) // 2)
+    try:
+        return "".join(lm.reply([Message("user", prompt)], room, 0.7, top_p=0.95, seed=seed)).strip()
+    except InputError as error:  # the prompt fills the context: the others are told all the same
+        return f"(no reply: {error})"
 
 
 def _curves(stage: Stage) -> str:

@@ -8,12 +8,13 @@ import lzma
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from llm_jax.core.parts import Count, NonNegative, Part, Seed, Size
+from llm_jax.core.parts import Count, NonNegative, Part, Seed, Size, conform
 from llm_jax.core.returned import unusable
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Conversation
 from llm_jax.data.pipeline import SplitName
 from llm_jax.inference.language_model import LanguageModel
+from llm_jax.models.model import Generator
 from llm_jax.text.chat import Message
 from llm_jax.training.finished import Finished
 from llm_jax.training.questions import answers, questions, writing
@@ -227,8 +228,8 @@ class Samples(Report):
         rooms = [lm.room(prompt) for prompt in self.prompts]
         if 0 in rooms:
             raise InputError(
-                f"Samples: the prompt {self.prompts[rooms.index(0)][:40]!r} leaves no room for a text in the model's "
-                f"context of {lm.context} tokens: shorten it"
+                f"the prompt {self.prompts[rooms.index(0)][:40]!r} leaves no room for a text: the model reads "
+                f"{conform(lm.model, Generator, 'model').reads()} tokens"
             )
         return [self.max_tokens if room is None else min(self.max_tokens, room) for room in rooms]
 

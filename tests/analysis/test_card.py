@@ -93,7 +93,8 @@ def test_sources_are_shown_by_their_names():
 def test_the_files_of_a_run_and_its_card_are_readable_by_whom_the_umask_lets_read(runs, tmp_path):
     umask = os.umask(0)
     os.umask(umask)
-    page = card(runs[:1], tmp_path / "card.html", prompts=("Hi",))
+    page = card(runs[:1], tmp_path / "card.html", prompts=("Hi", "long " * 99))
+    assert "(no reply: the latest message has " in page.read_text(encoding="utf-8"), "the others are told all the same"
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (page, *runs[0].rglob("*"))}
     wanted = {True: 0o777 & ~umask, False: 0o666 & ~umask}
     assert not {str(path): oct(mode) for path, mode in modes.items() if mode != wanted[path.is_dir()]}
