@@ -117,8 +117,8 @@ CASES: dict[str, list[tuple[dict[str, Any], Model, Data]]] = {
         ({}, Classifier(DECODER, 3), data(tuple(Labelled(t, i) for i, t in enumerate("abc")), presentation=WithLabel()))
     ],
     "PairAccuracy": [({}, Scorer(DECODER), data((Preference(SAID[:1], "a", "b"),), presentation=Pairs()))],
-    "Rewarded": [(dict(reward=ExactAnswer(), max_tokens=2), *case) for case in JUDGED],
-    "WinRate": [(dict(judge=JUDGE, against=AGAINST, max_tokens=2), *case) for case in JUDGED],
+    "Rewarded": [(dict(reward=ExactAnswer(), max_tokens=2), *JUDGED[1])],
+    "WinRate": [(dict(judge=JUDGE, against=AGAINST, max_tokens=2), *JUDGED[0])],
     "Neighbours": [(dict(words=("a",), count=2), Word2Vec(Embed(4)), data(WORDS, rendering=Rendering(bos=False)))],
     "Analogies": [(dict(questions=Told(WORDS[:1])), Word2Vec(Embed(4)), data(WORDS))],
     "Similarity": [(dict(pairs=Told(WORDS[1:]),), Word2Vec(Embed(4)), data(WORDS))],
