@@ -124,13 +124,16 @@ class Text(_Document):
 
 @dataclasses.dataclass(frozen=True)
 class Labelled(Text):
-    """A text and the number of its class, or another number that is known of it."""
+    """A text and its class, by name or by number, or another number that is known of it.
 
-    label: int | float
+    A name has a number once the data knows the names of all classes, in their order (`Data.labels`).
+    """
+
+    label: int | float | str
 
     @property
-    def number(self) -> float:
-        return float(self.label)
+    def number(self) -> float | None:
+        return None if isinstance(self.label, str) else float(self.label)
 
 
 def _said(messages: Sequence[Message]) -> tuple[str, ...]:

@@ -133,6 +133,9 @@ class SmsSpam(Source):
             kind, _, message = line.text().partition("\t")
             yield Labelled(message.strip(), int(kind == "spam"))
 
+    def class_names(self) -> tuple[str, ...]:
+        return "ham", "spam"
+
 
 @dataclasses.dataclass(frozen=True)
 class Instructions(Source):

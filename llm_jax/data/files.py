@@ -29,6 +29,10 @@ class Source(Part):
         """The documents held out, where the source brings its own split; None leaves it to `Data.split`."""
         return None
 
+    def class_names(self) -> tuple[str, ...] | None:
+        """The names of the classes, in the order of their numbers, where its documents have classes by number."""
+        return None
+
     def components(self) -> tuple[tuple[Source, float], ...]:
         """The sources that this one mixes, with their weights."""
         return ((self, 1.0),)
@@ -101,8 +105,8 @@ class JsonLines(Source):
     `tools`), `{"prompt", "completion"}`, or `{"instruction", "input", "output"}` (Alpaca's). A prompt is messages, or
     the text that a user says; alone it is one to write a reply to (`Rollouts`). `{"prompt", "answer"}` are plain texts.
     Replies to compare are `{"prompt" or "messages", "chosen", "rejected"}`, with a `"margin"` if it is known; they are
-    texts or messages, and may be whole conversations that begin alike. Beside a text in `field` there may be its class,
-    `"label"`: a whole number from 0 on.
+    texts or messages, and may be whole conversations that begin alike. Beside a text in `field` there may be its
+    `"label"`: the name of its class, or the number of it from 0 on, or any other number (`WithNumber`).
 
     A message of the assistant may have its reasoning (`"reasoning_content"`, `"thinking"` or `"reasoning"`), and the
     `"weight"` 0, which keeps it out of the loss. Beside messages, prompts and instructions there may be what the

@@ -40,6 +40,10 @@ class Images(Data):
         if not isinstance(self.packing, One):
             raise InputError("an image has a row of its own: data.packing must be One()")
 
+    @property
+    def _labelled(self):
+        return True
+
     def blank(self, rows):
         picture: Any = self.documents("train")[0]
         _check([picture])
@@ -156,6 +160,9 @@ class Digits(Source):
             *pixels, label = map(int, line.split(","))
             image_YXA = np.array(pixels, np.float32).reshape(8, 8, 1) / 16
             yield Picture(image_YXA, self.caption.replace("{}", NAMES[label]), label)
+
+    def class_names(self) -> tuple[str, ...]:
+        return NAMES
 
 
 SOURCES = dict(Digits=Digits)

@@ -17,6 +17,7 @@ from llm_jax.core.tables import InputError, lookup
 from llm_jax.data import border
 from llm_jax.data.cache import Corpus, corpus, trained
 from llm_jax.data.documents import Document, Rendering
+from llm_jax.data.labels import names_of, numbered
 from llm_jax.data.loader import DataIterator, Evaluation, Filler, Mixed, Rows, TrainingBatches
 from llm_jax.data.packing import ConcatThenSplit, Packing
 from llm_jax.data.presentation import AsIs, Batch, Presentation, Vocabulary, blank
@@ -39,6 +40,8 @@ class Data(Part):
 
     `evaluation_batches` limits evaluation to the first so many batches; None evaluates the whole split.
     `workers` are processes that prefetch; most corpora are served faster than that from the training process itself.
+    `labels` are the names of the classes, in the order of their numbers (`id2label` of transformers). None: those of
+    the source, or of the training documents in alphabetical order; a run keeps them as they were when it began.
     """
 
     source: Source
@@ -51,6 +54,7 @@ class Data(Part):
     workers: Count = 0
     evaluation_batches: Size | None = None
     presentation: Presentation = AsIs()
+    labels: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("length", 1), ("batch", 1), ("workers", 0)):
@@ -58,7 +62,7 @@ class Data(Part):
                 raise InputError(f"data.{name} must be at least {least}, not {getattr(self, name)}")
 
     @functools.cached_property
-    def _split_documents(self) -> list[dict[str, list[Document]]]:
+    def _parted(self) -> list[dict[str, list[Document]]]:
         """Per component of the mixture, the documents of each split."""
         parts: list[dict[str, list[Document]]] = []
         for source, _ in self.source.components():
@@ -72,6 +76,37 @@ class Data(Part):
             parts.append({"train": train, "validation": validation})
         self._compare_groups(parts)
         return parts
+
+    @property
+    def _labelled(self) -> bool:
+        """Whether its documents have classes that are read."""
+        return self.presentation.labelled
+
+    @functools.cached_property
+    def _names(self) -> tuple[str, ...] | None:
+        """The names of the classes, in the order of their numbers; None: they have none."""
+        if self.labels is not None or not self._labelled:
+            return self.labels
+        components = zip(self.source.components(), self._parted, strict=True)
+        return names_of([(source.class_names(), part["train"]) for (source, _), part in components])
+
+    @functools.cached_property
+    def _split_documents(self) -> list[dict[str, list[Document]]]:
+        """As `_parted`, with the numbers of their classes where those are read."""
+        if not self._labelled or self._names is None:
+            return self._parted
+        return [
+            {split: numbered(documents, self._names, source) for split, documents in part.items()}
+            for (source, _), part in zip(self.source.components(), self._parted, strict=True)
+        ]
+
+    def with_labels(self) -> Data:
+        """The same, of the same documents, with the names of its classes in `labels`, if they have names."""
+        if self.labels is not None or not self._labelled:
+            return self
+        made = dataclasses.replace(self, labels=self._names)
+        vars(made)["_parted"] = self._parted  # they are not read twice
+        return made
 
     def _compare_groups(self, parts: list[dict[str, list[Document]]]) -> None:
         """Says so where what is held out is trained on too: across a mixture, or by a source's own split."""

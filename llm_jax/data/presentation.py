@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import unicodedata
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import numpy as np
 from absl import logging
@@ -71,7 +72,13 @@ def blank(rows: int, length: int, pad: int = 0) -> Batch:
 
 
 class Presentation(Part):
-    """Makes the batch that a model gets of filled rows; by default the rows are that batch, without `number_B`."""
+    """Makes the batch that a model gets of filled rows; by default the rows are that batch, without `number_B`.
+
+    Attributes:
+      labelled: whether documents must have classes, which get their numbers then.
+    """
+
+    labelled: ClassVar[bool] = False
 
     def __call__(self, batch: Batch, length: int, special: Vocabulary, seed_B: Sequence[tuple[int, ...]]) -> Batch:
         """A pure function of the rows. What it draws for one, it draws from that row's seed.
@@ -264,9 +271,11 @@ class _Known(Presentation):
 class WithLabel(_Known):
     """A document a row, whole, and the number of its class: `tokens_BT`, `segment_BT`, `position_BT` and `label_B`.
 
-    `label_B` is int32, -1 in rows of padding. `data.packing` is One(): with "truncate" a text keeps its beginning and
-    the tokens around it.
+    Classes by name have their numbers in the order of `data.labels`. `label_B` is int32, -1 in rows of padding.
+    `data.packing` is One(): with "truncate" a text keeps its beginning and the tokens around it.
     """
+
+    labelled: ClassVar[bool] = True
 
     def __call__(self, batch, length, special, seed_B):
         number_B = batch["number_B"]

@@ -175,13 +175,14 @@ def asked(record: Record) -> Message:
     return Message.asked(record.text("instruction"), record.text("input") if record.values.get("input") else "")
 
 
-def _label_in(record: Record) -> int | float:
-    """The number of a class, or another number."""
+def _label_in(record: Record) -> int | float | str:
+    """The name of a class, its number, or another number."""
     label = record.values["label"]
+    if isinstance(label, str) and label.strip():
+        return record.text("label")
     if isinstance(label, bool) or not isinstance(label, int | float):
         raise InputError(
-            f"{record.where}: the field 'label' must be the number of a class, from 0 on, or another number, not "
-            f"{str(label)[:40]!r}"
+            f"{record.where}: the field 'label' must be the name of a class or a number, not {str(label)[:40]!r}"
         )
     record.number("label")
     return label

@@ -41,6 +41,7 @@ class LanguageModel:
       bos, eos: whether plain text begins with the `bos` token, and ends with `eos`, as it did in the data.
       prompt_eos: whether a prompt ends with `eos`, as the sources of BART and T5 do.
       problem_type: what the scores of a Classifier mean, as it was trained; by default as `usual_problem` has it.
+      labels: the names of a Classifier's classes, in the order of its scores; None: they have none.
       context: how many tokens it can hold in view, or None: there is no bound.
       warn: what is called, once, when `reply` leaves out turns, and once when a text spells special tokens.
     """
@@ -48,7 +49,7 @@ class LanguageModel:
     def __init__(
         self, model: Model, params: Any, tokenizer: Tokenizer, *, template: ChatTemplate | None = None,
         dtype: Any = "float32", bos: bool = True, eos: bool = True, prompt_eos: bool = False,
-        problem_type: ProblemType | None = None,
+        problem_type: ProblemType | None = None, labels: tuple[str, ...] | None = None,
     ):  # fmt: skip
         """Raises InputError: the tokenizer has ids beyond the model's embedding."""
         if tokenizer.vocabulary > model.words():
@@ -62,6 +63,7 @@ class LanguageModel:
         self.context = model.limit()
         classes = model.classes if isinstance(model, Classifier) else 0
         self.problem_type: ProblemType = problem_type or usual_problem(classes)
+        self.labels = labels
         self.warn: Callable[[str], object] = logging.warning
         self._warned = self._noticed = False
 
@@ -109,6 +111,8 @@ class LanguageModel:
         self, texts: Sequence[str | Sequence[int] | np.ndarray], special_tokens: SpecialTokens = "text"
     ) -> np.ndarray:  # fmt: skip
         """float32 [B, O]: what a Classifier says of each text, by its `problem_type`, as transformers' pipelines do.
+
+        The classes are in the order of `labels`.
 
         Of "single_label_classification" how probable each class is, so that each row adds up to 1; of
         "multi_label_classification" how probable it is that the text is of each class, whatever the others; of

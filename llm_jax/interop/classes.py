@@ -17,6 +17,24 @@ def classes(config: Config) -> int:
     return len(config["id2label"]) if config.get("id2label") else config.get("num_labels", 2)
 
 
+def labels(config: Config) -> tuple[str, ...] | None:
+    """The names of the classes, in the order of the scores; None where they are numbers in disguise ("LABEL_0").
+
+    Raises:
+      InputError: config.json gives a class no name, or another number than its place.
+    """
+    said = config.get("id2label") or {}
+    order = {str(number): name for number, name in said.items()}
+    if order.keys() != set(map(str, range(len(order)))) or not all(isinstance(name, str) for name in order.values()):
+        raise InputError(f"config.json's id2label must have a name for each number from 0 to {len(order) - 1}")
+    names = tuple(order[str(number)] for number in range(len(order)))
+    return names if names != tuple(map(_unnamed, range(len(names)))) else None
+
+
+def _unnamed(number: int) -> str:
+    return f"LABEL_{number}"
+
+
 def problem_type(config: Config) -> ProblemType:
     """What they mean; where config.json does not say, as transformers' pipelines and sentence-transformers have it.
 
@@ -49,10 +67,13 @@ def _activation(config: Config) -> str:
     return said
 
 
-def described(count: int, problem: ProblemType | None) -> dict[str, Any]:
-    """What a config.json says of so many scores that mean this; None: what they mean is not known."""
-    names = {str(i): f"LABEL_{i}" for i in range(count)}
-    said: dict[str, Any] = dict(id2label=names, label2id={name: int(i) for i, name in names.items()})
+def described(count: int, problem: ProblemType | None = None, names: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """What a config.json says of so many scores; of a meaning that is not known (None), nothing."""
+    names = names or tuple(map(_unnamed, range(count)))
+    said: dict[str, Any] = dict(
+        id2label={str(number): name for number, name in enumerate(names)},
+        label2id={name: number for number, name in enumerate(names)},
+    )
     if problem is not None:
         said["problem_type"] = problem
     if problem == "regression" and count == 1:

@@ -82,7 +82,7 @@ def export_model(
         note = progress.of(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
         objective: Any = program.experiment.objective
         judges = isinstance(model, Classifier | ImageClassifier)
-        means = described(model.classes, objective.problem_type) if judges else {}
+        means = described(model.classes, objective.problem_type, data.labels) if judges else {}
         write(model, params, saving, special_ids(tokenizer), likely=program.experiment.name, note=note, means=means)
         rendering, opening = data.rendering.settled, model.opening() if isinstance(model, Generator) else None
         ends = rendering.prompt_eos if isinstance(model, Generator) else rendering.eos

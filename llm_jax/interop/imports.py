@@ -27,7 +27,7 @@ from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.interop import names
 from llm_jax.interop.checkpoint import ADAPTER, CONFIG, Folder, Source, open_source
-from llm_jax.interop.classes import problem_type
+from llm_jax.interop.classes import labels, problem_type
 from llm_jax.interop.families import FAMILIES
 from llm_jax.interop.family import Family
 from llm_jax.interop.generation import BEGINS
@@ -138,6 +138,7 @@ def load(
         model, params, tokenizer, template=template, bos=rendering.bos, eos=rendering.eos,
         prompt_eos=rendering.prompt_eos,
         problem_type=problem_type(found.config) if isinstance(model, Classifier) else None,
+        labels=labels(found.config) if isinstance(model, Classifier) else None,
     )  # fmt: skip
 
 
@@ -185,7 +186,8 @@ def experiment_of(source: Source, template: ChatTemplate) -> Experiment:
         objective = OBJECTIVES[problem]()
         counts = problem == "single_label_classification"
         known = WithLabel() if counts else WithNumber()
-        data = dataclasses.replace(data, packing=One("truncate"), presentation=known)
+        names = labels(source.config)
+        data = dataclasses.replace(data, packing=One("truncate"), presentation=known, labels=names)
     return Experiment(
         name=source.config["model_type"], model=model, tokenizer=Kept(), data=data, objective=objective,
         optimizer=AdamW(), layout=Layout(), precision=Precision(), steps=1,

@@ -19,6 +19,7 @@ from llm_jax.training.precision import Precision
 from llm_jax.training.report import Report
 from llm_jax.training.tuning import Tuning
 
+SHOWN = 5  # names of classes that a message lists
 FAMILIES = dict(
     model=Model, tokenizer=TokenizerRecipe, data=Data, objective=Objective, optimizer=Optimizer, layout=Layout,
     precision=Precision, tuning=Tuning | None, report=tuple[Report, ...],
@@ -34,6 +35,23 @@ def check_families(experiment: Experiment) -> None:
     for name, family in FAMILIES.items():
         conform(getattr(experiment, name), family, name)
     check(experiment)
+    check_labels(experiment)
+
+
+def check_labels(experiment: Experiment) -> Experiment:
+    """The experiment, whose model has a score for each class that has a name.
+
+    Raises:
+      InputError: it has more, or fewer.
+    """
+    labels, classes = cast(Any, experiment.data).labels, getattr(experiment.model, "classes", None)
+    if labels is not None and classes is not None and classes != len(labels):
+        shown = ", ".join(labels[:SHOWN]) + ", ..." * (len(labels) > SHOWN)
+        raise InputError(
+            f"model.classes={classes}, and there are {len(labels)} classes by name ({shown}): set "
+            f"model.classes={len(labels)}"
+        )
+    return experiment
 
 
 def check_openings(experiment: Experiment) -> None:

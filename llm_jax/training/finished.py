@@ -64,5 +64,5 @@ def language_model(experiment: Experiment, tokenizer: Tokenizer, params: Any) ->
     return LanguageModel(
         model, params, tokenizer, template=rendering.template, dtype=precision.dtype,
         bos=rendering.bos, eos=rendering.eos, prompt_eos=rendering.prompt_eos,
-        problem_type=cast(Any, experiment.objective).problem_type,
+        problem_type=cast(Any, experiment.objective).problem_type, labels=data.labels,
     )  # fmt: skip

@@ -22,6 +22,7 @@ from llm_jax.training.author import HeldOut
 from llm_jax.training.belongs import beside, check_belongs, run_tokenizer
 from llm_jax.training.check import check_families, check_openings
 from llm_jax.training.checkpoints import Checkpoints
+from llm_jax.training.classes import with_labels
 from llm_jax.training.disk import space_for
 from llm_jax.training.display import Display
 from llm_jax.training.evaluation import best_mode, evaluate, means
@@ -59,6 +60,7 @@ def train(experiment: Experiment, workdir: str | Path) -> TrainState:
     set_up()
     check_families(experiment)
     experiment, said = resumed(inherit(experiment, workdir), workdir)
+    experiment = with_labels(experiment, workdir)
     with Run.open(workdir, experiment.manifest()) as run:
         if said and jax.process_index() == 0:
             print(said, flush=True)

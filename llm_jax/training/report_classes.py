@@ -27,7 +27,7 @@ class ClassificationReport(Report):
     names them, and there is no `f1` of one.
 
     Attributes:
-      names: of the classes, in the order of their numbers; none: the numbers.
+      names: of the classes, in the order of their numbers; none: those of the run (`data.labels`), or the numbers.
 
     Raises:
       InputError: the model does not classify, the split has no labels, or the names are not as many as the classes.
@@ -57,7 +57,7 @@ class ClassificationReport(Report):
         self._check_positive(classes)
         if self.names and len(self.names) != classes:
             raise InputError(f"{len(self.names)} names for the model's {classes} classes: report.names must be as many")
-        names = self.names or tuple(map(str, range(classes)))
+        names = self.names or cast(Any, finished.experiment.data).labels or tuple(map(str, range(classes)))
         count, right = int(confusion_OO.sum()), int(confusion_OO.trace())
         precision_O, recall_O, f1_O = by_class(confusion_OO)
         low, high = wilson(right, count)

@@ -13,9 +13,20 @@ import transformers
 
 import llm_jax
 from llm_jax.core.tables import InputError
-from llm_jax.interop.classes import problem_type
+from llm_jax.data.files import JsonLines
+from llm_jax.data.split import ByHash
+from llm_jax.experiment import Experiment
+from llm_jax.interop.classes import labels, problem_type
+from llm_jax.models.inherited import Inherited
 from llm_jax.objectives.classification import Classification, MultiLabelClassification, Regression
+from llm_jax.parallel.layout import Layout
+from llm_jax.text.kept import Kept
+from llm_jax.training.classes import with_labels
+from llm_jax.training.finished import Finished
+from llm_jax.training.report import findings
+from llm_jax.training.report_classes import ClassificationReport
 from llm_jax.training.restore import load as load_run
+from llm_jax.training.restore import restore
 
 from .torch_tensors import drawn
 
@@ -86,3 +97,59 @@ def test_a_score_that_stays_as_it_is_says_so_to_a_cross_encoder(published, tmp_p
     llm_jax.export_model(tmp_path / "b", tmp_path / "c")
     config = json.loads((tmp_path / "c" / "config.json").read_text())
     assert config["sentence_transformers"] == dict(activation_fn="torch.nn.modules.linear.Identity")
+
+
+NAMES = ("NEGATIVE", "POSITIVE", "none of both")
+CHANGES = {
+    "layout": Layout(1),
+    "tokenizer": Kept(),
+    "model": Inherited(),
+    "steps": 1,
+    "log_every": 1,
+    "eval_every": 1,
+    "save_every": 1,
+}
+
+
+def test_names_of_classes_are_kept_from_a_folder_through_a_training_to_a_folder(published, tmp_path):
+    """In the folder's order, which is not the alphabet's: what is trained on says classes by name."""
+    order = (NAMES[1], NAMES[2], NAMES[0])
+    folder = folder_of(published, tmp_path / "theirs", id2label=dict(enumerate(order)), num_labels=3)
+    assert llm_jax.load(folder).labels == order
+    experiment = llm_jax.import_model(folder, tmp_path / "run")
+    assert load_run(tmp_path / "run").labels == experiment.data.labels == order  # pyright: ignore
+
+    lines = [json.dumps(dict(text=f"text {i}", label=NAMES[i % 3])) for i in range(24)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    data = {"data.source": JsonLines(str(tmp_path / "a.jsonl")), "data.labels": None, "data.split": ByHash(0.3)}
+    tuned = experiment.override(
+        data | CHANGES | {"init_from": str(tmp_path / "run"), "report": (ClassificationReport(),)}
+    )
+    with pytest.raises(InputError, match=r"are the classes of .*run in another order"):
+        llm_jax.train(tuned.override({"data.labels": NAMES}), tmp_path / "tuned")
+    with pytest.raises(
+        InputError, match=r"model.classes=3, and there are 2 classes by name \(a, b\): set model.classes=2"
+    ):
+        llm_jax.train(tuned.override({"data.labels": ("a", "b")}), tmp_path / "tuned")
+    llm_jax.train(tuned, tmp_path / "tuned")
+    assert load_run(tmp_path / "tuned").labels == order
+    kept = Experiment.of(json.loads((tmp_path / "tuned" / "manifest.json").read_text()))
+    first: Any = kept.data.documents("train")  # pyright: ignore
+    assert all(order[d.label] == NAMES[int(d.text().split()[1]) % 3] for d in first)
+    program, tokenizer, params = restore(tmp_path / "tuned")
+    (finding,) = findings(Finished(program.experiment, tokenizer, params))
+    assert [line.split(":")[0].strip() for line in finding.lines[1:]] == list(order)
+
+    llm_jax.export_model(tmp_path / "tuned", tmp_path / "ours")
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "ours")
+    assert config.id2label == dict(enumerate(order)) and config.label2id == {name: i for i, name in enumerate(order)}
+    assert with_labels(tuned, tmp_path / "tuned").data.labels == order  # pyright: ignore  (it goes on)
+
+
+def test_numbers_in_disguise_are_no_names():
+    assert labels(dict(id2label={"0": "LABEL_0", "1": "LABEL_1"})) is None and labels({}) is None
+    assert labels(dict(id2label={"1": "LABEL_0", "0": "LABEL_1"})) == ("LABEL_1", "LABEL_0")
+    assert labels(dict(id2label={str(i): f"c{i}" for i in range(11)}))[10] == "c10"  # pyright: ignore
+    for wrong in ({"0": "a", "2": "b"}, {"0": None}, {"a": "b"}):
+        with pytest.raises(InputError, match="id2label must have a name for each number from 0 to"):
+            labels(dict(id2label=wrong))

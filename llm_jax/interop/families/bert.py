@@ -111,7 +111,7 @@ def _config(model: Model, roberta: bool) -> dict[str, Any]:
         tie_word_embeddings=True,
     )
     if isinstance(model, Classifier):
-        config |= dict(classifier_dropout=model.dropout, **described(model.classes, None))
+        config |= dict(classifier_dropout=model.dropout, **described(model.classes))
     written: Any = _model(config, roberta)
     if isinstance(model, Classifier):  # which uses none of these
         unused = dict(pooling=encoder.pooling, head=encoder.head, context=encoder.context)

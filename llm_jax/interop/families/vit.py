@@ -72,7 +72,7 @@ def _config(model: Model) -> dict[str, Any]:
         num_channels=patches.channels,
         qkv_bias=block.attention.bias,
     )
-    config |= described(model.classes, None) if isinstance(model, ImageClassifier) else {}
+    config |= described(model.classes) if isinstance(model, ImageClassifier) else {}
     expressed(model, _model(config))
     return config
 
