@@ -80,9 +80,10 @@ def export_model(
     saving = unused(saving)
     with space_for(f"the model is not in {folder}"), Progress("writing") as progress:
         note = progress.of(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
-        objective: Any = program.experiment.objective
-        judges = isinstance(model, Classifier | ImageClassifier)
-        means = described(model.classes, objective.problem_type, data.labels) if judges else {}
+        means = {}
+        if isinstance(model, Classifier | ImageClassifier):
+            objective: Any = program.experiment.objective
+            means = described(model.classes, objective.problem_type, data.labels)
         write(model, params, saving, special_ids(tokenizer), likely=program.experiment.name, note=note, means=means)
         rendering, opening = data.rendering.settled, model.opening() if isinstance(model, Generator) else None
         ends = rendering.prompt_eos if isinstance(model, Generator) else rendering.eos

@@ -273,12 +273,16 @@ def test_rated_conversations_that_are_matched_in_length():
         (list(matched.documents()), list(random.documents())),
         (list(matched.validation()), list(random.validation())),
     ):
-        here, there = ({side for d in of for side in (d.chosen, d.rejected)} for of in (pairs, others))
+        here, there = map(_sides, (pairs, others))
         assert len(here & there) > 0.8 * len(there), "the same conversations, paired otherwise"
         assert len(pairs) > 0.8 * len(others)
         assert np.quantile(_length_ratios(pairs), 0.9) < 1.05 < 2 < np.quantile(_length_ratios(others), 0.5)
         sides.append(here)
     assert not sides[0] & sides[1], "no conversation is on both sides of the split"
+
+
+def _sides(pairs: Any) -> set[Any]:
+    return {side for d in pairs for side in (d.chosen, d.rejected)}
 
 
 def _length_ratios(pairs: Any) -> list[float]:

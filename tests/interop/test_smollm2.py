@@ -160,7 +160,9 @@ def test_the_harness_scores_what_its_own_wrapper_of_transformers_does(ours, thei
 
     from llm_jax.apps.harness import Harness
 
-    texts = [" ".join(line.strip() for line in text.splitlines()) for text in map(TOPICS.get, ("while", "lists", "if"))]
+    texts = [
+        " ".join(line.strip() for line in text.splitlines()) for text in (TOPICS[t] for t in ("while", "lists", "if"))
+    ]
     asked = [SimpleNamespace(args=(text,)) for text in (*texts, "The capital of France is Paris.")]
     pairs = [("The capital of France is", " Paris."), ("", "Once upon a time"), ("2 + 2 =", " 5")]
     wrapper: Any = HFLM

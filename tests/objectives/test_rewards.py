@@ -98,7 +98,7 @@ def test_a_function_of_any_module_may_be_handed_over_in_python():
     np.testing.assert_array_equal(as_reward(within)([], ["a", "bcd"], []), [1.0, 3.0])
 
 
-def told_of(prompts, completions, examples, nums, completion_lengths, completion_ended, level=1):
+def told_of(prompts, completions, examples, nums, completion_lengths, completion_ended, level: Any = 1):
     return [sum(n) * k + e - l for n, k, e, l in zip(nums, completion_lengths, completion_ended, level, strict=True)]
 
 

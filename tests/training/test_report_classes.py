@@ -49,7 +49,7 @@ def finished(classes: int, seed: int, skip: int | None = None, labelled: bool = 
         dict(row_B=np.arange(i, i + 20), **({"label_B": label_N[i : i + 20].astype(np.int32)} if labelled else {}))
         for i in range(0, ROWS, 20)
     ]
-    data = SimpleNamespace(evaluation=lambda tokenizer, split: batches)
+    data = SimpleNamespace(evaluation=lambda tokenizer, split: batches, labels=None)
     experiment = SimpleNamespace(model=Fixed(classes), data=data, precision=Precision())
     known = label_N >= 0
     told = SimpleNamespace(experiment=experiment, tokenizer=None, params=dict(score=jax.numpy.asarray(score_NO)))
