@@ -112,7 +112,7 @@ class JsonLines(Source):
     `"weight"` 0, which keeps it out of the loss. Beside messages, prompts and instructions there may be what the
     `"system"` says first, and the `"answer"` (`"solution"`, `"ground_truth"`) that is known to be right, for rewards
     and reports. A field that is null is absent. All other fields of a record with a prompt are its `columns`, which
-    rewards may ask for by name (`llm_jax.objectives.rewards.Reward`). What no text is made of, and what is not read, is
+    rewards may ask for by name (`llm_jax.objectives.reward.Reward`). What no text is made of, and what is not read, is
     named once, with how often it stands there; fields that would change what is trained are refused.
     """
 

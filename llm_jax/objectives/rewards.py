@@ -8,14 +8,14 @@ import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
-from llm_jax.core.parts import Part, conform
-from llm_jax.core.returned import unusable
+from llm_jax.core.parts import conform
 from llm_jax.core.spelling import resolve
 from llm_jax.core.tables import InputError, nearest
 from llm_jax.data.answers import answer_of, as_answered, known_answer, without_thought
@@ -24,58 +24,9 @@ from llm_jax.experiment import module_name, user_modules
 from llm_jax.layers.tokens import PADDING, Tokens
 from llm_jax.models.heads import Scorer
 from llm_jax.models.pretrained import Pretrained
-from llm_jax.objectives.asking import TOLD, asked_for, check_order
+from llm_jax.objectives.reward import Reward, check_order
 from llm_jax.text.chat import Message
 from llm_jax.text.tokenizer import Tokenizer
-
-
-class Reward(Part):
-    """`reward(prompts, completions, examples) -> scores`. An experiment may make its own: subclass, and score.
-
-    After these three it may take more, by name, a list with a value for each completion: `completion_lengths` (in
-    tokens, with the one that ended it), `completion_ended` (whether one did), and whatever the records of the prompts
-    have in a field of that name, `answer` among them. Where a record has no such field the value is the parameter's
-    default. With `**columns` it takes every field that all of these records have.
-    """
-
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], examples: Sequence[Document]) -> np.ndarray:
-        """float64 [N]: a score for each completion, the higher the better.
-
-        Args:
-          prompts: what was to be gone on from.
-          completions: what was written, without the token that ends it.
-          examples: the document that each prompt is of, with what else is known of it. Its texts are as the data has
-            them: templates trim replies, and some tokenizers put spaces between words (`ExactAnswer` allows for both).
-        """
-        raise NotImplementedError
-
-    def called(self) -> str:
-        """What its scores are called in what is logged."""
-        return type(self).__name__
-
-    def signature(self) -> inspect.Signature:
-        """Of what is called: after the first three parameters come those that are asked for by name."""
-        return inspect.signature(self.__call__)
-
-    def check(self) -> None:
-        """Nothing, if it can be asked.
-
-        Raises:
-          InputError: it cannot.
-        """
-
-    def check_prompts(self, documents: Sequence[Document]) -> None:
-        """Nothing, if it can be asked about completions of these.
-
-        Raises:
-          InputError: it asks for what one of them has not.
-        """
-        asked_for(self.signature(), self.called(), documents, {name: [] for name in TOLD})
-
-    def ready(self, tokenizer: Tokenizer, rendering: Rendering, frozen: Any) -> Reward:
-        """The reward as a training asks it: one that reads texts as a model does is given what that needs."""
-        return self
-
 
 GIVEN: dict[str, FunctionType] = {}  # the functions that this process was handed, by the names that manifests keep
 
@@ -156,35 +107,8 @@ def as_reward(given: Reward | FunctionType) -> Reward:
     raise InputError(
         f"a reward is a function written with def, or a Reward, whose settings a manifest keeps: "
         f"{given!r:.60} is neither. Make its class one: a frozen dataclass that extends "
-        "llm_jax.objectives.rewards.Reward, with its settings as fields"
+        "llm_jax.objectives.reward.Reward, with its settings as fields"
     )
-
-
-def scores(
-    reward: Reward, prompts: Sequence[str], completions: Sequence[str], examples: Sequence[Document],
-    told: Mapping[str, Sequence[Any]] | None = None,
-) -> np.ndarray:  # fmt: skip
-    """float64 [N]: what `reward` gives to each completion. It is asked with lists of its own, which it may change.
-
-    Args:
-      told: what is known of completions, by the names of `TOLD`.
-
-    Raises:
-      InputError: it does not return a finite number for each, or asks for what there is not.
-    """
-    more = asked_for(reward.signature(), reward.called(), examples, told)
-    given: Any = reward(list(prompts), list(completions), list(examples), **more)
-    name, wanted = f"the reward {reward.called()}", f"a list or an array of {len(completions)} finite numbers"
-    if isinstance(given, str | bytes | dict | set) or not (isinstance(given, Sequence) or hasattr(given, "__array__")):
-        raise unusable(name, given, wanted)
-    try:
-        found = np.asarray(given)
-    except (TypeError, ValueError, RuntimeError):  # lists of several lengths; a tensor on a device or with a gradient
-        raise unusable(name, given, wanted) from None
-    real = any(jnp.issubdtype(found.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating))
-    if not real or found.shape != (len(completions),) or not np.isfinite(score_N := found.astype(np.float64)).all():
-        raise unusable(name, given, wanted)
-    return score_N
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,13 +169,27 @@ def _exact(completions: Sequence[str], examples: Sequence[Document], wanted: Map
 class ModelReward(Reward):
     """The score that a reward model, the Scorer of another run, gives to the prompt with its completion.
 
-    It reads what it would have been trained on: an example with this answer, or the conversation with this reply.
+    It reads what it would have been trained on: an example with this answer, or the conversation with this reply; but
+    of a completion that was cut off, nothing that would end it. Text may become more tokens than it was drawn as (a
+    byte that is no character is one token drawn, and three read): of what has no room then the judge reads the
+    beginning, and a warning counts such completions.
 
     Raises:
       InputError: the run's model is no Scorer, or a text is longer than it reads.
     """
 
     judge: Pretrained
+
+    def check_room(self, longest, tokens, tokenizer, rendering):
+        scorer = conform(self.judge.model, Scorer, f"the model of {self.judge.run}")
+        reply = _reply_in(completed(longest, "a"), tokenizer, rendering)
+        closing = len(reply.ids) - reply.after
+        if (most := scorer.limit()) is not None and tokens + closing > most:
+            beside = f", and {closing} that close it" if closing else ""
+            raise InputError(
+                f"the reward model of {self.judge.run} reads {most} tokens, and the longest prompt has with its "
+                f"completion {tokens}{beside}: set data.length={most - closing} or less, or lower data.max_tokens"
+            )
 
     def ready(self, tokenizer, rendering, frozen):
         scorer = conform(self.judge.model, Scorer, f"the model of {self.judge.run}")
@@ -267,18 +205,54 @@ class _Judging(Reward):
     tokenizer: Tokenizer
     rendering: Rendering
 
-    def __call__(self, prompts, completions, examples):
+    def __call__(
+        self, prompts: Any, completions: Any, examples: Any, completion_ended: Any = True,
+        completion_lengths: Any = None,
+    ):  # fmt: skip
         whole = [completed(example, text) for example, text in zip(examples, completions, strict=True)]
-        ids = [document.tokens(self.tokenizer, self.rendering)[0] for document in whole]
-        most, longest = self.scorer.limit(), max(map(len, ids))
-        if most is not None and longest > most:
-            raise InputError(f"a completion has {longest} tokens with its prompt, the reward model reads {most}: "
-                             "lower data.length or data.max_tokens")  # fmt: skip
+        read = [_reply_in(document, self.tokenizer, self.rendering) for document in whole]
+        ended_B = np.broadcast_to(completion_ended, len(read))
+        ids = [reply.ids if ended else reply.ids[: reply.end] for reply, ended in zip(read, ended_B, strict=True)]
+        most = self.scorer.limit()
+        if most is not None and (longer := [row for row, text in enumerate(ids) if len(text) > most]):
+            if completion_lengths is not None:  # they may be longer because of how their text becomes tokens again
+                drawn = {row: read[row].begin + completion_lengths[row] for row in longer}
+                closing = {row: len(ids[row]) - read[row].after for row in longer if ended_B[row]}
+                longer = [row for row in longer if drawn[row] + closing.get(row, 0) > most]
+            if longer:
+                longest = max(len(ids[row]) for row in longer)
+                raise InputError(
+                    f"a completion has {longest} tokens with its prompt, the reward model reads {most}: lower "
+                    "data.length or data.max_tokens, of a report its max_tokens"
+                )
+            logging.warning(
+                "%d of %d completions are more tokens when their text is read again than when they were drawn: of "
+                "such the reward model reads the first %d, prompt included",
+                sum(len(text) > most for text in ids), len(ids), most,
+            )  # fmt: skip
+            ids = [text[:most] for text in ids]
+        longest = max(map(len, ids))
         padded = min(1 << (longest - 1).bit_length(), most or longest * 2)  # so that few lengths are compiled
         ids_BT, real_BT = np.zeros((len(ids), padded), np.int32), np.zeros((len(ids), padded), bool)
         for row, text in enumerate(ids):
             ids_BT[row, : len(text)], real_BT[row, : len(text)] = text, True
         return np.asarray(_scores(self.scorer, self.params, ids_BT, real_BT), np.float64)
+
+
+class _Reply(NamedTuple):
+    """The ids of a document that ends with a reply, and where that begins, ends, and ends with its end token."""
+
+    ids: list[int]
+    begin: int
+    end: int
+    after: int
+
+
+def _reply_in(document: Document, tokenizer: Tokenizer, rendering: Rendering) -> _Reply:
+    ids, learnt = document.tokens(tokenizer, dataclasses.replace(rendering, learn="answers"))
+    after = max((i + 1 for i, learns in enumerate(learnt) if learns), default=len(ids))
+    begin = max((i + 1 for i, learns in enumerate(learnt[:after]) if not learns), default=0)
+    return _Reply(ids, begin, after - (after > begin and ids[after - 1] in tokenizer.ends), after)
 
 
 @functools.partial(jax.jit, static_argnums=0)

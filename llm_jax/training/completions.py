@@ -17,7 +17,7 @@ from llm_jax.inference.generate import Generation, prepare, row_keys
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.inference.sampling import Sampler
 from llm_jax.models.model import Generator
-from llm_jax.objectives.rewards import Reward, scores
+from llm_jax.objectives.reward import Reward, scores
 from llm_jax.text.chat import Message, rendered
 from llm_jax.text.special import frame
 from llm_jax.text.tokenizer import Tokenizer

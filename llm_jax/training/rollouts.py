@@ -106,7 +106,9 @@ class Rollouts(Data):
 
     def evaluation(self, tokenizer, *, split="validation", process=0, processes=1) -> Any:
         self._check_settings(split)
-        return HeldOut(self, tokenizer, split)
+        held_out = HeldOut(self, tokenizer, split)
+        self.check_room([held_out.prompts], tokenizer)
+        return held_out
 
     def blank(self, rows):
         batch = blank(rows, self.length)
@@ -144,6 +146,17 @@ class Rollouts(Data):
                 )  # fmt: skip
         return fitting
 
+    def check_room(self, prompts: Sequence[Sequence[Prompt]], tokenizer: Tokenizer) -> None:
+        """Nothing, if the rewards can read completions of all prompts, however long they become.
+
+        Raises:
+          InputError: one cannot.
+        """
+        longest = max((prompt for part in prompts for prompt in part), key=lambda prompt: len(prompt.ids))
+        for reward in self.judges:
+            tokens = len(longest.ids) + self.max_tokens
+            reward.check_room(longest.document, tokens, tokenizer, self.rendering)
+
     def _check_settings(self, split: SplitName) -> None:
         for field in dataclasses.fields(Data):
             said = getattr(self, field.name)
@@ -179,6 +192,7 @@ class RolloutIterator(Iterator[Batch]):
         self._data, self._program, self._seed = data, program, seed
         self._author = Author(data, program, tokenizer)
         self._prompts = data.prompts("train", tokenizer)
+        data.check_room(self._prompts, tokenizer)
         self._seen = 0
         self._coefficient = self._author.policy.first_coefficient()
         self._rollout: Batch | None = None

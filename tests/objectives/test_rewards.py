@@ -17,7 +17,8 @@ from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Conversation, Example, Preference
 from llm_jax.experiment import load_module
 from llm_jax.objectives import rewards
-from llm_jax.objectives.rewards import ExactAnswer, Function, Reward, as_reward, scores
+from llm_jax.objectives.reward import Reward, scores
+from llm_jax.objectives.rewards import ExactAnswer, Function, as_reward
 from llm_jax.text.chat import Message
 from llm_jax.training.metrics import read
 

@@ -74,7 +74,7 @@ def params() -> dict[str, Any]:
 
 
 def finished(params: dict[str, Any], documents: list[Any]) -> Finished:
-    data = SimpleNamespace(rendering=Rendering(), documents=lambda split: documents)
+    data = SimpleNamespace(rendering=Rendering(), documents=lambda split: documents, labels=None)
     experiment: Any = SimpleNamespace(model=MODEL, precision=Precision(), data=data, objective=Dpo())
     frozen = {"reference": params["reference"]} if "reference" in params else None
     return Finished(experiment, TOKENIZER, params["own"], frozen)

@@ -49,7 +49,7 @@ def params() -> dict[str, Any]:
 
 
 def finished(params: dict[str, Any], documents: list[Any]) -> Any:
-    data = SimpleNamespace(rendering=Rendering(), documents=lambda split: documents)
+    data = SimpleNamespace(rendering=Rendering(), documents=lambda split: documents, labels=None)
     experiment: Any = SimpleNamespace(model=MODEL, precision=Precision(), data=data, objective=Dpo())
     experiment.override = lambda changes: SimpleNamespace(**vars(experiment) | changes)
     frozen = dict(pretrained={"runs/other": params["other"], "runs/judge": params["judge"]})
@@ -85,7 +85,8 @@ def test_the_numbers_are_the_judges_of_greedy_replies(params):
                     break
             ended.append(ids[-1] in TOKENIZER.ends)
             answer = TOKENIZER.encode(TOKENIZER.decode(ids[1 + len(TOKENIZER.encode(task.prompt)) :]))
-            read = [begin, *TOKENIZER.encode(task.prompt), *answer, TOKENIZER.special["eos"]]
+            end = [TOKENIZER.special["eos"]] * ended[-1]  # a reply that is cut off has none
+            read = [begin, *TOKENIZER.encode(task.prompt), *answer, *end]
             one: Any = SCORER.apply({"params": params["judge"]}, np.array([read], np.int32), method="reward")
             said.append(float(one[0]))
         rewards.append(np.array(said))

@@ -31,7 +31,8 @@ from llm_jax.objectives.policy import Dapo, DrGrpo, Grpo
 from llm_jax.objectives.ppo import Ppo
 from llm_jax.objectives.rewards import ExactAnswer, ModelReward, Reward, completed
 from llm_jax.parallel.layout import Layout, place
-from llm_jax.text.chat import Message
+from llm_jax.text.chat import ChatML, ChatTemplate, Message
+from llm_jax.text.recipes import Bytes
 from llm_jax.training.completions import Completions, Prompt
 from llm_jax.training.evaluation import evaluate, means
 from llm_jax.training.optimizers import AdamW, Constant
@@ -356,6 +357,76 @@ def test_a_reward_model_reads_the_whole_text(tiny, tokenizer):
         reward([""], ["a" * 20], examples[:1])
     with pytest.raises(InputError, match=r"the model of runs/judge must be .*Scorer"):
         ModelReward(Pretrained("runs/judge", tiny.model)).ready(tokenizer, Rendering(), {})
+
+
+@pytest.fixture(scope="module")
+def judge(tiny):
+    """A reward model that reads 16 tokens, and what a training asks of it."""
+    model: Any = Scorer(tiny.model)
+    params = jax.tree.map(lambda leaf: leaf * 3, nn.meta.unbox(jax.jit(model.begin)(jax.random.key(0))))
+    scored = jax.jit(lambda ids_BT: model.apply({"params": params}, ids_BT, method="reward")[0])
+    return ModelReward(Pretrained("runs/judge", model)), {"pretrained": {"runs/judge": params}}, scored
+
+
+def test_a_completion_that_was_cut_off_is_read_without_an_end(judge, tokenizer, caplog):
+    """And so that it has room: text that was drawn as fewer tokens than it is read as is read from its beginning."""
+    reward, frozen, scored = judge
+    document = Example("1+1=", "2")
+    prompt = Prompt.of(document, tokenizer, Rendering())
+    assert len(prompt.ids) == 5
+    said = Conversation((Message("user", "1+1="), Message("assistant", "2")))
+    asked = Prompt.of(said, tokenizer, Rendering())
+    stray = tokenizer.encode("\ufffd")  # what a byte that is no character becomes: three tokens
+    assert len(stray) == 3
+    texts = ["33", "33", "\ufffd" * 4 + "4", "a" * 11, "5", "5"]
+    prompts = [prompt] * 4 + [asked] * 2
+    ended = np.array([True, False, True, False, True, False])
+    lengths = [3, 2, 6, 11, 2, 1]
+    data = Rollouts(Sums("9", 9), length=16, max_tokens=11, rewards=(reward,))
+    made = Completions(prompts, [[1] * size for size in lengths], texts, ended)
+    found = data.judged(made, [reward.ready(tokenizer, Rendering(), frozen)])["reward_B"]
+    end = tokenizer.special["eos"]
+    read = [
+        [*prompt.ids, *tokenizer.encode("33"), end],
+        [*prompt.ids, *tokenizer.encode("33")],
+        [*prompt.ids, *stray * 4][:16],
+        [*prompt.ids, *tokenizer.encode("a" * 11)],
+        [*asked.ids, *tokenizer.encode("5"), tokenizer.special["end_of_turn"]],
+        [*asked.ids, *tokenizer.encode("5")],
+    ]
+    for score, ids in zip(found, read, strict=True):
+        np.testing.assert_allclose(score, float(scored(np.array([ids], np.int32))), rtol=1e-4, atol=1e-6)
+    assert "1 of 6 completions are more tokens when their text is read again than when they were drawn" in caplog.text
+    with pytest.raises(InputError, match="has 17 tokens with its prompt, the reward model reads 16"):
+        drawn = Completions([prompt], [[1] * 12], ["a" * 12], np.array([False]))
+        data.judged(drawn, [reward.ready(tokenizer, Rendering(), frozen)])
+
+
+@pytest.mark.parametrize(
+    ("template", "chat", "most"), [(ChatTemplate(), False, 16), (ChatTemplate(), True, 16), (ChatML(), True, 15)]
+)
+def test_a_reward_model_without_room_is_refused_before_the_first_step(judge, template, chat, most):
+    """A context that equals data.length is enough, but for what a template writes after a turn; the advice works."""
+    source = Bare(40) if chat else Sums("9", 40, "+" * 20)
+    data = Rollouts(
+        source, length=64, max_tokens=5, rewards=(judge[0],), rendering=Rendering(template=template), batch=4, group=2
+    )  # fmt: skip
+    tokenizer = data.prepare(Bytes())
+    longest = max(len(prompt.ids) for part in data.prompts("train", tokenizer) for prompt in part)
+    fits = most - longest if longest + 5 <= most else 0
+    data = dataclasses.replace(data, max_tokens=max(5, fits + 1))
+    message = (
+        rf"reward model of runs/judge reads 16 tokens, .* set data.length={most} or less, or lower data.max_tokens"
+    )
+    for split in ("train", "validation"):
+        with pytest.raises(InputError, match=message):
+            data.check_room(data.prompts(split, tokenizer), tokenizer)
+    with pytest.raises(InputError, match=message):
+        data.evaluation(tokenizer)
+    if fits:
+        lower = dataclasses.replace(data, max_tokens=fits)
+        lower.check_room(lower.prompts("train", tokenizer), tokenizer)
+        assert lower.evaluation(tokenizer).prompts
 
 
 def test_prompts_that_are_left_out_are_counted(tokenizer, caplog, tmp_path):
