@@ -40,8 +40,10 @@ class Denoiser(Part):
 class SpanCorruption(Denoiser):
     """T5's: spans that make up `density` of the text, `span` tokens long on average, are to be written in turn.
 
-    Where one was, and before it where it is written, stands a sentinel: `<extra_id_0>` for the first, and so on. Kept
-    and taken spans alternate, a kept one first; all ways to cut both are as likely (Raffel et al. 2020, and T5's code).
+    Where one was, and before it where it is written, stands a sentinel: `<extra_id_0>` for the first, and so on. The
+    first token is kept, as in T5's code; all ways to take so many tokens in so many spans are as likely (Raffel et al.
+    2020). T5's code has the last token taken always, which its windows of 512 tokens do not show: of a short text it
+    would take the end and nothing else.
     """
 
     density: ProperShare = 0.15
@@ -51,13 +53,13 @@ class SpanCorruption(Denoiser):
         taken, spans = self.counts(len(text_N))
         if not spans:
             return text_N, text_N[:0]
-        kept = _cut(len(text_N) - taken, spans, rng)
+        kept = _cut(len(text_N) - taken + 1, spans + 1, rng)[:-1]  # what is left at the end may be nothing
         sizes = np.stack([kept, _cut(taken, spans, rng)], 1).reshape(-1)
-        pieces = np.split(text_N, np.cumsum(sizes)[:-1])
+        *pieces, end = np.split(text_N, np.cumsum(sizes))
         marks = [np.array([special[sentinel(i)]], text_N.dtype) for i in range(spans)]
         source = [piece for pair in zip(pieces[::2], marks, strict=True) for piece in pair]
         target = [piece for pair in zip(marks, pieces[1::2], strict=True) for piece in pair]
-        return np.concatenate(source), np.concatenate(target)
+        return np.concatenate([*source, end]), np.concatenate(target)
 
     def counts(self, tokens: int) -> tuple[int, int]:
         """How many of a text's tokens are taken, in how many spans."""
