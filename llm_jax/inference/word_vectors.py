@@ -64,15 +64,18 @@ class WordVectors:
         return self._tokenizer.bytes_of(id).decode().strip()
 
     def neighbours(self, word: str, count: int = 10) -> list[tuple[str, float]]:
-        """The words whose vectors point most nearly the same way, with the cosine of each.
+        """The `count` words whose vectors point most nearly the same way, with the cosine of each; fewer if there are.
 
         Raises:
-          InputError: the vocabulary lacks the word.
+          InputError: the vocabulary lacks the word, or `count` is less than 1.
         """
+        if count < 1:
+            raise InputError(f"count must be at least 1, not {count}")
         id = check_word(word, self._tokenizer)
         cosine_V = self.unit_VD @ self.unit_VD[id]
-        cosine_V[[id, *self._beside]] = -np.inf
-        return [(self.word(i), float(cosine_V[i])) for i in np.argsort(-cosine_V, kind="stable")[:count]]
+        others = np.setdiff1d(np.arange(len(cosine_V)), [id, *self._beside])
+        nearest = others[np.argsort(-cosine_V[others], kind="stable")[:count]]
+        return [(self.word(i), float(cosine_V[i])) for i in nearest.tolist()]
 
     def analogies(self, questions: Iterable[Sequence[str]]) -> tuple[int, int]:
         """Of questions "a is to b as c is to d", how many are answered by d, and how many have all words known.

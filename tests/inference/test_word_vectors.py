@@ -26,6 +26,10 @@ def test_neighbours_are_by_cosine_and_never_the_word_itself(vectors):
     found = vectors.neighbours("king", 4)
     assert [word for word, _ in found] == [word for word, _ in want]
     np.testing.assert_allclose([c for _, c in found], [c for _, c in want], atol=1e-6)
+    assert vectors.neighbours("king", 1000) == found, "there are no more, and what was left out is none"
+    assert vectors.neighbours("king", 2) == found[:2]
+    with pytest.raises(InputError, match="count must be at least 1, not 0"):
+        vectors.neighbours("king", 0)
     with pytest.raises(InputError, match="no vector for the word 'kin': did you mean 'king'"):
         vectors.neighbours("kin")
 
