@@ -76,6 +76,17 @@ class Bare(Source):
         return (Conversation((Message("user", str(i)),)) for i in range(self.count))
 
 
+@dataclasses.dataclass(frozen=True)
+class Longer(Source):
+    """Prompts of 1 to 30 bytes."""
+
+    chat: bool
+
+    def documents(self):
+        texts = [f"{i % 10}" * (1 + i // 10) for i in range(300)]
+        return (Conversation((Message("user", text),)) if self.chat else Example(text, "A") for text in texts)
+
+
 def needs_columns(prompts, completions, examples, nums):
     return nums
 
@@ -403,30 +414,30 @@ def test_a_completion_that_was_cut_off_is_read_without_an_end(judge, tokenizer, 
 
 
 @pytest.mark.parametrize(
-    ("template", "chat", "most"), [(ChatTemplate(), False, 16), (ChatTemplate(), True, 16), (ChatML(), True, 15)]
+    ("template", "chat", "reads", "closing"),
+    [(ChatTemplate(), False, 16, 0), (ChatTemplate(), True, 16, 0), (ChatML(), True, 32, 1)],
 )
-def test_a_reward_model_without_room_is_refused_before_the_first_step(judge, template, chat, most):
-    """A context that equals data.length is enough, but for what a template writes after a turn; the advice works."""
-    source = Bare(40) if chat else Sums("9", 40, "+" * 20)
+def test_a_reward_model_without_room_is_refused_before_the_first_step(tiny, template, chat, reads, closing):
+    """A context that equals data.length is enough, but for what a template closes a turn with; the advice works."""
+    reward, most = ModelReward(Pretrained("runs/judge", Scorer(tiny.model.clone(context=reads)))), reads - closing
     data = Rollouts(
-        source, length=64, max_tokens=5, rewards=(judge[0],), rendering=Rendering(template=template), batch=4, group=2
+        Longer(chat), length=64, max_tokens=2, rewards=(reward,), rendering=Rendering(template=template), batch=4,
+        group=2, split=ByHash(0.5),
     )  # fmt: skip
     tokenizer = data.prepare(Bytes())
-    longest = max(len(prompt.ids) for part in data.prompts("train", tokenizer) for prompt in part)
-    fits = most - longest if longest + 5 <= most else 0
-    data = dataclasses.replace(data, max_tokens=max(5, fits + 1))
     message = (
-        rf"reward model of runs/judge reads 16 tokens, .* set data.length={most} or less, or lower data.max_tokens"
+        rf"reward model of runs/judge reads {reads} tokens, .*: set data.length={most} or less, or lower data.max_tok"
     )
     for split in ("train", "validation"):
         with pytest.raises(InputError, match=message):
             data.check_room(data.prompts(split, tokenizer), tokenizer)
     with pytest.raises(InputError, match=message):
         data.evaluation(tokenizer)
-    if fits:
-        lower = dataclasses.replace(data, max_tokens=fits)
-        lower.check_room(lower.prompts("train", tokenizer), tokenizer)
-        assert lower.evaluation(tokenizer).prompts
+    advised = dataclasses.replace(data, length=most)
+    advised.check_room(advised.prompts("train", tokenizer), tokenizer)
+    assert advised.evaluation(tokenizer).prompts
+    with pytest.raises(InputError, match=message):
+        (more := dataclasses.replace(data, length=most + 1)).check_room(more.prompts("train", tokenizer), tokenizer)
 
 
 def test_prompts_that_are_left_out_are_counted(tokenizer, caplog, tmp_path):
