@@ -3,10 +3,10 @@
     python -m llm_jax train chatbot/align --workdir=runs/chatbot/align
 
 The last stage of `make chatbot`: from `chatbot/instruct`, by group-relative policy optimisation with the score of
-`chatbot/reward`. That reads a reply which was cut off as if it had ended there, so such a reply counts -3 instead:
-scores are log-odds that began at 0, and of a reply of 0 and one of -3 the better is the first to 95 people of 100. A
-reward that rises while the divergence from the beginning does too may be a reward that is gamed: the report shows
-replies of before and after side by side.
+`chatbot/reward`. That has not learnt what a reply is worth that was cut off, so such a reply counts -3 instead: scores
+are log-odds that began at 0, and of a reply of 0 and one of -3 the better is the first to 95 people of 100. A reward
+that rises while the divergence from the beginning does too may be a reward that is gamed: the report shows replies of
+before and after side by side.
 """
 
 import dataclasses

@@ -56,6 +56,11 @@ class Rollout:
         reward = self.grouped(self.reward_B)
         return np.repeat(reward.std(1, ddof=1) if self.group > 1 else np.zeros(len(reward)), self.group)
 
+    def tied_B(self) -> np.ndarray:
+        """[B]: 1.0 where all rewards of a completion's group are the same, so that their comparison tells nothing."""
+        reward = self.grouped(self.reward_B)
+        return np.repeat((reward.max(1) == reward.min(1)).astype(np.float64), self.group)
+
     def compared(self, x_B: np.ndarray, objective: str) -> np.ndarray:
         """`grouped`, for an objective that compares the completions of a prompt.
 
@@ -90,12 +95,13 @@ class Read(NamedTuple):
 class PolicyGradient(Objective, abc.ABC):
     """What policy gradients share. The model is read without dropout, which would be noise in the ratio.
 
-    Sums: weight and loss; with weights of their own reward, `reward_spread` (the deviation within a group), entropy
-    (nats a token), length, truncated (completions without an end), `sampling_logp_difference` (between sampler and
-    training, see `Rollouts`; a mean over rollouts, as its `_max` is); in training clip_fraction, kl (nats a token from
-    the reference, by the estimate of Schulman that is never negative) and kl_per_reply (nats a completion). Of the
-    greedy answers of an evaluation that is no estimate: `Rewarded` measures the divergence. In evaluation the loss is
-    the reward, negated.
+    Sums: weight and loss; with weights of their own reward, `reward_spread` (the deviation within a group) and
+    `reward_zero_std` (the share of completions whose group has none; trl's `frac_reward_zero_std`), entropy (nats a
+    token), length, truncated (completions without an end), `sampling_logp_difference` (between sampler and training,
+    see `Rollouts`; a mean over rollouts, as its `_max` is); in training clip_fraction, kl (nats a token from the
+    reference, by the estimate of Schulman that is never negative) and kl_per_reply (nats a completion). Of the greedy
+    answers of an evaluation that is no estimate: `Rewarded` measures the divergence. In evaluation the loss is the
+    reward, negated.
 
     Raises:
       InputError: the batch has no completions, or the model does not write; or it has experts without room for all.
@@ -293,6 +299,10 @@ class Reinforce(PolicyGradient):
         return Credit(advantage_B[:, None] * rollout.weight_BT, np.zeros_like(rollout.weight_BT), after)
 
     def baseline(self, rollout: Rollout, score_B: np.ndarray) -> Any:
+        if len(score_B) < 2:
+            raise InputError(
+                "Reinforce compares a completion with the rollout's mean: data.batch x data.batches must be 2 or more"
+            )
         return score_B.mean()
 
     def lose(self, read, batch, frozen):

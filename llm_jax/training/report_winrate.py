@@ -31,7 +31,7 @@ class WinRate(Report):
     (0: all) that leave room for an answer. Both models reply with the same seed and settings, in `max_tokens` at most.
     The 95% interval tells how much chance there is in the prompts; not how far the judge is from people, whom a model
     trained on that same reward has learnt to please. So the lengths are told too, and the share of replies that did not
-    end: the judge reads them as if they had.
+    end: the judge reads of them what there is.
 
     Attributes:
       judge: the run of a Scorer, which reads prompt and reply.

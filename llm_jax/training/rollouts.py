@@ -32,6 +32,7 @@ from llm_jax.training.completions import Completions, Prompt
 from llm_jax.training.program import Program
 
 CREDITED = ("advantage_BT", "return_BT")
+SPREAD = ("reward_spread_B", "reward_zero_std_B")  # of groups of two completions or more
 SAMPLING = ("sampling_logp_difference_B", "sampling_logp_difference_max_B")
 
 
@@ -47,18 +48,19 @@ class Rollouts(Data):
     of the prompts' records too, for how many tokens a completion has, and for whether it ended (`Reward`).
 
     `unended` is the reward of a completion that did not end in `max_tokens`, whatever `rewards` say of it (None: what
-    they say). A reward model reads a text that was cut off as if it had ended there, so that it may be worth something
-    to go on for ever.
+    they say). A reward model reads of a text that was cut off what there is, without an end, so that it may be worth
+    something to go on for ever.
 
     Completions are drawn at `temperature`, from all tokens that a model may write: a sampler that left some out would
     not draw from the policy whose probabilities are trained. Held-out prompts get one completion each by the `answers`
     sampler; the first `shown` of them are written down at each evaluation.
 
     A batch is that of `Data` with what a policy gradient asks of targets (`old_BT`, `reference_BT`, `value_BT`,
-    `advantage_BT`, `return_BT`) and of rows (`reward_B`, `reward_spread_B`, `ended_B`, `kl_coefficient_B`). In every
-    row is also how far the log-probabilities of the rollout's tokens are from each other as they were drawn and as the
-    training reads them (`sampling_logp_difference_B`, the mean, and `sampling_logp_difference_max_B`): with 32 bits
-    that is rounding; more of it says that the policy that is trained is not the one that wrote.
+    `advantage_BT`, `return_BT`) and of rows (`reward_B`, `ended_B`, `kl_coefficient_B`; of groups of two or more the
+    deviation of their rewards, `reward_spread_B`, and 1 where that is none, `reward_zero_std_B`). In every row is also
+    how far the log-probabilities of the rollout's tokens are from each other as they were drawn and as the training
+    reads them (`sampling_logp_difference_B`, the mean, and `sampling_logp_difference_max_B`): with 32 bits that is
+    rounding; more of it says that the policy that is trained is not the one that wrote.
     """
 
     rewards: tuple[Reward | FunctionType, ...] = (ExactAnswer(),)
@@ -114,7 +116,8 @@ class Rollouts(Data):
         batch = blank(rows, self.length)
         del batch["number_B"]
         batch |= {name: np.zeros((rows, self.length), np.float32) for name in RECALLED + CREDITED}
-        of_rows = ("ended_B", "kl_coefficient_B", "reward_spread_B", "reward_B", *SAMPLING, *self.reward_names())
+        of_rows = ("ended_B", "kl_coefficient_B", "reward_B", *SAMPLING, *self.reward_names())
+        of_rows += SPREAD if self.group > 1 else ()
         return batch | {name: np.zeros(rows, np.float32) for name in of_rows}
 
     def prompts(self, split: SplitName, tokenizer: Tokenizer) -> list[list[Prompt]]:
@@ -255,9 +258,10 @@ class RolloutIterator(Iterator[Batch]):
         exact = {name: known[name].astype(np.float64) for name in ("reward_B", "weight_BT", *RECALLED)}
         rollout = Rollout(**exact, group=self._data.group)
         credit = self._author.policy.credit(rollout, self._coefficient)
-        spread_B = rollout.spread_B()
-        known |= dict(advantage_BT=credit.advantage_BT, return_BT=credit.return_BT, reward_spread_B=spread_B)
-        known["kl_coefficient_B"] = np.full(len(spread_B), self._coefficient)
+        known |= dict(advantage_BT=credit.advantage_BT, return_BT=credit.return_BT)
+        known["kl_coefficient_B"] = np.full(len(rollout.reward_B), self._coefficient)
+        if rollout.group > 1:  # one completion alone has no spread
+            known |= dict(zip(SPREAD, (rollout.spread_B(), rollout.tied_B()), strict=True))
         batch = {name: a.astype(np.float32) if a.dtype == np.float64 else a for name, a in known.items()}
         return batch, credit.coefficient
 

@@ -387,3 +387,13 @@ def test_the_spread_that_is_logged_is_the_one_that_advantages_are_divided_by():
     np.testing.assert_allclose(Grpo().credit(rollout, 0.0).advantage_BT[:, 0], centred_B / (expected_B + 1e-4))
     alone = Rollout(reward_B, zeros + 1, zeros, zeros, zeros, group=1)
     np.testing.assert_array_equal(alone.spread_B(), np.zeros(8))
+
+
+def test_groups_without_a_spread_are_counted():
+    """However rounding would have it: 0.1 three times over has a deviation of 1.7e-17."""
+    reward_B, zeros = np.array([0.1, 0.1, 0.1, 0.1, 0.1, 0.2]), np.zeros((6, 3))
+    rollout = Rollout(reward_B, zeros + 1, zeros, zeros, zeros, group=3)
+    np.testing.assert_array_equal(rollout.tied_B(), [1, 1, 1, 0, 0, 0])
+    alone = Rollout(reward_B[:1], zeros[:1] + 1, zeros[:1], zeros[:1], zeros[:1], group=1)
+    with pytest.raises(InputError, match="Reinforce compares a completion with the rollout's mean"):
+        Reinforce().credit(alone, 0.0)

@@ -167,6 +167,7 @@ def test_a_rollout_is_trained_on_so_many_times_each_in_another_order(rollout):
     assert sorted(first) == sorted(second) and first != second
     for batch in (rollout[0], rollout[1]):
         assert np.isfinite(batch["advantage_BT"]).all() and (batch["reward_spread_B"] >= 0).all()
+        np.testing.assert_array_equal(batch["reward_zero_std_B"], batch["reward_spread_B"] < 1e-6)
     both = {name: np.concatenate([rollout[i][name] for i in (0, 1)]) for name in rollout[0]}
     opening_BT = (both["segment_BT"] == 0) & (both["weight_BT"] == 0)
     prompt_B = [tuple(tokens[opening]) for tokens, opening in zip(both["tokens_BT"], opening_BT, strict=True)]
