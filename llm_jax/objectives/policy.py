@@ -197,7 +197,11 @@ class PolicyGradient(Objective, abc.ABC):
 
 
 def _k3(logp_BT: jax.Array, reference_BT: jax.Array) -> jax.Array:
-    """[B, T]: an estimate of the divergence from the reference, unbiased and never negative (Schulman 2020)."""
+    """[B, T]: an estimate of KL(policy || reference), never negative: k3 of Schulman 2020.
+
+    Its mean is that divergence for tokens drawn from this very policy, and not after updates on them. As a loss it has
+    another gradient than its value says: that of KL(reference || policy).
+    """
     difference_BT = reference_BT - logp_BT
     return jnp.exp(difference_BT) - difference_BT - 1
 
