@@ -66,13 +66,12 @@ def attention_maps(
         model, params = model.backbone, params["backbone"]
     check_maps(model, len(ids))
     types_BT = None if types is None else jnp.asarray([types], jnp.int32)
-    if not (seen := _weights(model, params, jnp.asarray([ids], jnp.int32), types_BT)):
-        raise InputError(f"{type(model).__name__} has no attention")
+    seen = _weights(model, params, jnp.asarray([ids], jnp.int32), types_BT)
     return [np.asarray(weight).reshape(-1, *weight.shape[-2:]) for weight in seen]
 
 
 def check_maps(model: Model, length: int) -> None:
-    """Nothing, if a model has maps of a text of so many tokens.
+    """Checks that a model has maps of a text of so many tokens.
 
     Raises:
       InputError: it has none of any text, or reads fewer.

@@ -283,7 +283,7 @@ class Harness(TemplateLM):
         try:
             given: dict[str, Any] = {**normalize_gen_kwargs(dict(wanted), ANSWER)}
         except (TypeError, ValueError) as error:
-            raise InputError(f"generation_kwargs {dict(wanted)} have something that is no number: {error}") from None
+            raise InputError(f"generation_kwargs {dict(wanted)} have a setting that is not a number: {error}") from None
         stop, most, sampled = given.pop("until"), given.pop("max_gen_toks"), given.pop("do_sample")
         if unknown := given.keys() - set(settings(Sampling)):
             name = min(unknown)

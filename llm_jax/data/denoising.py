@@ -42,7 +42,7 @@ class SpanCorruption(Denoiser):
 
     Where one was, and before it where it is written, stands a sentinel: `<extra_id_0>` for the first, and so on. The
     first token is kept, as in T5's code; all ways to take so many tokens in so many spans are as likely (Raffel et al.
-    2020). T5's code has the last token taken always, which its windows of 512 tokens do not show: of a short text it
+    2020). T5's code always takes the last token. That hardly shows in its windows of 512 tokens; of a short text it
     would take the end and nothing else.
     """
 

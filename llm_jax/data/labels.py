@@ -36,7 +36,8 @@ def names_of(components: Sequence[tuple[Labels | None, Sequence[Any]]]) -> Label
     (names,) = lists or {tuple(sorted(named))}
     if unknown := named - set(names):
         raise InputError(
-            f"a document is of the class {min(unknown)!r}, and another source has {names}: set data.labels"
+            f"a document is of the class {min(unknown)!r}, which another source does not list: "
+            f"{nearest(min(unknown), names)}; data.labels names them"
         )
     return names or None
 

@@ -60,7 +60,9 @@ class RatedConversations(Source):
     def documents(self) -> Iterator[Document]:
         rated = self._rated(held_out=False)
         for step in range(1, self.rounds + 1):
-            yield from _compared(zip(rated, rated[step:] + rated[:step], strict=True))
+            wrapped = [] if self.length_matched else rated[:step]  # the longest is not next to the shortest
+            after = rated[step:] + wrapped
+            yield from _compared(zip(rated, after, strict=False))
 
     def validation(self) -> Iterator[Document]:
         rated = self._rated(held_out=True)

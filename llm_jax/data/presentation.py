@@ -75,7 +75,7 @@ class Presentation(Part):
     """Makes the batch that a model gets of filled rows; by default the rows are that batch, without `number_B`.
 
     Attributes:
-      labelled: whether documents must have classes, which get their numbers then.
+      labelled: whether it reads the classes of documents, so that classes by name need numbers.
     """
 
     labelled: ClassVar[bool] = False
@@ -140,7 +140,7 @@ class Presentation(Part):
         """
 
     def check_training(self, documents: Sequence[Document]) -> None:
-        """Nothing, if there is something to learn of these, which are those to train on.
+        """Checks that there is something to learn from these training documents.
 
         Raises:
           InputError: there is not.
@@ -163,8 +163,8 @@ class Presentation(Part):
 class AsIs(Presentation):
     """The row itself: each token is to predict the one after it.
 
-    Where `data.packing` cuts what is too long, a document keeps its beginning. One that loses all that is learnt of it
-    has no place in a row, and that is said.
+    Where `data.packing` cuts what is too long, a document keeps its beginning. A warning counts the documents that lose
+    all that is learnt of them: they have no row.
     """
 
     def fitted(self, documents, corpus, tokenizer, rendering, length, cuts):
@@ -291,7 +291,7 @@ class WithLabel(_Known):
             number = document.number
             if number is None or not 0 <= number < MOST_CLASSES or not float(number).is_integer():
                 stated = "no number" if number is None else f"the number {number:g}"
-                cure = "" if number is None else "; data.presentation=WithNumber() is for numbers that are no classes"
+                cure = "" if number is None else "; data.presentation=WithNumber() is for numbers that are not classes"
                 raise InputError(
                     f"WithLabel needs documents with a class, such as Labelled, not a {type(document).__name__} with "
                     f"{stated}{cure}"
@@ -299,10 +299,10 @@ class WithLabel(_Known):
 
 
 def check_several(classes: Sequence[float | int | None]) -> None:
-    """Nothing, if documents to train on are of several classes.
+    """Checks that the training documents are of several classes.
 
     Raises:
-      InputError: all are of one, of which a model learns to say nothing else, with an accuracy of 100%.
+      InputError: all are of one class: a model would learn to say nothing else, with an accuracy of 100%.
     """
     if len(found := set(classes)) == 1:
         raise InputError(

@@ -60,7 +60,7 @@ def document_of(value: Any, field: str, where: str, unread: Unread | None = None
 
 
 def _beside_a_prompt(record: Record) -> dict[str, str]:
-    """What would change what is trained, if it were read, beside a prompt without a reply: a number is none."""
+    """The fields that are refused beside a prompt without a reply: a number is for rewards, since no reply is one."""
     numbers = {name for name in NUMBERS if isinstance(record.values.get(name), int | float)}
     return {name: advice for name, advice in OF_RECORDS.items() if name not in numbers}
 

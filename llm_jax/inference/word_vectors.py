@@ -74,8 +74,8 @@ class WordVectors:
         id = check_word(word, self._tokenizer)
         cosine_V = self.unit_VD @ self.unit_VD[id]
         others = np.setdiff1d(np.arange(len(cosine_V)), [id, *self._beside])
-        nearest = others[np.argsort(-cosine_V[others], kind="stable")[:count]]
-        return [(self.word(i), float(cosine_V[i])) for i in nearest.tolist()]
+        best = others[np.argsort(-cosine_V[others], kind="stable")[:count]]
+        return [(self.word(i), float(cosine_V[i])) for i in best.tolist()]
 
     def analogies(self, questions: Iterable[Sequence[str]]) -> tuple[int, int]:
         """Of questions "a is to b as c is to d", how many are answered by d, and how many have all words known.
@@ -103,7 +103,7 @@ class WordVectors:
         known = check_pairs(pairs, self._tokenizer)
         cosine = [float(self.unit_VD[a] @ self.unit_VD[b]) for a, b, _ in known]
         if len({*cosine}) == 1:
-            raise InputError(f"all {len(known)} pairs of words have the cosine {cosine[0]:g}: there are no ranks")
+            raise InputError(f"all {len(known)} pairs of words have the cosine {cosine[0]:g}: they cannot be ranked")
         ranks = [_ranks(np.array(values)) for values in (cosine, [score for *_, score in known])]
         return float(np.corrcoef(ranks)[0, 1]), len(known)
 

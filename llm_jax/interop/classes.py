@@ -18,7 +18,7 @@ def classes(config: Config) -> int:
 
 
 def labels(config: Config) -> tuple[str, ...] | None:
-    """The names of the classes, in the order of the scores; None where they are numbers in disguise ("LABEL_0").
+    """The names of the classes, in the order of the scores; None where they only number the classes ("LABEL_0").
 
     Raises:
       InputError: config.json gives a class no name, or another number than its place.
@@ -36,7 +36,7 @@ def _unnamed(number: int) -> str:
 
 
 def problem_type(config: Config) -> ProblemType:
-    """What they mean; where config.json does not say, as transformers' pipelines and sentence-transformers have it.
+    """What scores mean; where config.json does not say, as transformers' pipelines and sentence-transformers have it.
 
     Raises:
       InputError: it says something unknown.

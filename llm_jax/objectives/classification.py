@@ -115,7 +115,7 @@ class MultiLabelClassification(_Classifying):
     likelihood: ClassVar[bool] = False
     problem_type: ClassVar[ProblemType] = "multi_label_classification"
     needs: ClassVar[str] = "number_B"
-    advice: ClassVar[str] = "to know of each document whether it is so: use data.presentation=WithNumber()"
+    advice: ClassVar[str] = "a number from 0 (no) to 1 (yes) for each document: use data.presentation=WithNumber()"
 
     def check(self, model, documents):
         if (classes := getattr(model, "classes", 1)) != 1:

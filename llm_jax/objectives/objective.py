@@ -32,7 +32,7 @@ class Objective(Part):
     Attributes:
       likelihood: whether the loss is the negative log-likelihood of data, in nats: then it has a perplexity.
       together: how many rows training must compute at once, at least, where a row is compared with others.
-      problem_type: what it makes the scores of a classifier mean; None: it is none for classifiers.
+      problem_type: what it makes the scores of a classifier mean; None: it does not train classifiers.
     """
 
     likelihood: ClassVar[bool] = True

@@ -52,14 +52,14 @@ class Reward(Part):
         return inspect.signature(self.__call__)
 
     def check(self) -> None:
-        """Nothing, if it can be asked.
+        """Checks that it can be asked.
 
         Raises:
           InputError: it cannot.
         """
 
     def check_prompts(self, documents: Sequence[Document]) -> None:
-        """Nothing, if it can be asked about completions of these.
+        """Checks that it can be asked about completions of these.
 
         Raises:
           InputError: it asks for what one of them has not.
@@ -67,7 +67,7 @@ class Reward(Part):
         asked_for(self.signature(), self.called(), documents, {name: [] for name in TOLD})
 
     def check_room(self, longest: Document, tokens: int, tokenizer: Tokenizer, rendering: Rendering) -> None:
-        """Nothing, if it can read completions of every prompt.
+        """Checks that it can read completions of every prompt.
 
         Args:
           longest: the document of the longest prompt.
@@ -110,10 +110,10 @@ def scores(
 
 
 def check_order(signature: Signature, called: str) -> None:
-    """Nothing, if a function may take texts as a reward does.
+    """Checks that a function takes texts as a reward does.
 
     Raises:
-      InputError: it takes fewer, or names them in another order.
+      InputError: it takes fewer, or has them in another order.
     """
     kinds = signature.parameters
     names = [name for name, parameter in kinds.items() if parameter.kind in IN_PLACE]

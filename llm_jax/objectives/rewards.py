@@ -215,7 +215,7 @@ class _Judging(Reward):
         ids = [reply.ids if ended else reply.ids[: reply.end] for reply, ended in zip(read, ended_B, strict=True)]
         most = self.scorer.limit()
         if most is not None and (longer := [row for row, text in enumerate(ids) if len(text) > most]):
-            if completion_lengths is not None:  # they may be longer because of how their text becomes tokens again
+            if completion_lengths is not None:  # those that were drawn as no more tokens than fit are cut, not refused
                 drawn = {row: read[row].begin + completion_lengths[row] for row in longer}
                 closing = {row: len(ids[row]) - read[row].after for row in longer if ended_B[row]}
                 longer = [row for row in longer if drawn[row] + closing.get(row, 0) > most]
@@ -240,7 +240,12 @@ class _Judging(Reward):
 
 
 class _Reply(NamedTuple):
-    """The ids of a document that ends with a reply, and where that begins, ends, and ends with its end token."""
+    """A document that ends with a reply.
+
+    Attributes:
+      begin, end: the reply's tokens are `ids[begin:end]`.
+      after: where what is learnt ends: after the token that ends the reply, if one does.
+    """
 
     ids: list[int]
     begin: int

@@ -17,7 +17,7 @@ from llm_jax.training.run import Run
 
 
 def with_labels(experiment: Experiment, workdir: str | Path) -> Experiment:
-    """The experiment with the names of its classes, which every manifest says then.
+    """The experiment with the names of its classes filled in, so that its manifest has them.
 
     They are those of the run in `workdir`; else those that `data.labels` says; else those of the run of `init_from`,
     whose classes the scores of an inherited head are of; else those of the documents.

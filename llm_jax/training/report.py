@@ -37,7 +37,7 @@ class Report(Part):
     """`report(finished) -> Finding`."""
 
     def check(self, planned: Finished) -> None:
-        """Nothing, if the report can be made of this run, as far as that can be known before its first step.
+        """Checks that the report can be made of this run, as far as that is known before its first step.
 
         Args:
           planned: the run as it will be when it is finished, but for `params` and `frozen`, which are None.
@@ -241,7 +241,7 @@ class Samples(Report):
 
 
 def check_reports(planned: Finished) -> None:
-    """Nothing, if every report of the experiment can be made, as far as is known before the first step.
+    """Checks that every report of the experiment can be made, as far as is known before the first step.
 
     Raises:
       InputError: one cannot; the message says which.

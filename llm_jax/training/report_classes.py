@@ -49,7 +49,7 @@ class ClassificationReport(Report):
 
     def _check_positive(self, classes: int) -> None:
         if classes == 2 and self.positive > 1:
-            raise InputError(f"report.positive={self.positive} is no class of two: they are 0 and 1")
+            raise InputError(f"report.positive={self.positive} is not one of the two classes, 0 and 1")
 
     def __call__(self, finished):
         confusion_OO = confusions(finished, self.split)

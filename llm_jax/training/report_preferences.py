@@ -34,11 +34,10 @@ class Rewarded(Report):
     """How good replies to held-out prompts are, sampled from the model and, if it has one, from its reference.
 
     The gain is the mean difference by prompt, with its 95% interval; `reward_ties` is the share of prompts for which
-    both have the same reward, which tell nothing of it. The divergence KL(model || reference) is that of
-    the two distributions that replies are drawn from, at the `temperature`, among the tokens that a model may write: at
-    each place of the model's replies it is summed over the vocabulary; told are its mean per token, and its sum per
-    reply. At temperature 0 nothing is drawn, and there is none. Prompts are the first `limit` that leave room for
-    `max_tokens`. The share of replies that did not end in them is `truncated`: they are rewarded as they stand.
+    both have the same reward. `kl` (nats a token) and `kl_per_reply` are KL(model || reference) of the distributions
+    that replies are drawn from: at the `temperature`, among the tokens that a model may write, at each token of the
+    model's replies. At temperature 0 nothing is drawn, and there is no KL. Prompts are the first `limit` that leave
+    room for `max_tokens`. `truncated` is the share of replies that did not end: they are rewarded as they stand.
 
     Attributes:
       temperature: None: that of the data's `Rollouts`, by which the model was trained; 1 for other data.

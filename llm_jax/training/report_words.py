@@ -77,7 +77,7 @@ class Similarity(_Words):
     2015); those with unknown words do not count.
 
     Raises:
-      InputError: a document is no such pair, or the pairs with known words have fewer than two scores: nothing to rank.
+      InputError: a document is not such a pair, or the pairs with known words have fewer than two different scores.
     """
 
     pairs: Source

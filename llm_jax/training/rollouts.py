@@ -48,8 +48,8 @@ class Rollouts(Data):
     of the prompts' records too, for how many tokens a completion has, and for whether it ended (`Reward`).
 
     `unended` is the reward of a completion that did not end in `max_tokens`, whatever `rewards` say of it (None: what
-    they say). A reward model reads of a text that was cut off what there is, without an end, so that it may be worth
-    something to go on for ever.
+    they say). A reward model reads a text that was cut off as far as it goes, without an end. It has not learnt what
+    such a text is worth, so a policy may learn never to end one.
 
     Completions are drawn at `temperature`, from all tokens that a model may write: a sampler that left some out would
     not draw from the policy whose probabilities are trained. Held-out prompts get one completion each by the `answers`
@@ -150,7 +150,7 @@ class Rollouts(Data):
         return fitting
 
     def check_room(self, prompts: Sequence[Sequence[Prompt]], tokenizer: Tokenizer) -> None:
-        """Nothing, if the rewards can read completions of all prompts, however long they become.
+        """Checks that the rewards can read completions of all prompts, however long they become.
 
         Raises:
           InputError: one cannot.
@@ -243,7 +243,7 @@ class RolloutIterator(Iterator[Batch]):
                 state.params, state.frozen, prompts, sampler, key_B, logps_at=data.temperature
             )  # fmt: skip
             known = self._author.known(state.params, state.frozen, completions)
-        return self._credited(known | compared(completions.logps, known))
+        return self._credited(known | sampling_difference(completions.logps, known))
 
     def _prompt(self, component: int, number: int) -> Prompt:
         """That of a component's group `number`, epoch after epoch."""
@@ -288,8 +288,8 @@ class RolloutIterator(Iterator[Batch]):
         """Nothing to end: the model itself is the worker."""
 
 
-def compared(logps: Sequence[Sequence[float]], known: Batch) -> Batch:
-    """Of the drawn tokens, the mean and the largest difference of log-probabilities: the sampler's, the training's."""
+def sampling_difference(logps: Sequence[Sequence[float]], known: Batch) -> Batch:
+    """How far the sampler's log-probabilities of drawn tokens are from the training's: the mean, and the largest."""
     drawn_BT = known["weight_BT"] > 0
     difference = np.abs(np.concatenate([np.asarray(each, np.float32) for each in logps]) - known["old_BT"][drawn_BT])
     both = (difference.mean(dtype=np.float64), difference.max())

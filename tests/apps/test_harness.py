@@ -423,7 +423,7 @@ def test_a_whole_text_that_cannot_be_scored_is_named(own, monkeypatch):
     ("settings", "message"),
     [(dict(top=1), "no setting named 'top'"), (dict(until=["x"]), "max_gen_toks=256 leaves no room for a prompt"),
      (dict(do_sample=True, temperature=-1.0, max_gen_toks=3), "temperature must be"),
-     (dict(until=[3], max_gen_toks=3), "until.0 must be"), (dict(max_gen_toks="many"), "no number")],
+     (dict(until=[3], max_gen_toks=3), "until.0 must be"), (dict(max_gen_toks="many"), "not a number")],
 )  # fmt: skip
 def test_what_cannot_be_written_is_named_before_anything_is_written(own, settings, message, monkeypatch):
     monkeypatch.setattr("llm_jax.apps.harness.Generation", never)

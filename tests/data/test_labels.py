@@ -89,7 +89,7 @@ def test_a_source_lists_the_names_of_its_numbers():
     (Listed(by_name=True), ("a", "b", "c", "d", "a"), r"the class 'a' is the name of several of the classes"),
     (Mixture((Listed(), Listed(by_name=True)), (1.0, 1.0)), None, r"by name, and some by number \(0\): set"),
     (Mixture((Listed(names=("a", "b")), Listed(names=("b", "a"))), (1.0, 1.0)), None, "the sources list their classes"),
-    (Mixture((Listed(names=("a", "b")), Listed(by_name=True)), (1.0, 1.0)), None, "class 'c', and another source has"),
+    (Mixture((Listed(names=("a", "b")), Listed(by_name=True)), (1.0, 1.0)), None, "class 'c', which another source"),
 ])  # fmt: skip
 def test_what_has_no_number_is_refused(source, labels, message):
     with pytest.raises(InputError, match=message) as raised:

@@ -148,7 +148,7 @@ def test_json_lines(tmp_path):
         (b'{"text": ' + b"9" * 5000 + b"}", "a.jsonl:2 cannot be read as JSON: .*digits"),
         (b'{"text": "x", "label": ""}', "a.jsonl:2: the field 'label' must be the name of a class or a number, not ''"),
         (b'{"text": "x", "label": true}', "a.jsonl:2: the field 'label' must be the name of a class or a number"),
-        (b'{"text": "x", "label": NaN}', "a.jsonl:2"),
+        (b'{"text": "x", "label": NaN}', "a.jsonl:2: 'label' must be a number, not 'nan'"),
     ],
 )
 def test_broken_json_lines_are_named(tmp_path, line, message):

@@ -66,7 +66,7 @@ def test_a_class_of_two_that_does_not_occur_has_no_f1():
     assert "validation_f1" not in found.metrics and found.metrics["validation_absent_classes"] == 1
     other = ClassificationReport(positive=0)(told).metrics
     assert other["validation_f1"] == pytest.approx(2 * other["validation_f1_macro"])
-    with pytest.raises(InputError, match=r"report\.positive=2 is no class of two: they are 0 and 1"):
+    with pytest.raises(InputError, match=r"report\.positive=2 is not one of the two classes, 0 and 1"):
         ClassificationReport(positive=2)(told)
 
 
