@@ -221,6 +221,9 @@ class Generation:
             new_N = new_N[: ends[0]]
         if self._made >= self._most_B[row]:
             self._open_B[row] = False
+        if (masked_N := new_N[self._never_V[new_N]]).size:
+            wanted = "tokens whose logit is not -infinity"
+            raise unusable(f"{type(self._sampler).__name__}.draw()", f"token {masked_N[0]}", wanted)
         return new_N.tolist()
 
 

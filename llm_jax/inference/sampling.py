@@ -32,7 +32,8 @@ class Sampler(Part):
         """[B] int32: a token for each row, which depends on the row's own key, scores and past only.
 
         Args:
-          logits_BV: float32 scores.
+          logits_BV: float32 scores, -infinity for tokens that are never to be drawn: however many of the best a
+            sampler chooses from, those are not among them.
           seen_BV: bool, which tokens the row has in its prompt and its text so far.
         """
         raise NotImplementedError

@@ -91,7 +91,8 @@ class WordVectors:
             score[:, self._beside] = -np.inf
             for given in (a, b, c):
                 score[np.arange(len(some)), given] = -np.inf
-            right += int((score.argmax(1) == d).sum())
+            is_word = score[np.arange(len(some)), d] > -np.inf  # where all are left out, none is nearest
+            right += int((is_word & (score.argmax(1) == d)).sum())
         return right, len(known)
 
     def similarity(self, pairs: Iterable[tuple[str, str, float]]) -> tuple[float, int]:

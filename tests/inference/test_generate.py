@@ -1,8 +1,10 @@
 """Generation in batches: limits, ends, seeds, compiled shapes, and stop strings."""
 
+import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -298,3 +300,22 @@ def test_row_keys_depend_on_the_row_alone():
     data = jax.random.key_data
     np.testing.assert_array_equal(data(row_keys(7, [0, 1, 2]))[2], data(row_keys(7, [2]))[0])
     assert (data(row_keys(7, [0])) != data(row_keys(7 + 2**32, [0]))).any(), "all bits of the seed count"
+
+
+def test_a_sampler_that_draws_what_is_masked_is_refused(tiny, model, params):
+    """One of the three best, where only two are not masked."""
+
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class ThirdBest(Sampler):
+        def draw(self, key_B, logits_BV, seen_BV):
+            return jax.lax.top_k(logits_BV, 3)[1][:, 2].astype(jnp.int32)
+
+    settings: Any = dict(max_tokens=3, sampler=ThirdBest(), key_B=row_keys(0, [0]), stops=(), dtype="float32")
+    prepared = prepare(model, params, "float32")
+    never = range(2, tiny.VOCABULARY)
+    masked = Generation(model, prepared, [[1, 2]], vocabulary=tiny.VOCABULARY, never=never, **settings)
+    with pytest.raises(InputError, match=r"ThirdBest\.draw\(\) returned 'token \d+' .*whose logit is not -infinity"):
+        masked.advance()
+    free = Generation(model, prepared, [[1, 2]], vocabulary=tiny.VOCABULARY, **settings)
+    assert len(free.advance()[0]) == 1

@@ -5,7 +5,7 @@ import pytest
 
 from llm_jax.core.tables import InputError
 from llm_jax.inference.word_vectors import WordVectors
-from llm_jax.text.recipes import Words
+from llm_jax.text.recipes import Characters, Words
 
 SAID = "king queen man woman king queen man woman apple"
 PLACES = dict(king=(1, 1, 0), queen=(1, -1, 0), man=(0.2, 1, 0), woman=(0.2, -1, 0), apple=(0, 0.1, 1))
@@ -41,6 +41,12 @@ def test_analogies_leave_out_the_three_words_and_those_unknown(vectors):
     ])  # fmt: skip
     assert (right, known) == (2, 3)
     assert vectors.analogies([]) == (0, 0)
+
+
+def test_no_word_answers_an_analogy_of_all_there_are():
+    tokenizer = Characters().train(["abc"])
+    vectors = WordVectors(np.eye(tokenizer.vocabulary), tokenizer)
+    assert vectors.analogies([("a", "b", "c", word) for word in "abc"]) == (0, 3)
 
 
 def test_similarity_is_spearmans(vectors):
