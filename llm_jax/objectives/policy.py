@@ -22,7 +22,7 @@ from llm_jax.core.tables import InputError
 from llm_jax.layers.moe import MoE, routing
 from llm_jax.models.actor_critic import ActorCritic
 from llm_jax.models.model import Generator
-from llm_jax.objectives.divergence import Divergence, FixedKl
+from llm_jax.objectives.divergence import K3, Divergence, FixedKl, KlEstimator
 from llm_jax.objectives.objective import Objective, Sums
 
 NEVER = -1e30  # the score of a token that is not drawn
@@ -90,6 +90,7 @@ class Read(NamedTuple):
     entropy_BT: jax.Array
     value_BT: jax.Array
     said: Any  # aside
+    logp_BTV: jax.Array  # of every token that a model has
 
 
 class PolicyGradient(Objective, abc.ABC):
@@ -98,10 +99,10 @@ class PolicyGradient(Objective, abc.ABC):
     Sums: weight and loss; with weights of their own reward, `reward_spread` (the deviation within a group) and
     `reward_zero_std` (the share of completions whose group has none; trl's `frac_reward_zero_std`), entropy (nats a
     token), length, truncated (completions without an end), `sampling_logp_difference` (between sampler and training,
-    see `Rollouts`; a mean over rollouts, as its `_max` is); in training clip_fraction, kl (nats a token from the
-    reference, by the estimate of Schulman that is never negative) and kl_per_reply (nats a completion). Of the greedy
-    answers of an evaluation that is no estimate: `Rewarded` measures the divergence. In evaluation the loss is the
-    reward, negated.
+    see `Rollouts`; a mean over rollouts, as its `_max` is), `prompts_left_out` (the share of prompts that leave no room
+    for an answer); in training clip_fraction, kl (nats a token from the reference, as `kl_estimator()` has it) and
+    kl_per_reply (nats a completion). Of the greedy answers of an evaluation that is no estimate: `Rewarded` measures
+    the divergence. In evaluation the loss is the reward, negated.
 
     Raises:
       InputError: the batch has no completions, or the model does not write; or it has experts without room for all.
@@ -151,11 +152,11 @@ class PolicyGradient(Objective, abc.ABC):
         unsaid = score_BTV.shape[-1] - frozen["allowed_V"].shape[0]  # ids that a model has beyond its tokenizer
         allowed_V = jnp.pad(frozen["allowed_V"], (0, unsaid))
         score_BTV = jnp.where(allowed_V[None, None], score_BTV / frozen["temperature"], NEVER)
-        log_BTV = jax.nn.log_softmax(score_BTV, axis=-1)
-        logp_BT = jnp.take_along_axis(log_BTV, batch["targets_BT"][..., None], axis=-1)[..., 0]
+        logp_BTV = jax.nn.log_softmax(score_BTV, axis=-1)
+        logp_BT = jnp.take_along_axis(logp_BTV, batch["targets_BT"][..., None], axis=-1)[..., 0]
         drawn_BT = batch["weight_BT"] > 0
-        entropy_BT = -(jnp.exp(log_BTV) * log_BTV).sum(-1)
-        return Read(jnp.where(drawn_BT, logp_BT, 0), entropy_BT, jnp.zeros_like(logp_BT), said)
+        entropy_BT = -(jnp.exp(logp_BTV) * logp_BTV).sum(-1)
+        return Read(jnp.where(drawn_BT, logp_BT, 0), entropy_BT, jnp.zeros_like(logp_BT), said, logp_BTV)
 
     def recall(self, model: Any, params: Any, frozen: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """What a rollout remembers of its targets: [B, T] under the policy that drew them, and under the reference."""
@@ -173,14 +174,15 @@ class PolicyGradient(Objective, abc.ABC):
             length=(weight_BT.sum(), row_B.sum()),
             truncated=(((1 - batch["ended_B"]) * row_B).sum(), row_B.sum()),
         )
-        of_rows = [name for name in batch if name.startswith(("reward", "kl_coefficient", "sampling_"))]
+        of_rows = [name for name in batch if name.startswith(("reward", "kl_coefficient", "sampling_", "prompts_"))]
         logged |= {name.removesuffix("_B"): ((batch[name] * row_B).sum(), row_B.sum()) for name in of_rows}
         counted_B = row_B if key is None else self.counted(weight_BT)
         if key is None:
             sums = dict(loss=-logged["reward"][0])
         else:
-            sums, logged["clip_fraction"] = self.lose(read, batch, frozen)
-            kl = (_k3(read.logp_BT, batch["reference_BT"]) * weight_BT).sum()
+            kl_BT = self._kl(read, model, frozen, batch)
+            sums, logged["clip_fraction"] = self.lose(read, kl_BT, batch, frozen)
+            kl = (kl_BT * weight_BT).sum()
             logged |= dict(kl=(kl, weight_BT.sum()), kl_per_reply=(kl, row_B.sum()))
         for name, (total, divisor) in logged.items():
             sums |= {name: total, f"{name}_weight": divisor}
@@ -190,20 +192,28 @@ class PolicyGradient(Objective, abc.ABC):
         """[B]: how much each completion counts in the loss, whose weight is the sum: by default alike."""
         return (weight_BT > 0).any(1).astype(jnp.float32)
 
+    def kl_estimator(self) -> KlEstimator:
+        """How the divergence from the reference is estimated: in the metrics, and in a loss that it is part of."""
+        return K3()
+
+    def _kl(self, read: Read, model: Any, frozen: Mapping[str, Any], batch: Mapping[str, jax.Array]) -> jax.Array:
+        """[B, T]: nats from the reference at each token drawn."""
+        estimator = self.kl_estimator()
+        if not estimator.exact:
+            return estimator(read.logp_BT, batch["reference_BT"])
+        reference = self.read(model, frozen["reference"], frozen, batch)
+        return estimator(read.logp_BT, batch["reference_BT"], read.logp_BTV, reference.logp_BTV)
+
     @abc.abstractmethod
-    def lose(self, read: Read, batch: Mapping[str, jax.Array], frozen: Any) -> tuple[Sums, tuple[jax.Array, jax.Array]]:
-        """The loss, a sum over what is `counted`, with other sums; and how many ratios are clipped, of how many."""
+    def lose(
+        self, read: Read, kl_BT: jax.Array, batch: Mapping[str, jax.Array], frozen: Any
+    ) -> tuple[Sums, tuple[jax.Array, jax.Array]]:
+        """The loss, a sum over what is `counted`, with other sums; and how many ratios are clipped, of how many.
+
+        Args:
+          kl_BT: nats from the reference at each token drawn, by `kl_estimator()`.
+        """
         raise NotImplementedError
-
-
-def _k3(logp_BT: jax.Array, reference_BT: jax.Array) -> jax.Array:
-    """[B, T]: an estimate of KL(policy || reference), never negative: k3 of Schulman 2020.
-
-    Its mean is that divergence for tokens drawn from this very policy, and not after updates on them. As a loss it has
-    another gradient than its value says: that of KL(reference || policy).
-    """
-    difference_BT = reference_BT - logp_BT
-    return jnp.exp(difference_BT) - difference_BT - 1
 
 
 def clipped(ratio: jax.Array, advantage: jax.Array, low: float, high: float) -> tuple[jax.Array, jax.Array]:
@@ -221,12 +231,17 @@ class Grpo(PolicyGradient):
     """Group-relative policy optimisation (Shao et al. 2024): a completion is compared with others of its prompt.
 
     Its advantage is its reward less the group's mean, in deviations of the group. The loss is the mean over the tokens
-    of a completion, then over completions; `kl` weighs the divergence from the reference, in the loss.
+    of a completion, then over completions; `kl` weighs the divergence from the reference, in the loss, as `estimator`
+    has it.
     """
 
     clip_low: Share = 0.2
     clip_high: NonNegative = 0.2
     kl: NonNegative = 0.04
+    estimator: KlEstimator = K3()
+
+    def kl_estimator(self):
+        return self.estimator
 
     def credit(self, rollout, coefficient):
         reward = rollout.compared(rollout.reward_B, type(self).__name__)
@@ -240,11 +255,11 @@ class Grpo(PolicyGradient):
         """[B, T]: how much each token counts."""
         return weight_BT / jnp.maximum(weight_BT.sum(1), 1)[:, None]
 
-    def lose(self, read, batch, frozen):
+    def lose(self, read, kl_BT, batch, frozen):
         weight_BT = batch["weight_BT"]
         ratio_BT = jnp.exp(read.logp_BT - batch["old_BT"])
         loss_BT, clipped_BT = clipped(ratio_BT, batch["advantage_BT"], self.clip_low, self.clip_high)
-        loss_BT = loss_BT + self.kl * _k3(read.logp_BT, batch["reference_BT"])
+        loss_BT = loss_BT + self.kl * kl_BT
         loss = (loss_BT * self.shares(weight_BT, frozen)).sum()
         return dict(loss=loss), ((clipped_BT * weight_BT).sum(), weight_BT.sum())
 
@@ -309,7 +324,7 @@ class Reinforce(PolicyGradient):
             )
         return score_B.mean()
 
-    def lose(self, read, batch, frozen):
+    def lose(self, read, kl_BT, batch, frozen):
         weight_BT = batch["weight_BT"]
         row_B = self.counted(weight_BT)
         ratio_B = jnp.exp(((read.logp_BT - batch["old_BT"]) * weight_BT).sum(1))

@@ -59,7 +59,7 @@ class Ppo(PolicyGradient):
     def counted(self, weight_BT):
         return weight_BT.sum(1)
 
-    def lose(self, read, batch, frozen):
+    def lose(self, read, kl_BT, batch, frozen):
         weight_BT, return_BT = batch["weight_BT"], batch["return_BT"]
         ratio_BT = jnp.exp(read.logp_BT - batch["old_BT"])
         loss_BT, clipped_BT = clipped(ratio_BT, batch["advantage_BT"], self.clip, self.clip)

@@ -25,7 +25,7 @@ from llm_jax.models.heads import Scorer
 from llm_jax.models.model import Generator
 from llm_jax.models.stack import Stack
 from llm_jax.objectives import policy, ppo
-from llm_jax.objectives.divergence import AdaptiveKl, FixedKl
+from llm_jax.objectives.divergence import KL_ESTIMATORS, AdaptiveKl, ExactKl, FixedKl
 from llm_jax.objectives.policy import Dapo, DrGrpo, Grpo, Reinforce, Rloo, Rollout
 from llm_jax.objectives.ppo import Ppo, advantages
 
@@ -299,6 +299,61 @@ def test_the_penalty_follows_the_divergence():
     assert adaptive.after(0.2, 0.0) == pytest.approx(0.2 * 0.98)
     assert FixedKl(0.3).after(0.3, 60.0) == 0.3
     assert Ppo(kl=adaptive).first_coefficient() == 0.2 and Grpo().first_coefficient() == 0.0
+
+
+@pytest.mark.parametrize("name", KL_ESTIMATORS)
+def test_what_an_estimate_of_the_divergence_is_on_average(name):
+    """Over all tokens that the policy may draw, by their probabilities: the value, and the gradient of it as a loss."""
+    draw = np.random.default_rng(2)
+    score_V, reference_V = draw.normal(size=(2, V)).astype(np.float32)
+    policy_V, other_V = jax.nn.log_softmax(score_V), jax.nn.log_softmax(reference_V)
+
+    def estimates(score_V):  # each token as if it had been drawn
+        logp_V = jax.nn.log_softmax(score_V)
+        whole = [jnp.broadcast_to(logs_V, (1, V, V)) for logs_V in (logp_V, other_V)]
+        return KL_ESTIMATORS[name]()(logp_V[None], other_V[None], *whole)[0]
+
+    score = torch.tensor(score_V.astype(np.float64), requires_grad=True)
+    p, q = score.log_softmax(-1), torch.tensor(reference_V.astype(np.float64)).log_softmax(-1)
+    forward, backward = (p.exp() * (p - q)).sum(), (q.exp() * (q - p)).sum()
+    biased = (p.exp() * (p - q) ** 2 / 2).sum()
+    zero = (p - p.detach()).sum() * 0
+    value, gradient = dict(
+        K1=(forward, zero), K2=(biased, forward), K3=(forward, backward), ExactKl=(forward, forward)
+    )[name]  # fmt: skip
+    of = torch.autograd.grad(gradient, score)[0]
+    np.testing.assert_allclose((jnp.exp(policy_V) * estimates(score_V)).sum(), value.item(), **CLOSE)
+    found = (jnp.exp(policy_V)[:, None] * jax.jacobian(estimates)(score_V)).sum(0)
+    np.testing.assert_allclose(found, of, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", KL_ESTIMATORS)
+def test_group_losses_with_every_estimate_of_the_divergence(case, name):
+    """The difference that `kl` makes to the loss, which is also what is logged."""
+    params, batch, chosen = case
+    reference = np.random.default_rng(3).normal(size=(B, T, V)).astype(np.float32)
+    frozen = FROZEN | dict(reference=dict(score_BTV=reference))
+    estimator = KL_ESTIMATORS[name]()
+    p, q = (logps(torch.tensor(x)).double() for x in (params["score_BTV"], reference))
+    log_ratio = chosen - batch["reference_BT"].astype(np.float64)
+    kl = dict(
+        K1=log_ratio, K2=log_ratio**2 / 2, K3=np.exp(-log_ratio) + log_ratio - 1,
+        ExactKl=(p.exp() * (p - q)).nan_to_num(0).sum(-1).numpy(),
+    )[name]  # fmt: skip
+    weight = batch["weight_BT"]
+    batch = credited(Grpo(), batch)
+    with_kl, without = (
+        jit(lambda params, o=o: o(Given(), params, frozen, batch, jax.random.key(0)))(params)
+        for o in (Grpo(kl=0.5, estimator=estimator), Grpo(kl=0.0, estimator=estimator))
+    )
+    wanted = 0.5 * ((kl * weight).sum(1) / weight.sum(1)).sum()
+    np.testing.assert_allclose(with_kl["loss"] - without["loss"], wanted, rtol=1e-4)
+    np.testing.assert_allclose(with_kl["kl"], (kl * weight).sum(), rtol=1e-4)
+
+
+def test_the_exact_divergence_asks_for_the_vocabulary():
+    with pytest.raises(TypeError, match="ExactKl needs logp_BTV"):
+        ExactKl()(jnp.zeros((1, 1)), jnp.zeros((1, 1)))
 
 
 @pytest.mark.parametrize("objective", EVERY, ids=NAMES)
