@@ -88,8 +88,12 @@ class HeldOut:
     _author: Author | None = None
 
     @functools.cached_property
+    def _parts(self) -> tuple[list[list[Prompt]], float]:
+        return self.data.prompts(self.split, self.tokenizer)
+
+    @functools.cached_property
     def prompts(self) -> list[Prompt]:
-        parts = self.data.prompts(self.split, self.tokenizer)
+        parts, _ = self._parts
         found = [parts[part][number] for part, number in zip(*interleaved(list(map(len, parts))), strict=True)]
         limit = self.data.evaluation_batches
         return found if limit is None else found[: limit * self.data.batch]
@@ -110,6 +114,7 @@ class HeldOut:
                 said = dict(prompt=prompt.text, completion=completions.texts[row])
                 self.samples.append(said | dict(reward=float(known["reward_B"][row])))
             known["weight_BT"][len(prompts) :] = 0
+            known["prompts_left_out_B"] = np.full(rows, self._parts[1])
             yield {name: a.astype(np.float32) if a.dtype == np.float64 else a for name, a in known.items()}
 
 

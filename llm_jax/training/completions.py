@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -61,16 +61,30 @@ class Prompt:
 
     @classmethod
     def among(
-        cls, documents: Iterable[Document], tokenizer: Tokenizer, rendering: Rendering, most: float
-    ) -> Iterator[Prompt]:  # fmt: skip
-        """Those of the documents that have one, of at most `most` tokens."""
+        cls, documents: Iterable[Document], tokenizer: Tokenizer, rendering: Rendering, most: float,
+        limit: int | None = None, once: bool = False,
+    ) -> tuple[list[Prompt], int]:  # fmt: skip
+        """The first `limit` (None: all) prompts of 1 to `most` tokens, and how many on the way have another length.
+
+        `once`: what has the tokens of an earlier prompt does not count.
+        """
+        found: list[Prompt] = []
+        seen: set[tuple[int, ...]] = set()
+        left_out = 0
         for document in documents:
             if isinstance(document, Conversation) and not document.asked:
                 continue
             if isinstance(document, (Conversation, Example, Preference)):
                 prompt = cls.of(document, tokenizer, rendering)
-                if 0 < len(prompt.ids) <= most:
-                    yield prompt
+                if once and prompt.ids in seen:
+                    continue
+                seen.add(prompt.ids)
+                if fits := 0 < len(prompt.ids) <= most:
+                    found.append(prompt)
+                left_out += not fits
+            if len(found) == limit:
+                break
+        return found, left_out
 
 
 @dataclasses.dataclass

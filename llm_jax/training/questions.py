@@ -82,6 +82,11 @@ def questions(finished: Finished, split: SplitName, limit: int) -> Asked:
     return Asked(split, found, cut, left_out)
 
 
+def no_room(left_out: int, count: int, max_tokens: int) -> str:
+    """The line of a report that says so many of its prompts were left out."""
+    return f"  {left_out} of {count} prompts leave no room for max_tokens={max_tokens}: they are left out"
+
+
 def writing(finished: Finished) -> LanguageModel:
     """The run as a language model that goes on from a text alone.
 

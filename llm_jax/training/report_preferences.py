@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Sequence
 from types import FunctionType
@@ -24,7 +23,7 @@ from llm_jax.objectives.rewards import Reward, as_reward
 from llm_jax.training.completions import Completions, Prompt, replies
 from llm_jax.training.finished import Finished, language_model
 from llm_jax.training.intervals import mean_error, ties, wilson
-from llm_jax.training.questions import writing
+from llm_jax.training.questions import no_room, writing
 from llm_jax.training.report import Finding, Report
 from llm_jax.training.rollouts import Rollouts
 
@@ -37,7 +36,8 @@ class Rewarded(Report):
     both have the same reward. `kl` (nats a token) and `kl_per_reply` are KL(model || reference) of the distributions
     that replies are drawn from: at the `temperature`, among the tokens that a model may write, at each token of the
     model's replies. At temperature 0 nothing is drawn, and there is no KL. Prompts are the first `limit` that leave
-    room for `max_tokens`. `truncated` is the share of replies that did not end: they are rewarded as they stand.
+    room for `max_tokens`; `validation_left_out` counts those before the last of them that leave none. `truncated` is
+    the share of replies that did not end: they are rewarded as they stand.
 
     Attributes:
       temperature: None: that of the data's `Rollouts`, by which the model was trained; 1 for other data.
@@ -61,27 +61,32 @@ class Rewarded(Report):
         writing(planned)
         reward = cast(Any, self).reward
         reward.check()
-        reward.check_prompts([prompt.document for prompt in self._prompts(planned, self.limit)])
+        reward.check_prompts([prompt.document for prompt in self._prompts(planned)[0]])
 
-    def _prompts(self, finished: Finished, limit: int) -> list[Prompt]:
+    def _prompts(self, finished: Finished) -> tuple[list[Prompt], int]:
+        """Those that are replied to, and how many of those before the last leave no room for a reply."""
         most = (finished.lm.context or math.inf) - self.max_tokens - 1  # a judge also reads what ends a turn
-        among = Prompt.among(finished.documents("validation"), finished.tokenizer, finished.rendering, most)
-        prompts = list(itertools.islice(among, limit))
+        prompts, left_out = Prompt.among(
+            finished.documents("validation"), finished.tokenizer, finished.rendering, most, self.limit
+        )
         if not prompts:
             raise InputError(
                 "Rewarded needs held-out conversations, preferences or examples whose prompts leave room for "
-                f"max_tokens={self.max_tokens}: there are none"
+                f"max_tokens={self.max_tokens}: " + (f"none of {left_out} does" if left_out else "there are none")
             )
-        return prompts
+        return prompts, left_out
 
     def __call__(self, finished):
         rendering, lm = finished.rendering, writing(finished)
-        prompts = self._prompts(finished, self.limit)
+        prompts, left_out = self._prompts(finished)
         reward = cast(Any, self).reward.ready(finished.tokenizer, rendering, finished.frozen)
         sampler = Sampling(self._temperature(finished))
         here, score_N = self._sampled(lm, prompts, sampler, reward)
         found = dict(reward=score_N.mean(), reply_tokens=here.sizes().mean(), truncated=here.truncated())
         lines = [f"{len(prompts)} held-out prompts: {_told(here, score_N)}"]
+        if left_out:
+            found |= dict(validation_left_out=left_out)
+            lines.append(no_room(left_out, len(prompts) + left_out, self.max_tokens))
         shown = [prompts, here.texts]
         if finished.frozen and "reference" in finished.frozen:
             reference = language_model(finished.experiment, finished.tokenizer, finished.frozen["reference"])

@@ -19,7 +19,7 @@ from llm_jax.objectives.rewards import ModelReward
 from llm_jax.training.completions import Completions, Prompt, replies
 from llm_jax.training.finished import Finished
 from llm_jax.training.intervals import mean_error, ties, wilson
-from llm_jax.training.questions import writing
+from llm_jax.training.questions import no_room, writing
 from llm_jax.training.report import Finding, Report
 
 
@@ -56,8 +56,8 @@ class WinRate(Report):
         writing(planned)
         self._asked(planned)
 
-    def _asked(self, finished: Finished) -> list[Prompt]:
-        """The prompts, each once, that leave room for a reply in the context of every model that reads it."""
+    def _asked(self, finished: Finished) -> tuple[list[Prompt], int]:
+        """`_prompts` in the context of every model that reads a reply."""
         other = conform(self.against.model, Generator, "report.against.model")
         own = conform(finished.experiment.model, Generator, "model")
         judge = conform(self.judge.model, Scorer, f"the model of {self.judge.run}")
@@ -67,7 +67,7 @@ class WinRate(Report):
         experiment: Any = finished.experiment
         self.judge.params(finished.frozen)  # before its model is asked for: it says what is wrong
         other = conform(self.against.model, Generator, "report.against.model")
-        prompts = self._asked(finished)
+        prompts, left_out = self._asked(finished)
         reward = ModelReward(self.judge).ready(finished.tokenizer, experiment.data.rendering, finished.frozen)
         theirs = self.against.params(finished.frozen)
         rival = dataclasses.replace(finished, experiment=experiment.override({"model": other}), params=theirs)
@@ -76,20 +76,25 @@ class WinRate(Report):
             replies(run.lm, prompts, max_tokens=self.max_tokens, sampler=sampler, seed=self.seed, batch=self.batch)
             for run in (finished, rival)
         ]
-        return self._finding(prompts, made, [each.scored(reward) for each in made])
+        found = self._finding(prompts, made, [each.scored(reward) for each in made])
+        if left_out:
+            found.lines.insert(2, no_room(left_out, len(prompts) + left_out, self.max_tokens))
+            found.metrics[f"{self.split}_left_out"] = left_out
+        return found
 
-    def _prompts(self, finished: Finished, context: int) -> list[Prompt]:
-        """Each once, of those that leave room for a reply."""
+    def _prompts(self, finished: Finished, context: int) -> tuple[list[Prompt], int]:
+        """Those that are replied to, each once, and how many of those before the last leave no room for a reply."""
         data: Any = finished.experiment.data
         most = context - self.max_tokens - 1
-        among = Prompt.among(finished.documents(self.split), finished.tokenizer, data.rendering, most)
-        once = {prompt.ids: prompt for prompt in among}
-        if not once:
+        prompts, left_out = Prompt.among(
+            finished.documents(self.split), finished.tokenizer, data.rendering, most, self.limit or None, once=True
+        )
+        if not prompts:
             raise InputError(
                 f"WinRate needs prompts that leave room for an answer of max_tokens={self.max_tokens} in a context of "
                 f"{context}, and the {self.split} documents have none"
             )
-        return list(once.values())[: self.limit or None]
+        return prompts, left_out
 
     def _finding(
         self, prompts: Sequence[Prompt], made: Sequence[Completions], rewards: Sequence[np.ndarray]

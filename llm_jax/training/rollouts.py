@@ -34,6 +34,7 @@ from llm_jax.training.program import Program
 CREDITED = ("advantage_BT", "return_BT")
 SPREAD = ("reward_spread_B", "reward_zero_std_B")  # of groups of two completions or more
 SAMPLING = ("sampling_logp_difference_B", "sampling_logp_difference_max_B")
+LEFT_OUT = "prompts_left_out_B"  # the share of the prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Rollouts(Data):
     deviation of their rewards, `reward_spread_B`, and 1 where that is none, `reward_zero_std_B`). In every row is also
     how far the log-probabilities of the rollout's tokens are from each other as they were drawn and as the training
     reads them (`sampling_logp_difference_B`, the mean, and `sampling_logp_difference_max_B`): with 32 bits that is
-    rounding; more of it says that the policy that is trained is not the one that wrote.
+    rounding; more of it says that the policy that is trained is not the one that wrote. So is the share of the prompts
+    that leave no room (`prompts_left_out_B`).
     """
 
     rewards: tuple[Reward | FunctionType, ...] = (ExactAnswer(),)
@@ -116,12 +118,12 @@ class Rollouts(Data):
         batch = blank(rows, self.length)
         del batch["number_B"]
         batch |= {name: np.zeros((rows, self.length), np.float32) for name in RECALLED + CREDITED}
-        of_rows = ("ended_B", "kl_coefficient_B", "reward_B", *SAMPLING, *self.reward_names())
+        of_rows = ("ended_B", "kl_coefficient_B", LEFT_OUT, "reward_B", *SAMPLING, *self.reward_names())
         of_rows += SPREAD if self.group > 1 else ()
         return batch | {name: np.zeros(rows, np.float32) for name in of_rows}
 
-    def prompts(self, split: SplitName, tokenizer: Tokenizer) -> list[list[Prompt]]:
-        """Those of the split that leave room for an answer, by component of the mixture.
+    def prompts(self, split: SplitName, tokenizer: Tokenizer) -> tuple[list[list[Prompt]], float]:
+        """Those of the split that leave room for an answer, by component of the mixture; and the share that does not.
 
         Raises:
           InputError: none does, or none of a component that is to be trained on.
@@ -147,7 +149,8 @@ class Rollouts(Data):
                     len(found) - len(left), len(found), split, source, self.max_tokens, self.length,
                     max(len(prompt.ids) for prompt in found),
                 )  # fmt: skip
-        return fitting
+        count, left = (sum(map(len, lists)) for lists in (parts, fitting))
+        return fitting, 1 - left / count
 
     def check_room(self, prompts: Sequence[Sequence[Prompt]], tokenizer: Tokenizer) -> None:
         """Checks that the rewards can read completions of all prompts, however long they become.
@@ -194,7 +197,7 @@ class RolloutIterator(Iterator[Batch]):
     def __init__(self, data: Rollouts, program: Program, tokenizer: Tokenizer, seed: int):
         self._data, self._program, self._seed = data, program, seed
         self._author = Author(data, program, tokenizer)
-        self._prompts = data.prompts("train", tokenizer)
+        self._prompts, self._left_out = data.prompts("train", tokenizer)
         data.check_room(self._prompts, tokenizer)
         self._seen = 0
         self._coefficient = self._author.policy.first_coefficient()
@@ -221,6 +224,7 @@ class RolloutIterator(Iterator[Batch]):
         order = np.random.default_rng((self._seed, number, update)).permutation(len(self._rollout["reward_B"]))
         chosen = order[part * self._data.batch : (part + 1) * self._data.batch]
         batch = {name: array[chosen] for name, array in self._rollout.items()}
+        batch[LEFT_OUT] = np.full(len(chosen), self._left_out, np.float32)
         self._seen += 1
         if self._seen % self._each == 0:
             self._rollout = None

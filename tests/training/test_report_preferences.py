@@ -133,7 +133,7 @@ def test_the_divergence_is_of_the_distributions_that_replies_are_drawn_from(para
         experiment: Any = run.experiment
         experiment.data = Rollouts(Tasks(), temperature=2.0)
     found, temperature = report(run), 2.0 if given is None else given
-    prompts = list(Prompt.among(run.documents("validation"), TOKENIZER, Rendering(), 99))
+    prompts = Prompt.among(run.documents("validation"), TOKENIZER, Rendering(), 99)[0]
     made = replies(run.lm, prompts, max_tokens=TOKENS, sampler=Sampling(temperature), seed=0, batch=5)
     written = [i for i in range(TOKENIZER.vocabulary) if i not in TOKENIZER.beside or i in TOKENIZER.ends]
     kl, raw = [], []
@@ -170,10 +170,13 @@ def test_a_model_that_is_its_reference_gains_nothing(params):
 def test_without_a_reference_there_is_no_gain_and_prompts_are_limited(params):
     alone = finished({"own": params["own"]}, [Text("no prompt"), Example("1+" * 13, "0"), *TASKS])
     found = rewarded(limit=4, show=1)(alone)
-    assert found.metrics.keys() == {"reward", "reply_tokens", "truncated"}
-    assert found.lines[0].startswith("4 held-out prompts") and found.lines[2].split() == ["prompt", "0+0="]
-    with pytest.raises(InputError, match="leave room for max_tokens=6: there are none"):
-        rewarded()(finished(params, [Text("a"), Example("1+" * 13, "0")]))
+    assert found.metrics.keys() == {"reward", "reply_tokens", "truncated", "validation_left_out"}
+    assert found.lines[0].startswith("4 held-out prompts") and found.lines[3].split() == ["prompt", "0+0="]
+    assert found.lines[1] == "  1 of 5 prompts leave no room for max_tokens=6: they are left out"
+    assert found.metrics["validation_left_out"] == 1
+    for documents, none in (([Text("a"), Example("1+" * 13, "0")], "none of 1 does"), ([Text("a")], "there are none")):
+        with pytest.raises(InputError, match=f"leave room for max_tokens=6: {none}"):
+            rewarded()(finished(params, documents))
 
 
 REPLIES = [  # what was preferred, and what it was compared with

@@ -106,7 +106,11 @@ def test_a_model_against_itself_ties_and_prompts_count_once(params):
     same = finished(params | {"other": params["own"]}, [*TASKS, *TASKS, Text("no prompt")])
     found = report()(same)
     assert found.metrics["win_rate"] == 0.5 and found.metrics["reward_gain"] == 0 and "6 of 12" in found.lines[0]
-    assert "of 5 prompts" in report(limit=5)(same).lines[0]
+    assert "of 5 prompts" in report(limit=5)(same).lines[0] and not any("left_out" in name for name in found.metrics)
+    long = [Example(str(i) * 13, "0") for i in range(3)]
+    told = report()(finished(params | {"other": params["own"]}, [*TASKS[:2], *long, *long, *TASKS[2:]]))
+    assert told.lines[2] == "  3 of 15 prompts leave no room for max_tokens=6: they are left out"
+    assert told.metrics == found.metrics | dict(validation_left_out=3)
     assert found.metrics["reward_ties"] == 1 and "in 100.0% of the prompts both have the same reward" in found.lines[2]
     alone = report(limit=1)(finished(params, TASKS))
     assert "(one prompt has no interval)" in alone.lines[1] and all(map(np.isfinite, alone.metrics.values()))

@@ -154,7 +154,7 @@ def test_rows_hold_what_was_drawn(rollout, tokenizer):
 def test_a_completion_without_an_end_is_worth_what_is_said(experiment, tokenizer):
     data = dataclasses.replace(experiment.data, unended=-7.0)
     texts, ended = ["a", "bc", "aa"], np.array([True, False, True])
-    completions = Completions(data.prompts("train", tokenizer)[0][:3], [[1], [2, 3], [1, 1]], texts, ended)
+    completions = Completions(data.prompts("train", tokenizer)[0][0][:3], [[1], [2, 3], [1, 1]], texts, ended)
     found = data.judged(completions, data.rewards)
     np.testing.assert_array_equal(found["reward_B"], [1 - 0.5, -7, 2 - 1])
     np.testing.assert_array_equal(found["reward_Ones_0_B"], [1, 1, 2])
@@ -208,7 +208,7 @@ def asked(tokenizer, batch):
 
 def test_a_source_alone_is_drawn_from_as_ever(experiment, rollout, tokenizer):
     """What runs before there were mixtures have drawn, they draw when they go on."""
-    (fitting,) = experiment.data.prompts("train", tokenizer)
+    (fitting,), _ = experiment.data.prompts("train", tokenizer)
     wanted = [fitting[i].text for i in permuted(np.arange(4), len(fitting), (0, 0))]
     assert sorted(asked(tokenizer, rollout[0]) + asked(tokenizer, rollout[1])) == sorted(4 * wanted)
 
@@ -260,6 +260,7 @@ def test_the_first_step_is_on_the_policy_and_the_same_however_it_is_divided(
     assert sums["reward_Ones_0"] == rollout[0]["reward_Ones_0_B"].sum()
     logged = means(sums, likelihood=False)
     assert logged["sampling_logp_difference_max"] == pytest.approx(rollout[0]["sampling_logp_difference_max_B"][0])
+    assert logged["prompts_left_out"] == pytest.approx(rollout[0]["prompts_left_out_B"][0])
     assert logged["sampling_logp_difference"] < logged["sampling_logp_difference_max"] < 1e-5
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), sums, other[1])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), params, other[0])
@@ -346,10 +347,10 @@ def test_prompts_are_what_comes_before_the_answer(tokenizer):
         asked = Prompt.of(Conversation(open_ended), tokenizer, rendering)
         assert list(asked.ids) == rendering.settled.template.render(tokenizer, open_ended, reply=True)[0]
         assert completed(asked.document, "e") == Conversation((*open_ended, Message("assistant", "e")))
-        assert [p.ids for p in Prompt.among([Conversation(open_ended)], tokenizer, rendering, 99)] == [asked.ids]
+        assert [p.ids for p in Prompt.among([Conversation(open_ended)], tokenizer, rendering, 99)[0]] == [asked.ids]
     with pytest.raises(InputError, match="nothing precedes a reply"):
         Prompt.of(Conversation(said[1:2]), tokenizer, rendering)
-    assert not [*Prompt.among([Conversation(said[1:2])], tokenizer, rendering, 99)]
+    assert Prompt.among([Conversation(said[1:2])], tokenizer, rendering, 99) == ([], 0)
 
 
 def test_a_reward_model_reads_the_whole_text(tiny, tokenizer):
@@ -431,14 +432,14 @@ def test_a_reward_model_without_room_is_refused_before_the_first_step(tiny, temp
     )
     for split in ("train", "validation"):
         with pytest.raises(InputError, match=message):
-            data.check_room(data.prompts(split, tokenizer), tokenizer)
+            data.check_room(data.prompts(split, tokenizer)[0], tokenizer)
     with pytest.raises(InputError, match=message):
         data.evaluation(tokenizer)
     advised = dataclasses.replace(data, length=most)
-    advised.check_room(advised.prompts("train", tokenizer), tokenizer)
+    advised.check_room(advised.prompts("train", tokenizer)[0], tokenizer)
     assert advised.evaluation(tokenizer).prompts
     with pytest.raises(InputError, match=message):
-        (more := dataclasses.replace(data, length=most + 1)).check_room(more.prompts("train", tokenizer), tokenizer)
+        (more := dataclasses.replace(data, length=most + 1)).check_room(more.prompts("train", tokenizer)[0], tokenizer)
 
 
 def test_prompts_that_are_left_out_are_counted(tokenizer, caplog, tmp_path):
@@ -448,13 +449,14 @@ def test_prompts_that_are_left_out_are_counted(tokenizer, caplog, tmp_path):
     )
     data = Rollouts(JsonLines(str(file)), length=12, max_tokens=4, split=ByHash(1e-9), batch=4, group=2)
     with caplog.at_level("WARNING"):
-        (found,) = data.prompts("train", tokenizer)
+        (found,), left_out = data.prompts("train", tokenizer)
+    assert left_out == pytest.approx(2 / 5)
     sizes = [len(prompt.ids) for prompt in found]
     assert sizes == [size for size in (3, 4, 5, 10, 13) if size <= 8]
     assert "2 of 5 train prompts of JsonLines" in caplog.text and "the longest has 13 tokens" in caplog.text
     caplog.clear()
-    dataclasses.replace(data, length=20).prompts("train", tokenizer)
-    assert not caplog.text
+    _, none = dataclasses.replace(data, length=20).prompts("train", tokenizer)
+    assert none == 0 and not caplog.text
 
 
 def test_what_cannot_be_rolled_out_is_refused(experiment, tiny, program, tokenizer):
@@ -482,10 +484,10 @@ def test_what_cannot_be_rolled_out_is_refused(experiment, tiny, program, tokeniz
     long = dataclasses.replace(data, source=Mixture((data.source, Sums("9", 30, "+" * 9)), (1, 1)))
     with pytest.raises(InputError, match=r"of \d+ train prompts of Sums.* none leaves room"):
         long.train(tokenizer, seed=0, program=program)
-    assert len(long.prompts("validation", tokenizer)[1]) == 0 < len(long.evaluation(tokenizer).prompts)
+    assert len(long.prompts("validation", tokenizer)[0][1]) == 0 < len(long.evaluation(tokenizer).prompts)
     with pytest.raises(InputError, match="in one process, not 2"):
         data.train(tokenizer, seed=0, processes=2, program=program)
     with pytest.raises(InputError, match=r"Grpo learns from completions: set data=Rollouts"):
         Grpo().prepare(tiny.data, tokenizer)
-    fitting = [prompt for split in ("train", "validation") for prompt in data.prompts(split, tokenizer)[0]]
+    fitting = [prompt for split in ("train", "validation") for prompt in data.prompts(split, tokenizer)[0][0]]
     assert all(len(prompt.ids) <= 7 for prompt in fitting)
