@@ -13,6 +13,7 @@ from llm_jax.text.guard import ROLE_NAMES, Found, Names, encoded
 from llm_jax.text.tokenizer import Tokenizer, check_text
 from llm_jax.text.traced import TEMPLATE, Traced
 
+MASK = "[MASK]"
 SpecialTokens = Literal["text", "parse"]  # what is made of a special token that a prompt spells
 
 
@@ -27,8 +28,10 @@ def check_special_tokens(value: str) -> None:
 
 
 def spelt(tokenizer: Tokenizer, text: str) -> list[Found]:
-    """The special tokens that the text spells as they are published, in their order."""
+    """The special tokens that the text spells, in order: as they are published, and `MASK` where that has no name."""
     published = {name: i for name, i in tokenizer.special.items() if name not in ROLE_NAMES}
+    if (mask := tokenizer.special.get("mask")) not in (None, *published.values()):
+        published.setdefault(MASK, mask)
     return [*Names(published, tokenizer.marks).find(Traced(text, TEMPLATE), set())]
 
 

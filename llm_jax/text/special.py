@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from llm_jax.core.tables import InputError
@@ -14,6 +15,11 @@ ENDS = ("bos", "eos", "end_of_turn")  # what ends a text; no other token that st
 def sentinel(number: int) -> str:
     """The special token that stands for a span which was taken from a text; named as T5's are."""
     return f"<extra_id_{number}>"
+
+
+def is_sentinel(name: str) -> bool:
+    """Whether a special token is a `sentinel`. Those are content, which a model that has learnt them writes."""
+    return re.fullmatch(r"<extra_id_\d+>", name) is not None
 
 
 def specials_from(first: int, sentinels: int = 0, further: Sequence[str] = ()) -> dict[str, int]:

@@ -17,7 +17,7 @@ import tokenizers
 from llm_jax.core.files import digest, parse_json, user_path, write_atomically
 from llm_jax.core.tables import InputError, lookup
 from llm_jax.text.byte_level import GPT2_END_OF_TEXT, LETTERS, gpt2, letters_to_bytes
-from llm_jax.text.special import ENDS, specials_from
+from llm_jax.text.special import ENDS, is_sentinel, specials_from
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}".encode()  # how [UNK] reads
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
@@ -36,7 +36,8 @@ class Tokenizer:
       marks: as `special`, but a model may write them and `decode` shows their names ("<think>").
       beside: the ids of both; no text is encoded to them.
       ends: the ids that end a text or a turn.
-      unsaid: the ids beside texts that a model is not to write: those that neither end one nor are marks.
+      unsaid: the ids beside texts that a model is not to write: those that neither end one nor are marks or sentinels
+        (`<extra_id_0>`), which `decode` shows by their names.
       lossless: `decode(encode(text)) == text` for every text.
       bytes_V: int32 [V], the bytes of text that each token stands for, as `decode` spells it; special tokens have 0.
         Exact where the tokenizer is lossless: the sum over `encode(text)` is `len(text.encode())`. Where it is not
@@ -68,7 +69,8 @@ class Tokenizer:
         tokens = {i: token for token, i in rust.get_vocab().items()}
         own = {*self.special.values(), *self.marks.values()}
         self.beside = frozenset(own - {self.special.get("unk")})
-        self.unsaid = self.beside - self.ends - {*self.marks.values()}
+        content = {name: i for name, i in self.special.items() if is_sentinel(name)} | self.marks
+        self.unsaid = self.beside - self.ends - {*content.values()}
         self.vocabulary = 1 + max(*tokens, *own)
         text_ids = tokens.keys() - own
         spelt = {i: spells.added(tokens[i]) if i in added else spells.bytes(tokens[i]) for i in text_ids}
@@ -76,7 +78,7 @@ class Tokenizer:
         self.bytes_V = np.array([len(b) for b in self._bytes], np.int32)
         if "unk" in self.special:
             self._bytes[self.special["unk"]] = UNKNOWN
-        for name, i in self.marks.items():
+        for name, i in content.items():
             self._bytes[i] = name.encode()
         self.lossless = (
             spells.lossless and "unk" not in self.special and rust.normalizer is None

@@ -278,3 +278,6 @@ def test_sentinels_are_special_tokens(name):
     assert "<extra_id_0>" not in plain.special and more.special["<extra_id_2>"] in more.beside
     assert not set(more.encode("<extra_id_1> and <extra_id_0>")) & more.beside
     assert more.vocabulary - plain.vocabulary in (0, 3)
+    first, mask = more.special["<extra_id_0>"], more.special["mask"]  # a model may write the one, and never the other
+    assert first not in more.unsaid and mask in more.unsaid and more.bytes_V[first] == 0
+    assert more.decode([first, mask, *more.encode("ab")]).replace(" ", "") == "<extra_id_0>ab"

@@ -156,12 +156,33 @@ def their_texts(folder, forbidden: list[int]) -> list[str]:
 def test_translations_before_and_after_an_export(translator, tmp_path):
     import_model(translator, tmp_path / "run")
     lm = llm_jax.load(tmp_path / "run")
-    forbidden = sorted(lm.tokenizer.beside - lm.tokenizer.ends)
+    forbidden = sorted(lm.tokenizer.unsaid)
     wanted = their_texts(translator, forbidden)
     assert lm.generate(TEXTS, max_tokens=10, temperature=0.0) == wanted
     assert all(len(text) > 3 for text in wanted) and wanted[0] != wanted[1]
     export_model(tmp_path / "run", tmp_path / "out")
     assert their_texts(tmp_path / "out", forbidden) == wanted
+
+
+def test_sentinels_are_written_and_shown(translator, tmp_path):
+    """By a model that prefers them, as `transformers` writes them."""
+    shutil.copytree(translator, tmp_path / "published")
+    model: Any = transformers.T5ForConditionalGeneration.from_pretrained(translator)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(translator)
+    with torch.no_grad():
+        model.shared.weight[tokenizer.convert_tokens_to_ids(["<extra_id_0>", "<extra_id_1>"])] *= 5
+    model.save_pretrained(tmp_path / "published")
+    import_model(tmp_path / "published", tmp_path / "run")
+    lm = llm_jax.load(tmp_path / "run")
+    read = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        made = model.eval().generate(
+            **read, max_new_tokens=10, do_sample=False, suppress_tokens=sorted(lm.tokenizer.unsaid)
+        )
+    wanted = [text.replace("<pad>", "").split("</s>")[0] for text in tokenizer.batch_decode(made)]
+    given = lm.generate(TEXTS, max_tokens=10, temperature=0.0)
+    assert [text.replace(" ", "") for text in given] == [text.replace(" ", "") for text in wanted]
+    assert "<extra_id_0>" in given[0] and given[0].replace("<extra_id_0>", ""), given
 
 
 @pytest.mark.parametrize(("kind", "measured"), [("encoder", "accuracy"), ("translator", "perplexity")])

@@ -34,6 +34,16 @@ def test_a_trusted_text_has_the_tokens_that_it_spells():
         parse(OURS, "<|a|>\ud800", ChatTemplate())
 
 
+def test_masks_and_sentinels_can_be_written_in_a_trusted_text():
+    ours = Bytes(sentinels=2).train([])
+    mask, first, second = (ours.special[name] for name in ("mask", "<extra_id_0>", "<extra_id_1>"))
+    text = "a[MASK]b<extra_id_1><extra_id_0>"
+    assert parse(ours, text, ChatTemplate()) == [97, mask, 98, second, first]
+    assert ours.encode(text) == [*text.encode()] and "[MASK]" in (notice(ours, [text]) or "")
+    published = PLAIN.having({"<mask>": PLAIN.special["mask"]})  # as it is published, and in no other way
+    assert parse(published, "<mask>[MASK]", ChatTemplate()) == [PLAIN.special["mask"], *b"[MASK]"]
+
+
 def test_token_ids_are_whole_numbers_of_the_vocabulary():
     for ids in ([1, 2, 3], (1, 2, 3), np.array([1, 2, 3], np.int16), range(1, 4)):
         assert token_ids(ids, 4) == [1, 2, 3] and all(type(i) is int for i in token_ids(ids, 4))
