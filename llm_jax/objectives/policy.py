@@ -21,7 +21,7 @@ from llm_jax.core.parts import NonNegative, Share, conform, show, walk
 from llm_jax.core.tables import InputError
 from llm_jax.layers.moe import MoE, routing
 from llm_jax.models.actor_critic import ActorCritic
-from llm_jax.models.model import Generator
+from llm_jax.models.model import Generator, Translator
 from llm_jax.objectives.divergence import K3, Divergence, FixedKl, KlEstimator
 from llm_jax.objectives.objective import Objective, Sums
 
@@ -60,16 +60,6 @@ class Rollout:
         """[B]: 1.0 where all rewards of a completion's group are the same, so that their comparison tells nothing."""
         reward = self.grouped(self.reward_B)
         return np.repeat((reward.max(1) == reward.min(1)).astype(np.float64), self.group)
-
-    def compared(self, x_B: np.ndarray, objective: str) -> np.ndarray:
-        """`grouped`, for an objective that compares the completions of a prompt.
-
-        Raises:
-          InputError: each prompt has one alone, of which nothing could be learnt.
-        """
-        if self.group < 2:
-            raise InputError(f"{objective} compares completions of one prompt: data.group must be 2 or more")
-        return self.grouped(x_B)
 
 
 class Credit(NamedTuple):
@@ -114,6 +104,7 @@ class PolicyGradient(Objective, abc.ABC):
         if not hasattr(data, "temperature"):
             raise InputError(f"{type(self).__name__} learns from completions: set data=Rollouts(...)")
         rollouts: Any = data
+        self.check_sizes(rollouts.group, rollouts.batch * rollouts.batches)
         allowed_V = np.ones(tokenizer.vocabulary, bool)
         allowed_V[list(tokenizer.unsaid)] = False
         return dict(
@@ -129,8 +120,25 @@ class PolicyGradient(Objective, abc.ABC):
         """Of the divergence, for the first rollout; 0 where rewards have no part in it."""
         return 0.0
 
+    def check_sizes(self, group: int, completions: int) -> None:
+        """Checks that a rollout has enough completions, `group` to a prompt, to learn something from.
+
+        Raises:
+          InputError: each is compared with itself alone.
+        """
+
     def check(self, model, documents):
         path, writer = ("model.actor", model.actor) if isinstance(model, ActorCritic) else ("model", model)
+        if isinstance(writer, Translator):
+            raise InputError(
+                f"{path} is an {type(writer).__name__}, which reads prompts apart from what it writes, and rollouts "
+                f"are of models that go on from a text: set {path} to a Decoder"
+            )
+        if isinstance(writer, Generator) and writer.beside():
+            raise InputError(
+                f"{path} is a {type(writer).__name__}, which reads {' and '.join(writer.beside())} beside each prompt, "
+                f"and rollouts are of models that read text alone: set {path} to a Decoder"
+            )
         for where, part in walk(writer, path):
             if isinstance(part, MoE) and part.dispatch.drops(part.top_k, part.experts):
                 raise InputError(
@@ -226,6 +234,17 @@ def clipped(ratio: jax.Array, advantage: jax.Array, low: float, high: float) -> 
 # ------------------------------------------------------------------------------------------------------------- groups
 
 
+def check_group(objective: PolicyGradient, group: int) -> None:
+    """Checks that a prompt has several completions, for an objective that compares these.
+
+    Raises:
+      InputError: it has one alone, of which nothing could be learnt.
+    """
+    if group < 2:
+        name = type(objective).__name__
+        raise InputError(f"{name} compares completions of one prompt: data.group must be 2 or more")
+
+
 @dataclasses.dataclass(frozen=True)
 class Grpo(PolicyGradient):
     """Group-relative policy optimisation (Shao et al. 2024): a completion is compared with others of its prompt.
@@ -243,8 +262,12 @@ class Grpo(PolicyGradient):
     def kl_estimator(self):
         return self.estimator
 
+    def check_sizes(self, group, completions):
+        check_group(self, group)
+
     def credit(self, rollout, coefficient):
-        reward = rollout.compared(rollout.reward_B, type(self).__name__)
+        self.check_sizes(rollout.group, len(rollout.reward_B))
+        reward = rollout.grouped(rollout.reward_B)
         advantage_B = self.scaled((reward - reward.mean(1, keepdims=True)).reshape(-1), rollout)
         return Credit(advantage_B[:, None] * rollout.weight_BT, np.zeros_like(rollout.weight_BT), coefficient)
 
@@ -311,17 +334,20 @@ class Reinforce(PolicyGradient):
     def first_coefficient(self):
         return self.kl.coefficient
 
+    def check_sizes(self, group, completions):
+        if completions < 2:
+            raise InputError(
+                "Reinforce compares a completion with the rollout's mean: data.batch x data.batches must be 2 or more"
+            )
+
     def credit(self, rollout, coefficient):
+        self.check_sizes(rollout.group, len(rollout.reward_B))
         score_B = rollout.reward_B - coefficient * rollout.divergence_B
         advantage_B = score_B - self.baseline(rollout, score_B)
         after = self.kl.after(coefficient, float(rollout.divergence_B.mean()))
         return Credit(advantage_B[:, None] * rollout.weight_BT, np.zeros_like(rollout.weight_BT), after)
 
     def baseline(self, rollout: Rollout, score_B: np.ndarray) -> Any:
-        if len(score_B) < 2:
-            raise InputError(
-                "Reinforce compares a completion with the rollout's mean: data.batch x data.batches must be 2 or more"
-            )
         return score_B.mean()
 
     def lose(self, read, kl_BT, batch, frozen):
@@ -337,8 +363,11 @@ class Reinforce(PolicyGradient):
 class Rloo(Reinforce):
     """REINFORCE leave-one-out (Ahmadian et al. 2024): the baseline is the mean of the prompt's other completions."""
 
+    def check_sizes(self, group, completions):
+        check_group(self, group)
+
     def baseline(self, rollout, score_B):
-        score = rollout.compared(score_B, type(self).__name__)
+        score = rollout.grouped(score_B)
         return ((score.sum(1, keepdims=True) - score) / (score.shape[1] - 1)).reshape(-1)
 
 

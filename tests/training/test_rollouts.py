@@ -12,22 +12,34 @@ import jax
 import numpy as np
 import pytest
 
+import llm_jax
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Conversation, Example, Preference, Rendering, Text
+from llm_jax.data.examples import SourceAndTarget
 from llm_jax.data.files import JsonLines
 from llm_jax.data.loader import permuted
 from llm_jax.data.noising import Masked
 from llm_jax.data.packing import One
+from llm_jax.data.presentation import AsIs
 from llm_jax.data.sources import Mixture, Source
 from llm_jax.data.split import ByHash
-from llm_jax.layers.attention import Attention
+from llm_jax.experiment import Experiment
+from llm_jax.layers.attention import Attention, CrossAttention
 from llm_jax.layers.block import Block
+from llm_jax.layers.embedding import Embed
+from llm_jax.layers.feedforward import FeedForward
+from llm_jax.layers.masks import Full
 from llm_jax.layers.moe import Capacity, MoE, without_drops
+from llm_jax.layers.norms import NoNorm, RMSNorm
+from llm_jax.layers.positions import Rope
 from llm_jax.models.actor_critic import ActorCritic
+from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.heads import Scorer
 from llm_jax.models.pretrained import Pretrained
 from llm_jax.models.stack import Stack
-from llm_jax.objectives.policy import Dapo, DrGrpo, Grpo
+from llm_jax.models.transformer import Side
+from llm_jax.models.vision import Captioner, ImageEncoder, Patches
+from llm_jax.objectives.policy import Dapo, DrGrpo, Grpo, Reinforce, Rloo
 from llm_jax.objectives.ppo import Ppo
 from llm_jax.objectives.rewards import ExactAnswer, ModelReward, Reward, completed
 from llm_jax.parallel.layout import Layout, place
@@ -485,9 +497,44 @@ def test_what_cannot_be_rolled_out_is_refused(experiment, tiny, program, tokeniz
     with pytest.raises(InputError, match=r"of \d+ train prompts of Sums.* none leaves room"):
         long.train(tokenizer, seed=0, program=program)
     assert len(long.prompts("validation", tokenizer)[0][1]) == 0 < len(long.evaluation(tokenizer).prompts)
+    alone = dataclasses.replace(data, group=1, batch=1, batches=1)
+    for objective, message in (
+        (Grpo(), "Grpo compares completions of one prompt: data.group must be 2 or more"),
+        (Rloo(), "Rloo compares completions of one prompt: data.group must be 2 or more"),
+        (Reinforce(), "data.batch x data.batches must be 2 or more"),
+    ):
+        with pytest.raises(InputError, match=message):  # before anything is written
+            Program(dataclasses.replace(experiment, data=alone, objective=objective), program.mesh, tokenizer).begin()
     with pytest.raises(InputError, match="in one process, not 2"):
         data.train(tokenizer, seed=0, processes=2, program=program)
     with pytest.raises(InputError, match=r"Grpo learns from completions: set data=Rollouts"):
         Grpo().prepare(tiny.data, tokenizer)
     fitting = [prompt for split in ("train", "validation") for prompt in data.prompts(split, tokenizer)[0][0]]
     assert all(len(prompt.ids) <= 7 for prompt in fitting)
+
+
+@pytest.mark.parametrize("critic", [False, True])
+def test_the_advice_for_models_that_cannot_be_rolled_out_works(experiment, tokenizer, critic, tmp_path):
+    """One refusal, whatever the presentation of the data is; what it says to set is trained on."""
+    decoder: Any = experiment.model
+    writes = Stack((Block(Attention(2), FeedForward(8), cross=CrossAttention(2)),), 1)
+    reads = Stack((Block(Attention(2, mask=Full()), FeedForward(8)),), 1)
+    reader, writer = (Side(stack, Rope(), RMSNorm(), NoNorm()) for stack in (reads, writes))
+    translator = EncoderDecoder(Embed(8, decoder.words()), reader, writer, start=1)
+    objective: Any = Ppo() if critic else Grpo()
+    path = "model.actor" if critic else "model"
+
+    def run(actor: Any, presentation: Any = AsIs()) -> Experiment:
+        model = ActorCritic(actor, Scorer(decoder)) if critic else actor
+        data = dataclasses.replace(experiment.data, presentation=presentation)
+        return dataclasses.replace(experiment, model=model, objective=objective, data=data, steps=1)
+
+    for presentation in (AsIs(), SourceAndTarget()):
+        with pytest.raises(InputError, match=f"{path} is an EncoderDecoder, which .*: set {path} to a Decoder"):
+            llm_jax.train(run(translator, presentation), str(tmp_path / "refused"))
+    captioner = Captioner(ImageEncoder(Patches(4, (8, 8), 4), reads), decoder)
+    with pytest.raises(InputError, match=rf"{path} is a Captioner, .* image_BYXA .*: set {path} to a Decoder"):
+        objective.check(run(captioner).model, ())
+    objective.check(run(decoder).model, ())
+    if not critic:  # that PPO trains a decoder is tested elsewhere
+        llm_jax.train(run(decoder), str(tmp_path / "run"))
