@@ -12,10 +12,10 @@ before and after side by side.
 import dataclasses
 from collections.abc import Iterable, Iterator
 
+from experiments.chatbot.pretrain import HELD_OUT
 from llm_jax.core.parts import Size
 from llm_jax.data.documents import Conversation, Document, Rendering
 from llm_jax.data.sources import Conversations, Source
-from llm_jax.data.split import ByHash
 from llm_jax.experiment import Experiment
 from llm_jax.models.inherited import Inherited
 from llm_jax.models.pretrained import Pretrained
@@ -28,7 +28,6 @@ from llm_jax.training.precision import Precision
 from llm_jax.training.report_preferences import Rewarded
 from llm_jax.training.rollouts import Rollouts
 
-HELD_OUT = ByHash(0.02)  # as of `chatbot/pretrain` and `chatbot/instruct`
 JUDGE = ModelReward(Pretrained("runs/chatbot/reward"))
 
 

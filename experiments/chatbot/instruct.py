@@ -6,11 +6,11 @@ The second stage of `make chatbot`: from `chatbot/pretrain`, on conversations wi
 answers. What is learnt is what the assistant says.
 """
 
+from experiments.chatbot.pretrain import HELD_OUT
 from llm_jax.data.documents import Rendering
 from llm_jax.data.packing import BestFit
 from llm_jax.data.pipeline import Data
 from llm_jax.data.sources import ChatterBot, Conversations, Mixture
-from llm_jax.data.split import ByHash
 from llm_jax.experiment import Experiment
 from llm_jax.models.inherited import Inherited
 from llm_jax.objectives.next_token import NextToken
@@ -31,7 +31,7 @@ def experiment() -> Experiment:
             length=256,
             batch=8,
             packing=BestFit(),
-            split=ByHash(0.02),
+            split=HELD_OUT,
             rendering=Rendering(learn="answers"),
         ),
         objective=NextToken(),

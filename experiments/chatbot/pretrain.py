@@ -8,14 +8,18 @@ what, and the King James Bible, four to one.
 
 from experiments import quickstart
 from llm_jax.data.sources import Conversations, KingJames, Mixture, PlainTexts
+from llm_jax.data.split import ByHash
 from llm_jax.experiment import Experiment
 from llm_jax.training.report import Compression, Samples
+
+HELD_OUT = ByHash(0.05)  # of the conversations, in all stages that are trained on their text
 
 
 def experiment() -> Experiment:
     return quickstart.experiment().override(
         {
             "data.source": Mixture((PlainTexts(Conversations()), KingJames()), (4.0, 1.0)),
+            "data.split": HELD_OUT,
             "data.evaluation_batches": 40,
             "steps": 900,
             "report": (Compression(), Samples(("Hello", "I like to", "My favourite"), max_tokens=40)),

@@ -50,7 +50,7 @@ class RatedConversations(Source):
     share) or trained on, and either way paired with others at random: once where it is held out, so that the pairs are
     independent, and about 2 * `rounds` times in training. People talk on where they enjoy it, so of two at random the
     longer is the better in three of four: with `length_matched` each is paired with those next to it in length, and a
-    judge has to know something else.
+    judge has to know something else. That is little, so held-out ones have 2 * `rounds` pairs each then too.
     """
 
     rounds: Size = 2
@@ -58,15 +58,17 @@ class RatedConversations(Source):
     length_matched: bool = False
 
     def documents(self) -> Iterator[Document]:
-        rated = self._rated(held_out=False)
-        for step in range(1, self.rounds + 1):
-            wrapped = [] if self.length_matched else rated[:step]  # the longest is not next to the shortest
-            after = rated[step:] + wrapped
-            yield from _compared(zip(rated, after, strict=False))
+        return self._neighbours(self._rated(held_out=False))
 
     def validation(self) -> Iterator[Document]:
         rated = self._rated(held_out=True)
-        return _compared(zip(rated[::2], rated[1::2], strict=False))
+        return self._neighbours(rated) if self.length_matched else _compared(zip(rated[::2], rated[1::2], strict=False))
+
+    def _neighbours(self, rated: list[tuple[float, tuple[Message, ...]]]) -> Iterator[Document]:
+        """Each with the next `rounds`."""
+        for step in range(1, self.rounds + 1):
+            wrapped = [] if self.length_matched else rated[:step]  # the longest is not next to the shortest
+            yield from _compared(zip(rated, rated[step:] + wrapped, strict=False))
 
     def _rated(self, held_out: bool) -> list[tuple[float, tuple[Message, ...]]]:
         """Rating and messages of each conversation, in the order of their lengths or their hashes."""

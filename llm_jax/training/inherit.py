@@ -33,6 +33,8 @@ from llm_jax.training.restore import open_checkpoint
 from llm_jax.training.run import Run
 from llm_jax.training.tuning import leaves, tree
 
+SHOWN = 4  # parameters that a warning names
+
 
 def inherit(experiment: Experiment, workdir: str | Path | None = None) -> Experiment:
     """The experiment with what it leaves to other runs: of that which `init_from` names, how texts are written for its
@@ -134,7 +136,8 @@ def begin(program: Program) -> TrainState:
     there, drawn = leaves(params), leaves(program.draw())
     come = _places(trunks, _kinds(before.boxed), _kinds(program.boxed))
     if left := there.keys() - come.values():
-        logging.warning("init_from: the model has no place for %s", ", ".join(sorted(left)))
+        more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
+        logging.warning("init_from: the model has no place for %s%s", ", ".join(sorted(left)[:SHOWN]), more)
     adopted = {path: jax.numpy.copy(there[come[path]]) if path in come else value for path, value in drawn.items()}
     return program.begin(tree(adopted), others)
 

@@ -22,7 +22,7 @@ from llm_jax.objectives.preferences import apart
 from llm_jax.objectives.rewards import Reward, as_reward
 from llm_jax.training.completions import Completions, Prompt, replies
 from llm_jax.training.finished import Finished, language_model
-from llm_jax.training.intervals import mean_error, ties, wilson
+from llm_jax.training.intervals import independent_pairs, mean_error, ties, wilson
 from llm_jax.training.questions import no_room, writing
 from llm_jax.training.report import Finding, Report
 from llm_jax.training.rollouts import Rollouts
@@ -171,7 +171,9 @@ def _log_softmax(score: np.ndarray) -> np.ndarray:
 class PairAccuracy(Report):
     """How often a reward model prefers what was preferred, of held-out pairs, with its 95% interval (Wilson 1927).
 
-    Beside it, how often that was the longer of the two texts as they are shown: what knowing nothing else would reach.
+    Beside it, how often that was the longer of the two texts as they are shown, which knowing nothing else would reach;
+    and the difference (`ahead_of_length`) with its 95% interval. Intervals go by how many independent pairs would tell
+    as much: fewer than there are, where a text is in several.
     """
 
     def check(self, planned):
@@ -194,20 +196,38 @@ class PairAccuracy(Report):
             size_N, real_N = (texts["segment_BT"] >= 0).sum(1), (texts["weight_BT"] > 0).any(1)
             return score_N.reshape(-1, 2), size_N.reshape(-1, 2), real_N.reshape(-1, 2).all(1)
 
-        told = [jax.device_get(rewards(finished.params, dict(b))) for b in data.evaluation(finished.tokenizer)]
+        told, text_N = [], []
+        for batch in data.evaluation(finished.tokenizer):
+            told.append(jax.device_get(rewards(finished.params, dict(batch))))
+            text_N += [text.tobytes() for text in batch["tokens_BT"].reshape(-1, data.length)]
         score_PO, size_PO, real_P = map(np.concatenate, zip(*told, strict=True))
-        score_PO, size_PO = score_PO[real_P], size_PO[real_P]
-        if not len(score_PO):
+        number = {text: i for i, text in enumerate(dict.fromkeys(text_N))}
+        text_PO = np.array([number[text] for text in text_N]).reshape(-1, 2)
+        if not real_P.any():
             raise InputError("PairAccuracy: the held-out rows hold no pairs")
-        right, equal = float((score_PO[:, 0] > score_PO[:, 1]).mean()), ties(score_PO[:, 0] - score_PO[:, 1])
-        longer = float(np.where(size_PO[:, 0] == size_PO[:, 1], 0.5, size_PO[:, 0] > size_PO[:, 1]).mean())
-        low, high = wilson(right * len(score_PO), len(score_PO))
-        line = f"{len(score_PO)} held-out pairs: {right:.3f} judged right (95% interval {low:.3f} to {high:.3f}); "
-        line += f"the longer of two is preferred in {longer:.3f}"
-        lines = [line]
-        if equal:
-            lines.append(f"  {equal:.1%} have two equal scores, which is not judged right")
-        return Finding(lines, dict(pair_accuracy=right, pair_accuracy_of_length=longer, pair_ties=equal))
+        return judged(score_PO[real_P], size_PO[real_P], text_PO[real_P])
+
+
+def judged(score_PO: np.ndarray, size_PO: np.ndarray, text_PO: np.ndarray) -> Finding:
+    """What there is to say of pairs, the preferred first: their scores, sizes in tokens, and which texts they are."""
+    right_P = (score_PO[:, 0] > score_PO[:, 1]).astype(np.float64)
+    longer_P = np.where(size_PO[:, 0] == size_PO[:, 1], 0.5, size_PO[:, 0] > size_PO[:, 1])
+    right, longer, equal = float(right_P.mean()), float(longer_P.mean()), ties(score_PO[:, 0] - score_PO[:, 1])
+    count = independent_pairs(right_P, text_PO)
+    low, high = wilson(right * count, count)
+    found = dict(pair_accuracy=right, pair_accuracy_of_length=longer, pair_ties=equal, ahead_of_length=right - longer)
+    lines = [
+        f"{len(right_P)} held-out pairs: {right:.3f} judged right (95% interval {low:.3f} to {high:.3f}); "
+        f"the longer of two is preferred in {longer:.3f}"
+    ]
+    ahead_P = right_P - longer_P
+    if (error := mean_error(ahead_P, independent_pairs(ahead_P, text_PO))) is not None:
+        around = (right - longer - error, right - longer + error)
+        found |= dict(zip(("ahead_of_length_low", "ahead_of_length_high"), around, strict=True))
+        lines.append(f"  ahead of length by {right - longer:.3f} (95% interval {around[0]:.3f} to {around[1]:.3f})")
+    if equal:
+        lines.append(f"  {equal:.1%} have two equal scores, which is not judged right")
+    return Finding(lines, found)
 
 
 REPORTS = dict(Rewarded=Rewarded, PairAccuracy=PairAccuracy)

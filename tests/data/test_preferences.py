@@ -276,8 +276,8 @@ def test_rated_conversations_that_are_matched_in_length():
         here, there = map(_sides, (pairs, others))
         assert len(here & there) > 0.8 * len(there), "the same conversations, paired otherwise"
         assert len(pairs) > 0.8 * len(others)
-        assert np.quantile(_length_ratios(pairs), 0.9) < 1.05 < 2 < np.quantile(_length_ratios(others), 0.5)
-        assert max(_length_ratios(pairs)) < 3, "the longest is not paired with the shortest"
+        assert np.quantile(_length_ratios(pairs), 0.9) < 1.1 < 2 < np.quantile(_length_ratios(others), 0.5)
+        assert max(_length_ratios(pairs)) < 6, "the longest is not paired with the shortest"
         sides.append(here)
     assert not sides[0] & sides[1], "no conversation is on both sides of the split"
 

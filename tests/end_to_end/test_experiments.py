@@ -11,7 +11,7 @@ import llm_jax
 from experiments.dpo_base import Sorted
 from experiments.word2vec_planted import PlantedPairs, PlantedQuestions
 from llm_jax import experiment as experiments
-from llm_jax.core.parts import transform, walk
+from llm_jax.core.parts import transform
 from llm_jax.core.tables import InputError
 from llm_jax.data.denoising import Denoising
 from llm_jax.data.sources import (
@@ -51,6 +51,7 @@ from llm_jax.objectives.distillation import Distillation
 from llm_jax.objectives.masked import MaskedTokens
 from llm_jax.objectives.policy import PolicyGradient
 from llm_jax.objectives.rewards import ExactAnswer
+from llm_jax.text.kept import Kept
 from llm_jax.text.recipes import Bytes
 from llm_jax.text.tokenizer import load_tokenizer
 from llm_jax.training import metrics
@@ -86,6 +87,8 @@ SMALLER = {  # where there is no model.stack
     "word2vec_bible": {"data.evaluation_batches": 1, "model.embed.width": 8},
     "word2vec_planted": {"data.source.sentences": 300},
     "grpo_arithmetic": {"data.group": 2},
+    "chatbot/reward": {"model.backbone.embed.width": 16, "data.source.rounds": 1, "data.length": 32}
+    | {"data.evaluation_batches": 2},
     "chatbot/align": {"data.group": 2, "data.max_tokens": 4},
     "ppo_arithmetic": {"data.batches": 1},
 }
@@ -179,8 +182,9 @@ def begun(base, read, translator):
     return lambda name: others.get(name, base)
 
 
-def inherits(experiment: Experiment) -> bool:
-    return any(isinstance(part, Inherited) for _, part in walk(experiment.model))
+def goes_on(experiment: Experiment) -> bool:
+    """Whether it begins with another run's parameters, by `init_from`."""
+    return experiment.tokenizer == Kept()
 
 
 @pytest.fixture(scope="module")
@@ -208,9 +212,9 @@ def small(tmp_path_factory, begun, standing_in):
             changes["data.source"] = Conversations()
         if isinstance(found.model, Classifier):
             changes["model.backbone.stack.repeats"] = changes.pop("model.stack.repeats")
-        if inherits(found):
+        if goes_on(found):
             changes = {path: value for path, value in changes.items() if not path.endswith("stack.repeats")}
-            changes |= {"init_from": begun(name), "data.length": 64, "data.evaluation_batches": 20}
+            changes = {"data.length": 64, "data.evaluation_batches": 20} | changes | {"init_from": begun(name)}
         found = standing_in(found)
         samples = Samples(("", "a") if found.data.rendering.bos else ("a",), max_tokens=3)
         return found.override(changes | {"report": REPORTS.get(name, (samples,))})
@@ -278,8 +282,8 @@ def test_two_shrunken_steps(name, small, tmp_path, capfd):
 @pytest.mark.parametrize("name", experiments.names())
 def test_shapes_at_full_size(name, begun, standing_in):
     found, tokenizer = standing_in(llm_jax.get(name)), load_tokenizer("gpt2")
-    found = inherit(found.override({"init_from": begun(name)}) if inherits(found) else found)
-    if inherits(llm_jax.get(name)) or isinstance(found.objective, Distillation):
+    found = inherit(found.override({"init_from": begun(name)}) if goes_on(found) else found)
+    if goes_on(llm_jax.get(name)) or isinstance(found.objective, Distillation):
         tokenizer = BYTES
     experiment: Any = fill(found, tokenizer).override({"layout.data": 1})
     if isinstance(experiment.model, Word2Vec):

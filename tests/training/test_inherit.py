@@ -20,7 +20,9 @@ from llm_jax.data.pipeline import Data
 from llm_jax.data.preferences import Pairs
 from llm_jax.data.sources import JsonLines, TextFiles
 from llm_jax.experiment import Experiment
+from llm_jax.layers.embedding import Embed
 from llm_jax.layers.masks import SlidingWindow
+from llm_jax.models.bag_of_tokens import BagOfTokens
 from llm_jax.models.heads import Scorer
 from llm_jax.models.inherited import Inherited
 from llm_jax.models.pretrained import Pretrained
@@ -153,6 +155,16 @@ def test_a_model_of_its_own_must_have_the_same_parameters(tiny, base):
         other = tiny.override({path: value}).model
         with pytest.raises(InputError, match=message):
             begin(program_of(on(tiny, base, model=other), tokenizer))
+
+
+def test_a_bag_of_tokens_begins_with_the_words_of_another_model(tiny, base, caplog):
+    _, tokenizer, average = restore(base)
+    bag = BagOfTokens(Embed(16, tiny.model.words()))
+    pairs = dict(objective=BradleyTerry()) | {"data.packing": One(), "data.presentation": Pairs()}
+    params: Any = begin(program_of(on(tiny, base, model=Scorer(bag), **pairs), tokenizer)).params
+    np.testing.assert_array_equal(params["backbone"]["embed"]["table"], average["embed"]["table"])
+    assert "the model has no place for norm.scale, stack.layers.block_0.attention.key.kernel" in caplog.text
+    assert caplog.messages[0].endswith(" more")
 
 
 def test_what_is_missing_is_told(tiny, base, tmp_path):

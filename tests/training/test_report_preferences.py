@@ -34,7 +34,7 @@ from llm_jax.text.chat import Message
 from llm_jax.text.recipes import Bytes, Characters
 from llm_jax.training.completions import Prompt, replies
 from llm_jax.training.finished import Finished
-from llm_jax.training.intervals import wilson
+from llm_jax.training.intervals import independent_pairs, mean_error, wilson
 from llm_jax.training.precision import Precision
 from llm_jax.training.report_preferences import PairAccuracy, Rewarded
 from llm_jax.training.rollouts import Rollouts
@@ -200,19 +200,44 @@ class Counting(Scorer):
         return (tokens_BT == ord("a")).sum(1).astype(jnp.float32)
 
 
+def test_pairs_with_a_text_in_common_tell_less():
+    """By the definition: the variance of a mean is a sum over all pairs of pairs that have a member in common."""
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        member_PO = np.array([draw.choice(9, 2, replace=False) for _ in range(30)])
+        value_P = draw.normal(size=30) + draw.normal(size=9)[member_PO].sum(1)
+        error_P = value_P - value_P.mean()
+        both = [[bool({*one} & {*other}) for other in member_PO.tolist()] for one in member_PO.tolist()]
+        variance = max((np.outer(error_P, error_P) * both).sum(), (error_P**2).sum()) / 30**2
+        assert independent_pairs(value_P, member_PO) == pytest.approx((error_P**2).sum() / 30 / variance)
+    apart = np.arange(60).reshape(-1, 2)
+    assert independent_pairs(value_P, apart) == pytest.approx(30) and independent_pairs(np.ones(30), apart) == 30
+    assert independent_pairs(np.repeat(value_P[:10], 3), np.repeat(apart[:10], 3, 0)) == pytest.approx(10)
+    assert mean_error(value_P, 30) == mean_error(value_P) and mean_error(value_P[:1]) is None
+
+
 def test_pairs_are_judged_by_the_scores_of_whole_texts():
     data = Data(Compared(), length=16, batch=4, packing=One(), presentation=Pairs())
     told: Any = SimpleNamespace(experiment=SimpleNamespace(model=Counting(MODEL), data=data), params={})
     told.tokenizer = data.prepare(Bytes())
     found = PairAccuracy()(told)  # of three batches the last is a pair and padding
     right, longer = 5, 3 + 2 / 2  # two equal scores are no right judgement; of two texts of a length, either is longer
-    assert found.metrics == pytest.approx(
+    ahead_P = found.metrics["ahead_of_length"]
+    assert {k: v for k, v in found.metrics.items() if not k.startswith("ahead")} == pytest.approx(
         dict(pair_accuracy=right / 9, pair_accuracy_of_length=longer / 9, pair_ties=1 / 9)
     )
-    low, high = wilson(right, 9)
+    assert ahead_P == pytest.approx((right - longer) / 9)
+    texts = [f"?{text}" for pair in REPLIES for text in pair]
+    member_PO = np.array([texts.index(text) for text in texts]).reshape(-1, 2)
+    right_P = np.array([a.count("a") > b.count("a") for a, b in REPLIES], np.float64)
+    assert right_P.sum() == right
+    count = independent_pairs(right_P, member_PO)
+    low, high = wilson(right / 9 * count, count)
     assert found.lines == [
         f"9 held-out pairs: {right / 9:.3f} judged right (95% interval {low:.3f} to {high:.3f}); "
         f"the longer of two is preferred in {longer / 9:.3f}",
+        f"  ahead of length by {ahead_P:.3f} (95% interval {found.metrics['ahead_of_length_low']:.3f} to "
+        f"{found.metrics['ahead_of_length_high']:.3f})",
         "  11.1% have two equal scores, which is not judged right",
     ]
     told.experiment.model = MODEL
