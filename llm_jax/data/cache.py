@@ -86,7 +86,8 @@ def corpus(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Rende
     Raises:
       InputError: the cache cannot be read or written.
     """
-    made_of = digest(FORMAT, tokenizer.identity, json.dumps(to_json(rendering.settled)), *map(repr, documents))
+    said = {name: value for name, value in _json(rendering).items() if value is not None}  # as before there was more
+    made_of = digest(FORMAT, tokenizer.identity, json.dumps(said), *map(repr, documents))
     code, own = _code_of(documents, tokenizer, rendering), _own(documents, rendering)
     folder = cache_folder("corpora")
     if code is not None and own is not None:
@@ -105,6 +106,12 @@ def corpus(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Rende
     with _writing("corpus", folder):
         write_atomically(path, content)
     return Corpus(path)
+
+
+def _json(rendering: Rendering) -> dict[str, Any]:
+    said = to_json(rendering.settled)
+    assert isinstance(said, dict)
+    return said
 
 
 def _code_of(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Rendering) -> str | None:

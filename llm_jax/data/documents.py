@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llm_jax.core.parts import Part, settings
+from llm_jax.core.parts import Part, Size, settings
 from llm_jax.core.tables import InputError
 from llm_jax.text.chat import ChatTemplate, Message, rendered
 from llm_jax.text.special import frame
@@ -25,6 +25,7 @@ class Rendering(Part):
 
     `bos` and `eos` go around texts and examples; conversations are rendered by the `template`, which has its own.
     With `prompt_eos` the prompt of an example, and so the source of a translation, ends with `eos` as well (BART, T5).
+    Between two texts of a `TextPair` stand as many `eos` as `separators` says (one; RoBERTa has two).
     `learn="answers"` puts the loss only on what the assistant says and on `Example.answer`: a plain text has no answer.
     Of pairs to compare, what is learnt is always what is compared. A message with the weight 0 is never learnt.
 
@@ -37,6 +38,7 @@ class Rendering(Part):
     learn: Literal["everything", "answers"] = "everything"
     template: ChatTemplate | None = None
     prompt_eos: bool | None = None
+    separators: Size | None = None
 
     @functools.cached_property
     def settled(self) -> _Settled:
@@ -62,7 +64,7 @@ class _Settled(Rendering):
     bos: bool = True
     eos: bool = True
     template: ChatTemplate = ChatTemplate()
-    prompt_eos: bool = False
+    prompt_eos: bool = False  # `separators` stays None, which is one: so say older manifests too
 
 
 def _columns() -> Any:
@@ -86,6 +88,10 @@ class _Document:
     def group(self) -> str:
         """What it shares with documents that a split must not part from it: its prompt, where it has one."""
         return self.text()
+
+    def groups(self) -> tuple[str, ...]:
+        """All such things, where there are several."""
+        return (self.group(),)
 
     def strings(self) -> tuple[str, ...]:
         """The strings that `parts` encodes: known beforehand, they are encoded in one parallel batch."""
@@ -134,6 +140,54 @@ class Labelled(Text):
     @property
     def number(self) -> float | None:
         return None if isinstance(self.label, str) else float(self.label)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextPair(_Document):
+    """Two texts that are read together, such as a premise and a hypothesis, or a query and a passage.
+
+    Between them stands `eos`. Pairs that share a text are held out together. Of the tokens those up to the second text
+    are marked as learnt, which tells the two apart (`WithLabel`): nothing else is learnt of a pair than its label.
+
+    Attributes:
+      label: as of `Labelled`; None: it is not known.
+    """
+
+    first: str
+    second: str
+    label: int | float | str | None = None
+
+    @property
+    def number(self) -> float | None:
+        return None if self.label is None or isinstance(self.label, str) else float(self.label)
+
+    def text(self) -> str:
+        return f"{self.first}\n{self.second}"
+
+    def group(self) -> str:
+        return self.first
+
+    def groups(self) -> tuple[str, ...]:
+        return self.first, self.second
+
+    def strings(self) -> tuple[str, ...]:
+        return self.first, self.second
+
+    def tokens(self, tokenizer: Tokenizer, rendering: Rendering) -> Ids:
+        first, second = (tokenizer.encode(text) for text in (self.first, self.second))
+        first = joined(tokenizer.special, rendering.settled.separators, first)
+        return rendering.enclose(tokenizer, first + second, [True] * len(first) + [False] * len(second), False)
+
+
+def joined(special: Mapping[str, int], separators: int | None, first: list[int]) -> list[int]:
+    """The first of two texts with what stands between them.
+
+    Raises:
+      InputError: the tokenizer has no `eos`.
+    """
+    if "eos" not in special:
+        raise InputError("this tokenizer has no special token 'eos' to stand between two texts: train another")
+    return first + frame(special, "eos", True) * (separators or 1)
 
 
 def _said(messages: Sequence[Message]) -> tuple[str, ...]:
@@ -326,7 +380,7 @@ class Picture(_Document):
         return rendering.enclose(tokenizer, ids, [True] * len(ids), True)
 
 
-Document = Text | Conversation | Example | Preference | Comparison | Picture
+Document = Text | TextPair | Conversation | Example | Preference | Comparison | Picture
 
 
 def check_weights(documents: Iterable[Document], name: str) -> None:

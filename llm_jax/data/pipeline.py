@@ -22,7 +22,7 @@ from llm_jax.data.loader import DataIterator, Evaluation, Filler, Mixed, Rows, T
 from llm_jax.data.packing import ConcatThenSplit, Packing
 from llm_jax.data.presentation import AsIs, Batch, Presentation, Vocabulary, blank
 from llm_jax.data.sources import Source
-from llm_jax.data.split import ByHash, Split
+from llm_jax.data.split import ByHash, Split, keys_of
 from llm_jax.text.recipes import TokenizerRecipe
 from llm_jax.text.tokenizer import Tokenizer
 
@@ -110,9 +110,9 @@ class Data(Part):
 
     def _compare_groups(self, parts: list[dict[str, list[Document]]]) -> None:
         """Says so where what is held out is trained on too: across a mixture, or by a source's own split."""
-        trained = {hash(document.group()) for part in parts for document in part["train"]}
-        held_out = [document.group() for part in parts for document in part["validation"]]
-        if len(trained) > 1 and (shared := sum(hash(group) in trained for group in held_out)):
+        trained = {hash(key) for part in parts for document in part["train"] for key in keys_of(document)}
+        held_out = [keys_of(document) for part in parts for document in part["validation"]]
+        if len(trained) > 1 and (shared := sum(any(hash(key) in trained for key in keys) for keys in held_out)):
             logging.warning(
                 "%d of %d held-out documents of %s have a prompt, or a text, that is trained on too: what is measured "
                 "of them is not what the model makes of new ones. ByHash holds out the same prompts of every source",

@@ -13,7 +13,7 @@ from absl import logging
 from llm_jax.core.parts import Part, show
 from llm_jax.core.tables import InputError
 from llm_jax.data.cache import Corpus
-from llm_jax.data.documents import Comparison, Document, Preference, Rendering, Text
+from llm_jax.data.documents import Comparison, Document, Preference, Rendering, Text, TextPair
 from llm_jax.data.packing import One, Packing, Plan, WindowPlan
 from llm_jax.text.cut import beginning
 from llm_jax.text.special import SPECIAL, frame
@@ -76,9 +76,11 @@ class Presentation(Part):
 
     Attributes:
       labelled: whether it reads the classes of documents, so that classes by name need numbers.
+      pairs: whether it tells two texts of a document apart.
     """
 
     labelled: ClassVar[bool] = False
+    pairs: ClassVar[bool] = False
 
     def __call__(self, batch: Batch, length: int, special: Vocabulary, seed_B: Sequence[tuple[int, ...]]) -> Batch:
         """A pure function of the rows. What it draws for one, it draws from that row's seed.
@@ -152,6 +154,11 @@ class Presentation(Part):
         Raises:
           InputError: one cannot.
         """
+        if not self.pairs and any(isinstance(document, TextPair) for document in documents):
+            raise InputError(
+                f"{type(self).__name__} would take the first of two texts alone: pairs of texts need "
+                "data.presentation=WithLabel() or WithNumber(), or a source=PlainTexts(...)"
+            )
         if any(isinstance(document, Preference | Comparison) for document in documents):
             raise InputError(
                 f"{type(self).__name__} would train on what was rejected too: pairs to compare need "
@@ -233,18 +240,28 @@ def check_learns_all(rendering: Rendering, name: str) -> None:
 class _Known(Presentation):
     """A document a row, whole, and what is known of it besides its text.
 
-    `data.packing` is One(): with "truncate" a text keeps its beginning and the tokens around it (`bos`, `eos`).
+    `data.packing` is One(): with "truncate" a text keeps its beginning and the tokens around it (`bos`, `eos`), and of
+    two texts the longer loses its end first.
     """
 
+    pairs: ClassVar[bool] = True
+
     def shortened(self, document, tokenizer, rendering, length):
-        if not isinstance(document, Text) or not rendering.settled.eos:
-            return document
         settled = rendering.settled
-        around = len(frame(tokenizer.special, "bos", settled.bos)) + 1
-        if around >= length:
-            raise InputError(f"data.length={length} has no room for a token beside the {around} around it: raise it")
-        content = beginning(document.content, tokenizer, length - around)
-        return document if content == document.content else dataclasses.replace(document, content=content)
+        ends = len(frame(tokenizer.special, "bos", settled.bos)) + settled.eos
+        if isinstance(document, TextPair):
+            around, names = ends + (settled.separators or 1), ("first", "second")
+        elif isinstance(document, Text) and settled.eos:
+            around, names = ends, ("content",)
+        else:
+            return document
+        if around + len(names) > length:
+            what = "a token" if len(names) == 1 else "a token of each text"
+            raise InputError(f"data.length={length} has no room for {what} beside the {around} around it: raise it")
+        sizes = [len(tokenizer.encode(getattr(document, name))) for name in names]
+        rooms = longest_first(sizes, length - around) if len(sizes) > 1 else [length - around]
+        cut = {n: beginning(getattr(document, n), tokenizer, most) for n, most in zip(names, rooms, strict=True)}
+        return document if sizes <= rooms and sum(sizes) <= length - around else dataclasses.replace(document, **cut)
 
     def fitted(self, documents, corpus, tokenizer, rendering, length, cuts):
         long_N = np.diff(corpus.offsets) > length if cuts else np.zeros(0, bool)
@@ -253,8 +270,12 @@ class _Known(Presentation):
         )
 
     def _read(self, batch: Batch) -> Batch:
-        """The arrays of the texts."""
-        return {name: batch[name] for name in ("tokens_BT", "segment_BT", "position_BT")}
+        """The arrays of the texts. `types_BT` is 1 in the second of two, as BERT has it, and else 0."""
+        first_BT = np.pad(batch["weight_BT"], ((0, 0), (1, 0)))[:, :-1] > 0  # a token is learnt as a target
+        second_BT = (batch["segment_BT"] >= 0) & (batch["position_BT"] > 0) & ~first_BT
+        second_BT &= first_BT.any(1, keepdims=True)  # of a text alone nothing may be learnt
+        given = {name: batch[name] for name in ("tokens_BT", "segment_BT", "position_BT")}
+        return given | dict(types_BT=second_BT.astype(np.int32))
 
     def plan(self, packing, corpus, length, rng):
         return whole(packing, corpus.offsets, length, rng)
@@ -271,8 +292,9 @@ class _Known(Presentation):
 class WithLabel(_Known):
     """A document a row, whole, and the number of its class: `tokens_BT`, `segment_BT`, `position_BT` and `label_B`.
 
-    Classes by name have their numbers in the order of `data.labels`. `label_B` is int32, -1 in rows of padding.
-    `data.packing` is One(): with "truncate" a text keeps its beginning and the tokens around it.
+    Of a `TextPair` both texts are read, one after the other; `types_BT` tells them apart. Classes by name have their
+    numbers in the order of `data.labels`. `label_B` is int32, -1 in rows of padding. `data.packing` is One(): with
+    "truncate" a text keeps its beginning and the tokens around it, and of two the longer loses its end first.
     """
 
     labelled: ClassVar[bool] = True
@@ -296,6 +318,15 @@ class WithLabel(_Known):
                     f"WithLabel needs documents with a class, such as Labelled, not a {type(document).__name__} with "
                     f"{stated}{cure}"
                 )
+
+
+def longest_first(sizes: Sequence[int], room: int) -> list[int]:
+    """How many tokens two texts may keep, that together have room: the longer loses first, as in `transformers`."""
+    short, long = sorted(sizes)
+    if short + long <= room:
+        return list(sizes)
+    least = min(short, room // 2)
+    return [least, room - least] if sizes[0] <= sizes[1] else [room - least, least]
 
 
 def check_several(classes: Sequence[float | int | None]) -> None:

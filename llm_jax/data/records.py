@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from llm_jax.core.tables import InputError, nearest
-from llm_jax.data.documents import Conversation, Document, Example, Labelled, Preference, Text
+from llm_jax.data.documents import Conversation, Document, Example, Labelled, Preference, Text, TextPair
 from llm_jax.data.fields import OF_RECORDS, OF_TEXTS, Record, Unread
 from llm_jax.data.messages import messages_in, tools_in
 from llm_jax.text.chat import Message
@@ -27,8 +27,11 @@ WHOLE = (
 )
 
 
-def document_of(value: Any, field: str, where: str, unread: Unread | None = None) -> Document:
-    """The document in a JSON object. What nobody reads of it is counted in `unread`.
+def document_of(
+    value: Any, field: str, where: str, unread: Unread | None = None, pair: str = "text_pair"
+) -> Document:  # fmt: skip
+    """The document in a JSON object: a text in `field`, with another one in `pair` where there is one, or what it holds
+    under names of its own. What nobody reads of it is counted in `unread`.
 
     Where a text in the field "text" stands beside a whole record of another shape, it repeats it, as in Alpaca's file.
 
@@ -38,8 +41,10 @@ def document_of(value: Any, field: str, where: str, unread: Unread | None = None
     """
     record = Record.of(value, where, unread)
     if field in record and not (field == "text" and any(record.says(*names) for names in WHOLE)):
-        record.only((field, "label"), OF_TEXTS)
+        record.only((field, pair, "label"), OF_TEXTS)
         text = record.text(field)
+        if pair in record:
+            return TextPair(text, record.text(pair), _label_in(record) if "label" in record else None)
         return Labelled(text, _label_in(record)) if "label" in record else Text(text)
     if "chosen" in record and "rejected" in record:
         return _preference(record)

@@ -17,7 +17,8 @@ from llm_jax.data.documents import Document, Text
 class Split(Part):
     """Parts documents into those trained on and those held out for validation.
 
-    Documents of one `group` (several replies to a prompt, captions of an image, the same text twice) stay together.
+    Documents of one `group` (several replies to a prompt, captions of an image, the same text twice) stay together, and
+    so do pairs of texts that share one, with all that are connected so.
     Where all have the same prompt they are parted by their texts, and a warning says so.
     """
 
@@ -35,9 +36,32 @@ def is_held_out(group: str, share: float) -> bool:
     return int(digest(group)[:12], 16) < share * 16**12
 
 
+def keys_of(document: Document) -> tuple[str, ...]:
+    """All that it may share with others which must stay together with it; a user's own kind says only its group."""
+    several = getattr(document, "groups", None)
+    return (document.group(),) if several is None else several()
+
+
+def connected(keys: Sequence[tuple[str, ...]]) -> list[str]:
+    """Per tuple of keys, the first of all keys (in their order as texts) that it is connected with by shared keys."""
+    first: dict[str, str] = {}
+
+    def find(key: str) -> str:
+        while (above := first.setdefault(key, key)) != key:
+            first[key] = first[above]  # the way is halved, so that long chains are not walked again and again
+            key = above
+        return key
+
+    for one, *others in keys:
+        for other in others:
+            a, b = sorted((find(one), find(other)))
+            first[b] = a
+    return [find(key) for key, *_ in keys]
+
+
 def groups_of(documents: Sequence[Document]) -> list[str]:
     """What must stay together, per document: its group; its text, where all are of one group."""
-    groups = [document.group() for document in documents]
+    groups = connected([keys_of(document) for document in documents])
     if len(documents) < 2 or len(set(groups)) > 1:
         return groups
     logging.warning(
@@ -52,7 +76,7 @@ class ByHash(Split):
     """A document goes where the hash of its group says, so adding or reordering documents moves none of the others.
 
     What is hashed is the text; the prompt, where a document has one (all that is said before the first reply that is
-    learnt); of a picture, the pixels.
+    learnt); of a picture, the pixels; of pairs that share texts, the first of these in alphabetical order.
     """
 
     validation: Rate = 0.05

@@ -36,17 +36,24 @@ def embed(model: Encoder, params: Any, texts: Sequence[Sequence[int]]) -> np.nda
 
 
 def classify(
-    model: Classifier, params: Any, texts: Sequence[Sequence[int]], problem_type: ProblemType
+    model: Classifier, params: Any, texts: Sequence[Sequence[int]], begins: Sequence[int], problem_type: ProblemType
 ) -> np.ndarray:  # fmt: skip
-    """float32 [B, O]: what the scores of each text mean, by `problem_type`. Else as `embed`."""
+    """float32 [B, O]: what the scores of each text mean, by `problem_type`. Else as `embed`.
+
+    Args:
+      begins: where the second text begins, of two that are read together; how long it is, of one.
+    """
     run = functools.partial(_classify, model, problem_type, params)
-    return _read(run, model.limit(), model.classes, texts)
+    return _read(run, model.limit(), model.classes, texts, begins)
 
 
 def _read(
-    run: Callable[[Any, Any], jax.Array], most: int | None, width: int, texts: Sequence[Sequence[int]]
-) -> np.ndarray:
+    run: Callable[..., jax.Array], most: int | None, width: int, texts: Sequence[Sequence[int]],
+    begins: Sequence[int] | None = None,
+) -> np.ndarray:  # fmt: skip
     """[B, width]: `run` of ids [B, T], and of which are real, a few texts of about one length at a time.
+
+    Where there is `begins`, `run` takes too which tokens [B, T] are of a second text.
 
     Shapes are rounded up, so that the next texts compile nothing.
     """
@@ -67,7 +74,11 @@ def _read(
         ids_BT, real_BT = np.zeros((count, length), np.int32), np.zeros((count, length), bool)
         for at, row in enumerate(rows):
             ids_BT[at, : len(texts[row])], real_BT[at, : len(texts[row])] = texts[row], True
-        made[rows] = np.asarray(run(ids_BT, real_BT))[: len(rows)]
+        given = [ids_BT, real_BT]
+        if begins is not None:
+            begin_B1 = np.array([begins[row] for row in rows] + [length] * (count - len(rows)))[:, None]
+            given.append(real_BT & (np.arange(length)[None] >= begin_B1))
+        made[rows] = np.asarray(run(*given))[: len(rows)]
     if (unsound := np.flatnonzero(~np.isfinite(made).all(1))).size:
         raise InputError(f"what the model makes of text {unsound[0]} is not finite: {CAUSE}")
     return made
@@ -83,9 +94,13 @@ def _embed(model: Encoder, params: Any, ids_BT: jax.Array, real_BT: jax.Array) -
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _classify(
-    model: Classifier, problem_type: ProblemType, params: Any, ids_BT: jax.Array, real_BT: jax.Array
+    model: Classifier, problem_type: ProblemType, params: Any, ids_BT: jax.Array, real_BT: jax.Array,
+    second_BT: jax.Array,
 ) -> jax.Array:  # fmt: skip
-    score_BO: Any = model.apply({"params": params}, ids_BT, _at(real_BT))
+    at = _at(real_BT)
+    batch = dict(tokens_BT=ids_BT, segment_BT=at.segment_BT, position_BT=at.position_BT)
+    batch["types_BT"] = second_BT.astype(jnp.int32)
+    score_BO: Any = model.apply({"params": params}, batch, None, method="classify")
     return ACTIVATIONS[problem_type](score_BO)
 
 

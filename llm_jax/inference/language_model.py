@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from absl import logging
 
 from llm_jax.core.parts import conform, show
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Conversation
+from llm_jax.data.documents import Conversation, joined
 from llm_jax.inference.embed import classify, embed
 from llm_jax.inference.generate import CHUNK, Generation, Writer, check_max_tokens, prepare, room, row_keys
 from llm_jax.inference.sampling import Sampling
@@ -41,6 +41,7 @@ class LanguageModel:
       bos, eos: whether plain text begins with the `bos` token, and ends with `eos`, as it did in the data.
       prompt_eos: whether a prompt ends with `eos`, as the sources of BART and T5 do.
       problem_type: what the scores of a Classifier mean, as it was trained; by default as `usual_problem` has it.
+      separators: how many `eos` stand between two texts that are read together; None: one.
       labels: the names of a Classifier's classes, in the order of its scores; None: they have none.
       context: how many tokens it can hold in view, or None: there is no bound.
       warn: what is called, once, when `reply` leaves out turns, and once when a text spells special tokens.
@@ -50,6 +51,7 @@ class LanguageModel:
         self, model: Model, params: Any, tokenizer: Tokenizer, *, template: ChatTemplate | None = None,
         dtype: Any = "float32", bos: bool = True, eos: bool = True, prompt_eos: bool = False,
         problem_type: ProblemType | None = None, labels: tuple[str, ...] | None = None,
+        separators: int | None = None,
     ):  # fmt: skip
         """Raises InputError: the tokenizer has ids beyond the model's embedding."""
         if tokenizer.vocabulary > model.words():
@@ -63,7 +65,7 @@ class LanguageModel:
         self.context = model.limit()
         classes = model.classes if isinstance(model, Classifier) else 0
         self.problem_type: ProblemType = problem_type or usual_problem(classes)
-        self.labels = labels
+        self.labels, self.separators = labels, separators
         self.warn: Callable[[str], object] = logging.warning
         self._warned = self._noticed = False
 
@@ -108,7 +110,8 @@ class LanguageModel:
         return embed(model, self._prepared, self._whole(texts, special_tokens))
 
     def classify(
-        self, texts: Sequence[str | Sequence[int] | np.ndarray], special_tokens: SpecialTokens = "text"
+        self, texts: Sequence[str | tuple[str, str] | Sequence[int] | np.ndarray],
+        special_tokens: SpecialTokens = "text",
     ) -> np.ndarray:  # fmt: skip
         """float32 [B, O]: what a Classifier says of each text, by its `problem_type`, as transformers' pipelines do.
 
@@ -118,13 +121,29 @@ class LanguageModel:
         "multi_label_classification" how probable it is that the text is of each class, whatever the others; of
         "regression" the numbers themselves.
 
-        Token ids are read as they are; `special_tokens` is that of `generate`.
+        Two texts that are read together are a tuple: a premise and a hypothesis, a query and a passage. Token ids are
+        read as they are; `special_tokens` is that of `generate`.
 
         Raises:
           InputError: the model is no Classifier, or a text is longer than it reads.
         """
         model = conform(self.model, Classifier, "model")
-        return classify(model, self._prepared, self._whole(texts, special_tokens), self.problem_type)
+        firsts: Any = texts if isinstance(texts, str) else [text[0] if _is_pair(text) else text for text in texts]
+        ids = self._whole(firsts, special_tokens)
+        begins = [len(each) for each in ids]
+        seconds = {row: text[1] for row, text in enumerate(texts) if _is_pair(text)}
+        for (row, _), after in zip(seconds.items(), self._bare(list(seconds.values()), special_tokens), strict=True):
+            end = frame(self.tokenizer.special, "eos", self.eos)
+            first = joined(self.tokenizer.special, self.separators, ids[row][: len(ids[row]) - len(end)])
+            ids[row], begins[row] = [*first, *after, *end], len(first)
+        return classify(model, self._prepared, ids, begins, self.problem_type)
+
+    def _bare(self, texts: Sequence[str], special_tokens: SpecialTokens) -> list[list[int]]:
+        """The tokens of texts that others are put around."""
+        self._notice(texts, special_tokens)
+        if special_tokens == "parse":
+            return [parse(self.tokenizer, text, self.template) for text in texts]
+        return self.tokenizer.encode_batch(texts)
 
     def generate(
         self, prompts: Sequence[Prompt], max_tokens: int | Sequence[int] | None = None, temperature: float = 1.0,
@@ -257,11 +276,13 @@ class LanguageModel:
     ) -> list[list[int]]:  # fmt: skip
         """Their tokens. `eos`: whether texts end with that token (None: if prompts do)."""
         check_special_tokens(special_tokens)
-        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        self._notice([prompt for prompt in prompts if isinstance(prompt, str)], special_tokens)
+        return [self._prompt(prompt, special_tokens, self.prompt_eos if eos is None else eos) for prompt in prompts]
+
+    def _notice(self, texts: Sequence[str], special_tokens: SpecialTokens) -> None:
         if special_tokens == "text" and not self._noticed and (told := notice(self.tokenizer, texts)):
             self._noticed = True
             self.warn(told)
-        return [self._prompt(prompt, special_tokens, self.prompt_eos if eos is None else eos) for prompt in prompts]
 
     def _prompt(self, prompt: Prompt, special_tokens: SpecialTokens, eos: bool) -> list[int]:
         special = self.tokenizer.special
@@ -302,6 +323,10 @@ class LanguageModel:
 def _logits(model: Model, params: Any, ids_BT: Any) -> jax.Array:
     scores: Any = model.apply({"params": params}, ids_BT, method="all_scores")
     return scores
+
+
+def _is_pair(text: object) -> TypeGuard[tuple[str, str]]:
+    return isinstance(text, tuple) and len(text) == 2 and all(isinstance(each, str) for each in text)
 
 
 def _pixels(images: Any) -> np.ndarray:

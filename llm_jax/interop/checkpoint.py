@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import safetensors
 import tokenizers
+from absl import logging
 
 from llm_jax.core.files import read_json, reading, user_path
 from llm_jax.core.tables import InputError
@@ -111,14 +112,29 @@ class Folder:
     @property
     def adds_bos(self) -> bool:
         """Raises InputError: the tokenizer puts something else before a text, or as `tokenizer`."""
-        with_special, without = self._framed
+        with_special, without, _ = self._framed
         return self._adds("bos", with_special[: _place(without, with_special)])
 
     @property
     def adds_eos(self) -> bool:
         """Raises InputError: the tokenizer puts something else after a text, or as `tokenizer`."""
-        with_special, without = self._framed
+        with_special, without, _ = self._framed
         return self._adds("eos", with_special[_place(without, with_special) + len(without) :])
+
+    @property
+    def separators(self) -> int | None:
+        """How many `eos` the tokenizer puts between two texts; None for one, as we do where it does something else."""
+        _, word, pair = self._framed
+        special = self.tokenizer()[0].special
+        before, after = ([special.get(role)] * adds for role, adds in (("bos", self.adds_bos), ("eos", self.adds_eos)))
+        count = len(pair) - len(before) - 2 * len(word) - len(after)
+        if count > 0 and pair == [*before, *word, *[special.get("eos")] * count, *word, *after]:
+            return count if count > 1 else None
+        logging.warning(
+            "%s makes %s of two texts of the ids %s, which is not covered: two texts are given to this model with one "
+            "eos between them", self.folder / "tokenizer.json", pair, word,
+        )  # fmt: skip
+        return None
 
     def _adds(self, role: str, found: Sequence[int]) -> bool:
         """Whether the ids `found` at an end of a text are the token with that role; there may be none."""
@@ -138,7 +154,8 @@ class Folder:
 
     @functools.cached_property
     def _framed(self) -> list[list[int]]:
-        """A text's ids with the special tokens that its tokenizer puts around it, and without."""
+        """A text's ids with the special tokens that its tokenizer puts around it, and without; and its ids twice, with
+        what is put around two texts and between them."""
         with reading(path := self.folder / "tokenizer.json"):
             rust = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
         rust.no_padding()  # what was set when the file was saved is no part of what the tokenizer does to a text
@@ -146,7 +163,7 @@ class Folder:
         special = {token.content for token in rust.get_added_tokens_decoder().values()}
         for text in ("a", *sorted(rust.get_vocab().keys() - special)):
             if without := rust.encode(text, add_special_tokens=False).ids:
-                return [rust.encode(text).ids, without]
+                return [rust.encode(text).ids, without, rust.encode(text, text).ids]
         raise InputError(f"{path} is damaged: no text has a token")
 
 

@@ -41,13 +41,14 @@ OURS = """\
 
 def export_tokenizer(
     tokenizer: Tokenizer, template: ChatTemplate, folder: str | Path, *, bos: bool = False, eos: bool = False,
-    opening: tuple[int, ...] | None = None,
+    opening: tuple[int, ...] | None = None, separators: int | None = None, kinds: int = 1,
 ) -> None:  # fmt: skip
     """Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json and generation_config.json.
 
     `transformers` encodes a text to the same ids there, unless it spells a special token: for that program the text
     then holds the token. `bos` and `eos` say whether it puts these around a text by itself; `opening` are the tokens
-    that a translation begins with.
+    that a translation begins with. Between two texts stand as many `eos` as `separators` says (None: one, if a
+    text ends with it); `kinds` is how many kinds of texts the model tells apart.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,16 +71,23 @@ def export_tokenizer(
     if whole.decoder is None:
         whole.decoder = DECODERS[tokenizer.spelling]
     around = [names[tokenizer.special[n]] if wanted else None for n, wanted in (("bos", bos), ("eos", eos))]
-    if any(around):
-        used = {name: i for i, name in names.items() if name in around}
+    between = names[tokenizer.special["eos"]] if separators else around[1]
+    if any((*around, between)):
+        used = {name: i for i, name in names.items() if name in (*around, between)}
         single = [piece for piece in (around[0], "$A", around[1]) if piece]
-        pair = [*single, *(piece for piece in ("$B:1", around[1] and f"{around[1]}:1") if piece)]
+        begun = [piece for piece in (around[0], "$A", *[between] * (separators or 1)) if piece]
+        kind = ":1" if kinds > 1 else ":0"
+        pair = [*begun, *(f"{piece}{kind}" for piece in ("$B", around[1]) if piece)]
         whole.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=[*used.items()])
     roles = ("bos", "eos", "pad", "unk", "mask")
     special = {f"{n}_token": names[i] for n, i in tokenizer.special.items() if n in roles}
     if tokenizer.spelling == "words":  # as BERT's are named
         special |= {theirs: special[ours] for theirs, ours in (("cls_token", "bos_token"), ("sep_token", "eos_token"))}
-    settings = dict(tokenizer_class="PreTrainedTokenizerFast", clean_up_tokenization_spaces=False) | special
+    settings: dict[str, Any] = (
+        dict(tokenizer_class="PreTrainedTokenizerFast", clean_up_tokenization_spaces=False) | special
+    )
+    if kinds > 1:
+        settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     if (source := _source(tokenizer, template, names)) is not None:
         settings["chat_template"] = source
     ids = {f"{n}_token_id": i for n, i in tokenizer.special.items() if n in ("bos", "pad")}

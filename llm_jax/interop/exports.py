@@ -87,8 +87,17 @@ def export_model(
         write(model, params, saving, special_ids(tokenizer), likely=program.experiment.name, note=note, means=means)
         rendering, opening = data.rendering.settled, model.opening() if isinstance(model, Generator) else None
         ends = rendering.prompt_eos if isinstance(model, Generator) else rendering.eos
-        export_tokenizer(tokenizer, rendering.template, saving, bos=rendering.bos, eos=ends, opening=opening)
+        export_tokenizer(
+            tokenizer, rendering.template, saving, bos=rendering.bos, eos=ends, opening=opening,
+            separators=rendering.separators or 1 if isinstance(model, Classifier) else None, kinds=_kinds(model),
+        )  # fmt: skip
     os.replace(saving, folder)
+
+
+def _kinds(model: Model) -> int:
+    """How many kinds of texts in a row it tells apart."""
+    inside = model.backbone if isinstance(model, Classifier) else model
+    return max(1, inside.types) if isinstance(inside, Encoder) else 1
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:

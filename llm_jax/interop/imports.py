@@ -138,7 +138,7 @@ def load(
         model, params, tokenizer, template=template, bos=rendering.bos, eos=rendering.eos,
         prompt_eos=rendering.prompt_eos,
         problem_type=problem_type(found.config) if isinstance(model, Classifier) else None,
-        labels=labels(found.config) if isinstance(model, Classifier) else None,
+        labels=labels(found.config) if isinstance(model, Classifier) else None, separators=rendering.separators,
     )  # fmt: skip
 
 
@@ -198,7 +198,10 @@ def rendering_of(source: Source, model: Model, template: ChatTemplate) -> Render
     """How texts were written for the model, as its tokenizer tells. A generator's document ends with `eos` anyhow."""
     apart = isinstance(model, Translator)
     ends = source.adds_eos or isinstance(model, Generator)
-    return Rendering(bos=source.adds_bos, eos=ends, template=template, prompt_eos=apart and source.adds_eos)
+    return Rendering(
+        bos=source.adds_bos, eos=ends, template=template, prompt_eos=apart and source.adds_eos,
+        separators=source.separators if isinstance(model, Classifier) and isinstance(source, Folder) else None,
+    )  # fmt: skip
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

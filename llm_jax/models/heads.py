@@ -84,9 +84,10 @@ class Classifier(_Judge):
         return Scores(self.classes, self.bias, name="head")(pooled_BD)
 
     def classify(self, batch: Mapping[str, jax.Array], dropout_key: jax.Array | None) -> jax.Array:
-        """[B, O]: the scores of a batch's texts."""
+        """[B, O]: the scores of a batch's texts. A backbone that tells no kinds of text apart reads no `types_BT`."""
         at = Tokens(batch["position_BT"], batch["segment_BT"])
-        return self(batch["tokens_BT"], at, dropout_key=dropout_key)
+        types_BT = batch.get("types_BT") if getattr(self.backbone, "types", 0) > 1 else None
+        return self(batch["tokens_BT"], at, types_BT, dropout_key=dropout_key)
 
 
 class Scorer(_Judge):

@@ -65,4 +65,5 @@ def language_model(experiment: Experiment, tokenizer: Tokenizer, params: Any) ->
         model, params, tokenizer, template=rendering.template, dtype=precision.dtype,
         bos=rendering.bos, eos=rendering.eos, prompt_eos=rendering.prompt_eos,
         problem_type=cast(Any, experiment.objective).problem_type, labels=data.labels,
+        separators=rendering.separators,
     )  # fmt: skip

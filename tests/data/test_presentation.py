@@ -209,7 +209,8 @@ def test_each_document_has_its_class(tokenizer):
     wanted = {(bos, *tokenizer.encode(d.text())[:14], eos): d.number for d in made.documents("train")}
     seen = {}
     for batch in itertools.islice(made.train(tokenizer, seed=0), 12):
-        assert batch.keys() == {"tokens_BT", "segment_BT", "position_BT", "label_B"}
+        assert batch.keys() == {"tokens_BT", "segment_BT", "position_BT", "types_BT", "label_B"}
+        assert not batch["types_BT"].any()
         for tokens, segment, label in zip(*(batch[n] for n in ("tokens_BT", "segment_BT", "label_B")), strict=True):
             seen[tuple(tokens[segment == 0].tolist())] = float(label)
     assert seen == wanted

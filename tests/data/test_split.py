@@ -8,7 +8,17 @@ import pytest
 from absl import logging
 
 from llm_jax.core.tables import InputError
-from llm_jax.data.documents import Comparison, Conversation, Document, Example, Labelled, Picture, Preference, Text
+from llm_jax.data.documents import (
+    Comparison,
+    Conversation,
+    Document,
+    Example,
+    Labelled,
+    Picture,
+    Preference,
+    Text,
+    TextPair,
+)
 from llm_jax.data.pipeline import Data
 from llm_jax.data.sources import JsonLines, Mixture, PlainTexts, RatedReplies, Source
 from llm_jax.data.split import SPLITS, ByHash, Few, LastDocuments, WithinText
@@ -84,6 +94,9 @@ REPEATED = dict(
     greeted=lambda i, n: Conversation((Message("assistant", "Welcome!"), *said(f"prompt {i}", f"reply {n}"))),
     shown=lambda i, n: Conversation((*said("2+2?", "4", weight=0), *said(f"prompt {i}", f"reply {n}"))),
     captions=lambda i, n: Picture(pixels(i), f"caption {n}", 0),
+    premises=lambda i, n: TextPair(f"premise {i}", f"hypothesis {i} {n}", n),
+    passages=lambda i, n: TextPair(f"query {i} {n}", f"passage {i}", n),
+    chains=lambda i, n: TextPair(f"text {i} {n}", f"text {i} {n + 1}", n),
 )  # fmt: skip
 
 

@@ -7,14 +7,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 import transformers
 
 import llm_jax
 from llm_jax.core.tables import InputError
+from llm_jax.data.documents import TextPair
 from llm_jax.data.files import JsonLines
-from llm_jax.data.split import ByHash
+from llm_jax.data.presentation import WithLabel
+from llm_jax.data.split import ByHash, LastDocuments
 from llm_jax.experiment import Experiment
 from llm_jax.interop.classes import labels, problem_type
 from llm_jax.models.inherited import Inherited
@@ -153,3 +158,56 @@ def test_numbers_in_disguise_are_no_names():
     for wrong in ({"0": "a", "2": "b"}, {"0": None}, {"a": "b"}):
         with pytest.raises(InputError, match="id2label must have a name for each number from 0 to"):
             labels(dict(id2label=wrong))
+
+
+PAIRS = [("The value of an object.", "a loop"), ("a", "for every name in the list"), ("déjà vu", "déjà vu")]
+
+
+@pytest.mark.parametrize(
+    ("cls", "template", "settings"),
+    [
+        (transformers.BertForSequenceClassification, "[CLS] $A [SEP] $B:1 [SEP]:1", {}),
+        (
+            transformers.RobertaForSequenceClassification,
+            "[CLS] $A [SEP] [SEP] $B [SEP]",
+            dict(type_vocab_size=1, pad_token_id=0),
+        ),
+    ],
+)
+def test_two_texts_are_read_as_the_pipeline_reads_them(cls, template, settings, published, tmp_path):
+    """By `classify`, by the data that a training reads, and by what is made of an export."""
+    folder = folder_of(published, tmp_path / "theirs", cls, num_labels=3, **settings)
+    rust: Any = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    special = [("[CLS]", 2), ("[SEP]", 3)]
+    rust.post_processor = tokenizers.processors.TemplateProcessing("[CLS] $A [SEP]", template, special)
+    rust.save(str(folder / "tokenizer.json"))
+    if "type_vocab_size" not in settings:
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    _, wanted_BO = theirs(folder, [dict(text=first, text_pair=second) for first, second in PAIRS])
+    lm = llm_jax.load(folder)
+    np.testing.assert_allclose(lm.classify(PAIRS), wanted_BO, atol=1e-5)
+    mixed_BO = lm.classify(["a loop", PAIRS[0], lm.tokenizer.encode("a loop"), PAIRS[1]])
+    np.testing.assert_allclose(mixed_BO[[1, 3]], wanted_BO[:2], atol=1e-5)
+    np.testing.assert_allclose(mixed_BO[0], lm.classify(["a loop"])[0], atol=1e-6)
+    first, second = PAIRS[0]
+    assert np.abs(lm.classify([(second, first)])[0] - wanted_BO[0]).max() > 1e-3
+
+    experiment = llm_jax.import_model(folder, tmp_path / "run")
+    lines = [json.dumps(dict(premise=one, hypothesis=two, label=i % 2)) for i, (one, two) in enumerate(PAIRS)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    source = JsonLines(str(tmp_path / "a.jsonl"), "premise", "hypothesis")
+    data: Any = experiment.override({"data.source": source, "data.split": LastDocuments(0.0)}).data
+    (batch,) = data.evaluation(lm.tokenizer, split="train")
+    score_BO: Any = lm.model.apply({"params": lm.params}, jax.tree.map(jnp.asarray, batch), None, method="classify")
+    np.testing.assert_allclose(jax.nn.softmax(score_BO)[: len(PAIRS)], wanted_BO, atol=1e-5)
+
+    llm_jax.export_model(tmp_path / "run", tmp_path / "ours")
+    before, after = (transformers.AutoTokenizer.from_pretrained(place) for place in (folder, tmp_path / "ours"))
+    for pair in PAIRS:
+        assert before(*pair)["input_ids"] == after(*pair)["input_ids"]
+        assert before(*pair).get("token_type_ids") == after(*pair).get("token_type_ids")
+        cut = dict(truncation="longest_first", max_length=9)
+        shown = WithLabel().shortened(TextPair(*pair, 0), lm.tokenizer, data.rendering, 9)
+        assert shown.tokens(lm.tokenizer, data.rendering)[0] == before(*pair, **cut)["input_ids"]

@@ -1,5 +1,7 @@
 """The bag of tokens: running means of each text's own vectors, as a backbone, and from another run's vectors."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -28,12 +30,12 @@ def test_each_vector_is_the_mean_of_its_text_so_far():
     """Of texts that share a row, each has its own; so a text alone has the same."""
     params = started(MODEL)
     table = np.asarray(params["embed"]["table"], np.float64)
-    found = MODEL.apply({"params": params}, TOKENS, Tokens(jnp.zeros_like(TOKENS), jnp.asarray(SEGMENT)))
+    found: Any = MODEL.apply({"params": params}, TOKENS, Tokens(jnp.zeros_like(TOKENS), jnp.asarray(SEGMENT)))
     for row in range(2):
         for t in range(T):
             here = [s for s in range(t + 1) if SEGMENT[row, s] == SEGMENT[row, t]]
             np.testing.assert_allclose(found[row, t], table[TOKENS[row, here]].mean(0), rtol=1e-5, atol=1e-6)
-    alone = MODEL.apply({"params": params}, TOKENS[:1, 3:5])
+    alone: Any = MODEL.apply({"params": params}, TOKENS[:1, 3:5])
     np.testing.assert_allclose(alone[0], found[0, 3:5], rtol=1e-5, atol=1e-6)
 
 
@@ -41,10 +43,10 @@ def test_it_is_a_backbone_that_forgets_the_order():
     scorer, classifier = Scorer(MODEL), Classifier(MODEL, 3, Last())
     swapped = TOKENS[:, ::-1].copy()
     for model, method in ((scorer, "reward"), (classifier, "__call__")):
-        params = started(model)
-        one, other = (model.apply({"params": params}, tokens, method=method) for tokens in (TOKENS, swapped))
+        params, of = started(model), dict[str, Any](method=method)
+        one, other = (np.asarray(model.apply({"params": params}, tokens, **of)) for tokens in (TOKENS, swapped))
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-        assert np.ptp(np.asarray(one)) > 1e-2 and model.limit() is None and model.words() == V
+        assert np.ptp(one) > 1e-2 and model.limit() is None and model.words() == V
     with pytest.raises(InputError, match="tells no kinds of text apart"):
         MODEL.apply({"params": started(MODEL)}, TOKENS, None, TOKENS, method="vectors")
 
@@ -52,6 +54,6 @@ def test_it_is_a_backbone_that_forgets_the_order():
 def test_dropout_is_of_the_vectors():
     model = BagOfTokens(Embed(D, V, dropout=0.5))
     params = started(model)
-    dropped = [model.apply({"params": params}, TOKENS, dropout_key=jax.random.key(k)) for k in range(2)]
+    dropped: Any = [model.apply({"params": params}, TOKENS, dropout_key=jax.random.key(k)) for k in range(2)]
     assert not np.allclose(dropped[0], dropped[1])
     np.testing.assert_array_equal(model.apply({"params": params}, TOKENS), MODEL.apply({"params": params}, TOKENS))
