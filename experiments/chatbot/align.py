@@ -38,7 +38,7 @@ class Openings(Source):
     The conversations held out are those that no earlier stage has trained on.
     """
 
-    turns: Size = 4
+    turns: Size = 2
 
     def documents(self) -> Iterator[Conversation]:
         return self._cut(HELD_OUT(list(Conversations().documents()))[0])
@@ -61,12 +61,12 @@ def experiment() -> Experiment:
             Openings(), length=112, batch=64, group=8, max_tokens=32, rewards=(JUDGE,),
             rendering=Rendering(learn="answers"), evaluation_batches=1, unended=-3.0,
         ),
-        objective=Grpo(kl=0.05),
+        objective=Grpo(kl=0.1),
         optimizer=AdamW(learning_rate=5e-5, schedule=Constant(warmup=5), weight_decay=0.0),
         layout=Layout(),
         precision=Precision(),
         steps=60,
         eval_every=20,
         save_every=20,
-        report=(Rewarded(JUDGE, limit=100, max_tokens=32),),
+        report=(Rewarded(JUDGE, limit=300, max_tokens=32),),
     )  # fmt: skip
