@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.machinery
+import importlib.metadata
 import os
 import re
 import shutil
@@ -20,6 +21,8 @@ import pytest
 XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 # tests compile more than they compute: a third of the compiler's time
 QUICK = ("backend_optimization_level=0", "cpu_use_fusion_emitters=false", "cpu_parallel_codegen_split_count=1")
+if importlib.metadata.version("jax").startswith("0.7."):
+    QUICK += ("cpu_use_xnnpack=false",)  # as `llm_jax.core.process` has it
 
 
 def known_flags(flags: Sequence[str]) -> list[str]:

@@ -15,11 +15,14 @@ NEVER = -1
 MADV_HUGEPAGE = 14  # of Linux's mman.h
 HUGE_PAGE = 2**21
 ORDERED = "xla_gpu_deterministic_ops"
+XNNPACK = "xla_cpu_use_xnnpack"
+XNNPACK_MENDED = (0, 8)  # the first jax
 
 
 def set_up() -> None:
     """What every training and every use of a model asks for. Call it before JAX is first used."""
     fix_order()
+    avoid_xnnpack()
     keep_memory()
     keep_compiled()
 
@@ -30,9 +33,23 @@ def fix_order() -> None:
     Without it cuDNN's attention gives other gradients at every call (docs/decisions.md). XLA reads the variable once,
     when a process first uses it: one that has computed on its GPU before is left as it was.
     """
+    _set_flag(ORDERED, "true")
+
+
+def avoid_xnnpack() -> None:
+    """On a CPU, jax 0.7 (Colab's) computes small products without XNNPACK, unless $XLA_FLAGS says otherwise.
+
+    On CPUs with instructions for bfloat16 it leaves some products of bfloat16 to a kernel that cannot sum in float32:
+    "Unsupported element type for DotThunk::Execute".
+    """
+    if jax.__version_info__ < XNNPACK_MENDED:
+        _set_flag(XNNPACK, "false")
+
+
+def _set_flag(name: str, value: str) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
-    if ORDERED not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --{ORDERED}=true".strip()
+    if name not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{name}={value}".strip()
 
 
 def keep_memory() -> None:

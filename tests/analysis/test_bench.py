@@ -65,6 +65,9 @@ def test_table_shows_every_result():
 
 
 def test_measure_runs_every_task_in_processes_of_their_own(monkeypatch):
+    import torch
+
+    torch.get_num_threads()  # skips the test where PyTorch is absent
     monkeypatch.setattr(bench, "MATMULS", (32, 64))
     makers = {"ours": bench.torch_contender, bench.REFERENCE: bench.torch_contender}
     ability, results = measure(makers, "tiny", TINY, "float32", rounds=3, turn=0.01)

@@ -2,9 +2,10 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
-from llm_jax.core.process import fix_order
+from llm_jax.core.process import avoid_xnnpack, fix_order
 
 LINUX = sys.platform == "linux"
 PROGRAM = """
@@ -60,3 +61,14 @@ def test_a_gpu_sums_in_one_order_unless_told_otherwise(before, after, monkeypatc
     fix_order()
     fix_order()
     assert os.environ["XLA_FLAGS"] == after
+
+
+@pytest.mark.parametrize(("version", "after"), [((0, 7, 2), "--xla_cpu_use_xnnpack=false"), ((0, 8, 0), "")])
+def test_the_oldest_jax_does_without_xnnpack(version, after, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(jax, "__version_info__", version)
+    avoid_xnnpack()
+    assert os.environ["XLA_FLAGS"] == after
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_xnnpack=true")
+    avoid_xnnpack()
+    assert os.environ["XLA_FLAGS"] == "--xla_cpu_use_xnnpack=true"

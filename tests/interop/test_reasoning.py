@@ -1,8 +1,6 @@
 """Reasoning and weights of messages under published templates, beside `transformers`."""
 
-import importlib.util
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -10,9 +8,9 @@ from llm_jax.core.tables import InputError
 from llm_jax.interop.tokenizer import import_tokenizer
 from llm_jax.text import Alpaca, Call, ChatML, ChatTemplate, Jinja, Llama3, Message
 
+from .chat_templates import source_of
+
 transformers = pytest.importorskip("transformers")
-SPEC = importlib.util.find_spec("trl")  # its folder has published templates
-TEMPLATES = Path(SPEC.origin if SPEC and SPEC.origin else ".").parent / "chat_templates"
 ASKED = Message("user", "How much is 2 + 2?")
 THOUGHT = Message("assistant", "It is 4.", reasoning="Two and two.\n\nFour <|im_end|>.")
 TALK = [
@@ -26,7 +24,7 @@ TALK = [
 def qwen3(published, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reasoning") / "qwen"
     shutil.copytree(published["qwen"], folder)
-    shutil.copy(TEMPLATES / "qwen3.jinja", folder / "chat_template.jinja")
+    (folder / "chat_template.jinja").write_text(source_of("qwen3"))
     return (*import_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder))
 
 

@@ -2,10 +2,8 @@
 # ruff: noqa: RUF001  (DeepSeek's tokens have wide bars)
 
 import contextlib
-import importlib.util
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +18,8 @@ from llm_jax.text import Call, Jinja, Message, jinja, turns
 from llm_jax.text.chat import _traced
 from llm_jax.text.traced import OTHER, TEMPLATE, Traced, trace
 
-SPEC = importlib.util.find_spec("trl")  # its folder has published templates, and its own copies with generation blocks
-TEMPLATES = Path(SPEC.origin if SPEC and SPEC.origin else ".").parent / "chat_templates"
+from .chat_templates import NAMES, source_of
+
 TOOL: Any = {"type": "function", "function": {"name": "f", "description": "<|im_end|>", "parameters": {}}}
 DATED = ("gptoss", "llama3_2", "muse_glimmer")  # they write the day's date, which data does not have
 
@@ -61,14 +59,14 @@ def records(messages):
     return json.loads(json.dumps(_traced(messages)))
 
 
-every = pytest.mark.parametrize("name", sorted(p.stem for p in TEMPLATES.glob("*.jinja") if "_training" not in p.stem))
+every = pytest.mark.parametrize("name", [name for name in NAMES if "_training" not in name])
 
 
 @every
 @settings(max_examples=12)
 @given(messages=conversations(forged), reply=st.booleans(), tools=st.lists(st.just(TOOL), max_size=1))
 def test_published_templates_write_what_they_write_of_plain_texts(name, messages, reply, tools):
-    source = (TEMPLATES / f"{name}.jinja").read_text()
+    source = source_of(name)
     messages, names = messages[:-1] if reply else messages, dict(bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     ours = theirs = None
     said: dict[str, Any] = dict(chat_template=source, add_generation_prompt=reply, tools=tools or None, **names)
@@ -94,10 +92,6 @@ def test_what_looks_into_a_content_sees_the_content(made, source, messages):
     if not {*ours.marks.values()} & {*found}:  # a content may spell these, which is text to us
         assert ids == found
     assert ours.decode(ids) == theirs.decode(found, skip_special_tokens=True)
-
-
-def source_of(name: str) -> str:
-    return (TEMPLATES / f"{name}.jinja").read_text()
 
 
 def tagged(name: str) -> str:

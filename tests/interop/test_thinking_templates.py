@@ -2,8 +2,6 @@
 # ruff: noqa: RUF001  (DeepSeek's tokens have wide bars)
 
 import dataclasses
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +19,8 @@ from llm_jax.objectives.rewards import ExactAnswer
 from llm_jax.text import Call, Jinja, Message, turns
 from llm_jax.training.report import Bleu, ExactMatch
 
-SPEC = importlib.util.find_spec("trl")  # its folder has published templates
-TEMPLATES = Path(SPEC.origin if SPEC and SPEC.origin else ".").parent / "chat_templates"
+from .chat_templates import source_of
+
 ASKED = (Message("user", "six sevens?"),)
 RIGHT = dict(
     qwen3=("42", "<think>\nsix sevens\n</think>\n\n42", "<think>\n\n</think>\n\n42", "a</think>b\n</think>\n42"),
@@ -43,10 +41,6 @@ def said(caplog):
         return found
 
     return messages
-
-
-def source_of(name: str) -> str:
-    return (TEMPLATES / f"{name}.jinja").read_text()
 
 
 def finished_with(documents, answers, tokenizer, rendering) -> Any:

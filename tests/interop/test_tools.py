@@ -1,10 +1,8 @@
 """Tools in published templates: the tokens and masks of `transformers`, what a model wrote read back, no forgery."""
 
-import importlib.util
 import itertools
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,12 +17,11 @@ from llm_jax.interop.export_tokenizer import export_tokenizer
 from llm_jax.interop.tokenizer import import_tokenizer
 from llm_jax.text import Bpe, Call, ChatML, ChatTemplate, Jinja, Llama3, Message
 
-SPEC = importlib.util.find_spec("trl")  # its folder has published templates, and its own copies with generation blocks
-if SPEC is None or SPEC.origin is None:
+from .chat_templates import FOLDER, source_of
+
+if FOLDER is None:
     pytest.skip("needs trl", allow_module_level=True)
-TEMPLATES = Path(SPEC.origin).parent / "chat_templates"
-QWEN = (TEMPLATES / "qwen2_5.jinja").read_text()
-TRAINING = (TEMPLATES / "qwen2_5_training.jinja").read_text()
+QWEN, TRAINING = source_of("qwen2_5"), source_of("qwen2_5_training")  # its own copies have generation blocks
 EXACT = """\
 {%- for message in messages %}
 {%- if message.role == 'assistant' %}
@@ -201,7 +198,7 @@ def test_what_has_no_place_or_no_end_is_refused(made):
 
 @pytest.mark.parametrize("name", ["llama3_2", "lfm2_2_5", "qwen3_5_nothink"])
 def test_calls_that_would_not_be_read_back_are_not_learnt(name):
-    template = Jinja((TEMPLATES / f"{name}.jinja").read_text())
+    template = Jinja(source_of(name))
     ours = Bpe(300).train(["ab cd\nabc d " * 20], ("<|eot_id|>", "<|im_end|>"))
     called = [Message("user", "q"), Message("assistant", "", (Call("f", '{"a": 1}'),))]
     with pytest.raises(InputError, match=r"a form that is not read back.* writes them as ChatML"):
