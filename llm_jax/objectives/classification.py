@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llm_jax.core.aside import ASIDE, heard
-from llm_jax.core.parts import Rate
+from llm_jax.core.parts import NonNegative, Rate
 from llm_jax.core.tables import InputError
 from llm_jax.layers.moe import routing
 from llm_jax.objectives.objective import Objective, ProblemType, cross_entropy, smoothed
@@ -63,19 +64,41 @@ class Classification(_Classifying):
     classes (Szegedy et al. 2016); evaluation measures without it, and in training the sum `cross_entropy` is without
     it. Of a mixture of experts there are the sums of `routing` too.
 
+    Attributes:
+      class_weights: how much a row of each class counts in training, in the order of the classes, as PyTorch's
+        `CrossEntropyLoss(weight)` has it; "balanced": inversely to how many training documents the class has, 1 on
+        average over the documents (scikit-learn's). Evaluation measures without it.
+
     Raises:
-      InputError: the model does not classify, has one class alone or lacks a class, or the batch has no labels.
+      InputError: the model does not classify, has one class alone or lacks a class, the batch has no labels, or there
+        are not as many weights as classes.
     """
 
     smoothing: Rate = 0.0
+    class_weights: tuple[NonNegative, ...] | Literal["balanced"] | None = None
     problem_type: ClassVar[ProblemType] = "single_label_classification"
     needs: ClassVar[str] = "label_B"
     advice: ClassVar[str] = "labels: use data=Images(...), or data.presentation=WithLabel()"
+
+    def prepare(self, data, tokenizer):
+        if self.class_weights != "balanced":
+            return None
+        count_O = np.bincount(np.array(_numbers(data.documents("train")), np.int64))
+        there_O = count_O > 0
+        weight_O = np.where(there_O, count_O.sum() / (there_O.sum() * np.maximum(count_O, 1)), 1.0)
+        return dict(class_weight_O=weight_O.astype(np.float32))
 
     def check(self, model, documents):
         classes = getattr(model, "classes", None)
         if classes is None:
             return
+        if isinstance(self.class_weights, tuple) and (
+            len(self.class_weights) != classes or not any(self.class_weights)
+        ):
+            raise InputError(
+                f"objective.class_weights has {len(self.class_weights)} weights, the model {classes} classes: give one "
+                "each, not all of them 0, or 'balanced'"
+            )
         if classes == 1:
             raise InputError(
                 "Classification chooses one of several classes, and model.classes=1: of one alone every text is "
@@ -91,13 +114,37 @@ class Classification(_Classifying):
         score_BO, said = self._scores(model, params, batch, key)
         label_B = batch["label_B"]
         weight_B = (label_B >= 0).astype(jnp.float32)
-        loss_B = smoothed(score_BO, label_B, 0.0 if key is None else self.smoothing)
-        sums = dict(weight=weight_B.sum(), loss=jnp.where(label_B >= 0, loss_B, 0).sum())
+        loss_B, weighted = cross_entropy(score_BO, label_B), key is not None and self.class_weights is not None
+        if weighted:
+            class_O = self._class_weights(frozen, score_BO.shape[1])
+            weight_B = weight_B * jnp.where(label_B >= 0, class_O[label_B], 0)
+            sums = dict(loss=self._weighted(score_BO, loss_B, weight_B, label_B, class_O))
+        else:
+            smooth_B = smoothed(score_BO, label_B, 0.0 if key is None else self.smoothing)
+            sums = dict(loss=jnp.where(label_B >= 0, smooth_B, 0).sum())
+        sums["weight"] = weight_B.sum()
         if key is not None and self.smoothing:
-            sums["cross_entropy"] = jnp.where(label_B >= 0, cross_entropy(score_BO, label_B), 0).sum()
+            sums["cross_entropy"] = jnp.where(weight_B > 0, loss_B * weight_B, 0).sum()
         if key is None:
             sums["correct"] = jnp.where(score_BO.argmax(-1) == label_B, weight_B, 0).sum()
         return sums | routing(said, weight_B)
+
+    def _class_weights(self, frozen: Any, classes: int) -> jax.Array:
+        """float32 [O]."""
+        if self.class_weights != "balanced":
+            return jnp.asarray(self.class_weights, jnp.float32)
+        found_O = frozen["class_weight_O"]  # the last classes may have no document
+        return jnp.pad(found_O, (0, classes - len(found_O)), constant_values=1.0)
+
+    def _weighted(
+        self, score_BO: jax.Array, loss_B: jax.Array, weight_B: jax.Array, label_B: jax.Array, class_O: jax.Array
+    ) -> jax.Array:  # fmt: skip
+        """The loss of all rows, where each class counts by its weight in the smoothed target too."""
+        sharp = jnp.where(weight_B > 0, loss_B * weight_B, 0).sum()
+        if not self.smoothing:
+            return sharp
+        spread_B = -(jax.nn.log_softmax(score_BO) * class_O[None]).mean(-1)
+        return (1 - self.smoothing) * sharp + self.smoothing * jnp.where(label_B >= 0, spread_B, 0).sum()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -12,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 
 from experiments import spam
 from llm_jax.core.alphabet import Normal, weigh
 from llm_jax.core.tables import InputError
+from llm_jax.data.documents import Labelled
 from llm_jax.data.presentation import WithNumber
 from llm_jax.data.sources import JsonLines
 from llm_jax.layers.attention import Attention
@@ -53,9 +56,12 @@ SCORES = (np.random.default_rng(0).standard_normal((ROWS, CLASSES)) * 4).astype(
 LABELS = np.array([0, 4, -1, 2, 2, -1, 1], np.int32)
 
 
-def sums(smoothing: float, key: Any, rows: Any = slice(None), scores: Any = SCORES) -> dict[str, Any]:
+def sums(
+    smoothing: float, key: Any, rows: Any = slice(None), scores: Any = SCORES, weights: Any = None, frozen: Any = None
+) -> dict[str, Any]:
     batch: Any = dict(label_B=jnp.asarray(LABELS[rows]), row_B=jnp.arange(ROWS)[rows])
-    return Classification(smoothing)(Table(ROWS), dict(score=jnp.asarray(scores)), None, batch, key)
+    objective = Classification(smoothing, weights)
+    return objective(Table(ROWS), dict(score=jnp.asarray(scores)), frozen, batch, key)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -69,6 +75,43 @@ def test_the_loss_and_its_gradient_are_pytorchs(smoothing):
     found, gradient = jax.value_and_grad(lambda s: sums(smoothing, key, scores=s)["loss"])(jnp.asarray(SCORES))
     np.testing.assert_allclose(found, wanted.item(), rtol=1e-5)
     np.testing.assert_allclose(gradient, slope.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("balanced", [False, True])
+def test_weights_of_classes_are_pytorchs_and_those_that_balance_are_scikit_learns(smoothing, balanced):
+    """In training; an evaluation is as without."""
+    weights: Any = (0.5, 2.0, 1.5, 3.0, 0.0)
+    frozen = None
+    if balanced:
+        documents = [Labelled(f"text {i}", int(label)) for i, label in enumerate([0, 0, 0, 0, 1, 2, 2, 3])]
+        frozen = Classification(class_weights="balanced").prepare(
+            SimpleNamespace(documents=lambda split: documents if split == "train" else []), None
+        )
+        weights = [*compute_class_weight("balanced", classes=np.arange(4), y=[0, 0, 0, 0, 1, 2, 2, 3]), 1.0]
+        np.testing.assert_allclose(frozen["class_weight_O"], weights[:4], rtol=1e-6)
+    scores = torch.tensor(SCORES.astype(np.float64), requires_grad=True)
+    wanted = torch.nn.functional.cross_entropy(
+        scores, torch.tensor(LABELS).long(), torch.tensor(weights).double(), ignore_index=-1, label_smoothing=smoothing
+    )
+    (slope,) = torch.autograd.grad(wanted, scores)
+
+    def measured(scores: Any, key: Any = jax.random.key(0)) -> Any:
+        found = sums(smoothing, key, scores=scores, weights="balanced" if balanced else weights, frozen=frozen)
+        return found["loss"] / found["weight"]
+
+    found, gradient = jax.value_and_grad(measured)(jnp.asarray(SCORES))
+    np.testing.assert_allclose(found, wanted.item(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, slope.numpy(), atol=1e-5)
+    plain = sums(smoothing, None)
+    np.testing.assert_allclose(measured(jnp.asarray(SCORES), None), plain["loss"] / plain["weight"], rtol=1e-6)
+
+
+def test_as_many_weights_as_classes():
+    for weights, count in (((1.0, 2.0), 2), ((0.0,) * 5, 5)):
+        with pytest.raises(InputError, match=f"class_weights has {count} weights, the model 5 classes: give one each"):
+            Classification(class_weights=weights).check(Table(ROWS), [])
+    Classification(class_weights="balanced").check(Table(ROWS), [])
 
 
 NUMBERS = np.array([0.0, 1.0, 0.3, 1.0, 0.0, 0.8, 0.5], np.float32)
