@@ -10,7 +10,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from llm_jax.core.parts import Count
+from llm_jax.core.parts import Count, Size
 from llm_jax.core.tables import InputError
 from llm_jax.data.pipeline import SplitName
 from llm_jax.training.intervals import wilson
@@ -26,6 +26,10 @@ class ClassificationReport(Report):
     nothing can be right: its F1 is 0 whatever the model, where it is predicted. `absent_classes` counts these, a line
     names them, and there is no `f1` of one.
 
+    `auc` is the area under the receiver operating characteristic: how often a document of the class has a higher score
+    than one of another class (a tie is half). Of several classes it is the mean over those that occur. Where there are
+    more classes than `top`, `top_{top}` is how often the true one is among so many best scores.
+
     Attributes:
       names: of the classes, in the order of their numbers; none: those of the run (`data.labels`), or the numbers.
 
@@ -36,6 +40,7 @@ class ClassificationReport(Report):
     split: SplitName = "validation"
     names: tuple[str, ...] = ()
     positive: Count = 1
+    top: Size = 5
 
     def check(self, planned):
         model, data = _classifier(planned), cast(Any, planned.experiment.data)
@@ -52,8 +57,9 @@ class ClassificationReport(Report):
             raise InputError(f"report.positive={self.positive} is not one of the two classes, 0 and 1")
 
     def __call__(self, finished):
-        confusion_OO = confusions(finished, self.split)
-        classes = len(confusion_OO)
+        score_NO, label_N = scored(finished, self.split)
+        classes = score_NO.shape[1]
+        confusion_OO = confusions(score_NO, label_N)
         self._check_positive(classes)
         if self.names and len(self.names) != classes:
             raise InputError(f"{len(self.names)} names for the model's {classes} classes: report.names must be as many")
@@ -76,31 +82,71 @@ class ClassificationReport(Report):
         for name, total, *scores in zip(names, confusion_OO.sum(1), precision_O, recall_O, f1_O, strict=True):
             said = ", ".join(f"{what} {s:.4f}" for what, s in zip(("precision", "recall", "F1"), scores, strict=True))
             lines.append(f"  {name}: {said if np.isfinite(scores[-1]) else 'never'}, of {total}")
+        auc_O = areas(score_NO, label_N)
+        if np.isfinite(auc_O).any():
+            found["auc"] = float(np.nanmean(auc_O))
+            ranked = f"  area under the curve {found['auc']:.4f}" + " (mean over the classes)" * (classes > 2)
+            if classes > self.top:
+                found[f"top_{self.top}"] = float((rank_of(score_NO, label_N) < self.top).mean())
+                ranked += f"; the true class is among the best {self.top} in {found[f'top_{self.top}']:.4f}"
+            lines.append(ranked)
         drawing = draw(confusion_OO, names, f"{self.split}: accuracy {right / count:.3f} of {count}")
         metrics = {f"{self.split}_{name}": value for name, value in found.items()}
         return Finding(lines, metrics, {f"{self.split}_confusions.png": drawing})
 
 
-def confusions(finished: Finished, split: SplitName) -> np.ndarray:
-    """int64 [O, O]: how often a text or an image of the one class was taken for the other. Rows are the true classes.
+def scored(finished: Finished, split: SplitName) -> tuple[np.ndarray, np.ndarray]:
+    """The scores [N, O] of all texts or images of a split whose class is known, and their classes [N].
 
     Raises:
       InputError: the model does not classify, or the split has no labels.
     """
     experiment: Any = finished.experiment
     model = _classifier(finished)
-    params, confusion_OO = experiment.precision.cast(finished.params), None
+    params = experiment.precision.cast(finished.params)
+    score_NO, label_N = [], []
     for batch in experiment.data.evaluation(finished.tokenizer, split=split):
         if "label_B" not in batch:
             break
-        score_BO = np.asarray(_classify(model, params, dict(batch)))
-        if confusion_OO is None:
-            confusion_OO = np.zeros((score_BO.shape[1],) * 2, np.int64)
         known_B = batch["label_B"] >= 0
-        np.add.at(confusion_OO, (batch["label_B"][known_B], score_BO.argmax(-1)[known_B]), 1)
-    if confusion_OO is None or not confusion_OO.any():
+        score_NO.append(np.asarray(_classify(model, params, dict(batch)))[known_B])
+        label_N.append(batch["label_B"][known_B])
+    if not sum(map(len, label_N)):
         raise InputError(f"ClassificationReport needs labels, and the {split} documents have none")
+    return np.concatenate(score_NO), np.concatenate(label_N)
+
+
+def confusions(score_NO: np.ndarray, label_N: np.ndarray) -> np.ndarray:
+    """int64 [O, O]: how often what is of the one class was taken for the other. Rows are the true classes."""
+    confusion_OO = np.zeros((score_NO.shape[1],) * 2, np.int64)
+    np.add.at(confusion_OO, (label_N, score_NO.argmax(-1)), 1)
     return confusion_OO
+
+
+def areas(score_NO: np.ndarray, label_N: np.ndarray) -> np.ndarray:
+    """float64 [O]: the area under each class's curve (Hanley & McNeil 1982); NaN where it, or any other, is absent.
+
+    By the log-odds of the class in the softmax, which are never so near 0 or 1 that rounding makes ties. Of two classes
+    both have the same area.
+    """
+    area_O = np.full(score_NO.shape[1], np.nan)
+    for o in range(len(area_O)):
+        is_N = label_N == o
+        if 0 < is_N.sum() < len(is_N):
+            others_NO = np.delete(score_NO, o, 1).astype(np.float64)
+            odds_N = score_NO[:, o] - np.logaddexp.reduce(others_NO, axis=1)
+            _, place_N, count = np.unique(odds_N, return_inverse=True, return_counts=True)
+            rank_N = (np.cumsum(count) - (count - 1) / 2)[place_N.reshape(-1)]  # the mean of those that are equal
+            above = rank_N[is_N].sum() - is_N.sum() * (is_N.sum() + 1) / 2
+            area_O[o] = above / (is_N.sum() * (~is_N).sum())
+    return area_O
+
+
+def rank_of(score_NO: np.ndarray, label_N: np.ndarray) -> np.ndarray:
+    """[N]: how many classes have a higher score than the true one, or the same and a smaller number."""
+    own_N1 = score_NO[np.arange(len(label_N)), label_N][:, None]
+    before_NO = np.arange(score_NO.shape[1])[None] < label_N[:, None]
+    return ((score_NO > own_N1) | ((score_NO == own_N1) & before_NO)).sum(-1)
 
 
 def _classifier(finished: Finished) -> Any:

@@ -17,7 +17,7 @@ from llm_jax.core.tables import InputError
 from llm_jax.models.model import Model
 from llm_jax.training.intervals import wilson
 from llm_jax.training.precision import Precision
-from llm_jax.training.report_classes import ClassificationReport, by_class, confusions, draw
+from llm_jax.training.report_classes import ClassificationReport, areas, by_class, confusions, draw, rank_of, scored
 
 ROWS = 60
 ZERO: Any = 0
@@ -73,7 +73,9 @@ def test_a_class_of_two_that_does_not_occur_has_no_f1():
 @pytest.mark.parametrize(("classes", "skip"), [(2, None), (5, None), (5, 3), (10, 4)])
 def test_the_numbers_are_those_of_scikit_learn(classes, skip):
     told, true_N, said_N = finished(classes, classes, skip)
-    table_OO = confusions(told, "validation")
+    score_NO, label_N = scored(told, "validation")
+    np.testing.assert_array_equal(label_N, true_N)
+    table_OO = confusions(score_NO, label_N)
     np.testing.assert_array_equal(
         table_OO, sklearn.metrics.confusion_matrix(true_N, said_N, labels=list(range(classes)))
     )
@@ -89,6 +91,17 @@ def test_the_numbers_are_those_of_scikit_learn(classes, skip):
     if skip is not None:
         wanted["validation_absent_classes"] = 1
         assert f"  of 1 classes the validation documents have none: {skip}" in found.lines
+    share_NO = np.asarray(jax.nn.softmax(score_NO.astype(np.float64)))
+    theirs = [
+        sklearn.metrics.roc_auc_score(true_N == o, share_NO[:, o]) if (true_N == o).any() else np.nan
+        for o in range(classes)
+    ]
+    np.testing.assert_allclose(areas(score_NO, true_N), theirs, atol=1e-12)
+    wanted["validation_auc"] = np.nanmean(theirs)
+    if classes > 5:
+        ranked = sklearn.metrics.top_k_accuracy_score(true_N, score_NO, k=5, labels=list(range(classes)))
+        wanted["validation_top_5"] = ranked
+        assert ranked < 1
     assert found.metrics == pytest.approx(wanted, abs=1e-12) and 0.2 < wanted["validation_accuracy"] < 0.95
     there = sorted({*true_N, *said_N})
     theirs: Any = sklearn.metrics.precision_recall_fscore_support(true_N, said_N, labels=there, zero_division=ZERO)
@@ -96,6 +109,15 @@ def test_the_numbers_are_those_of_scikit_learn(classes, skip):
         np.testing.assert_allclose(ours[there], their, atol=1e-12)
     if skip is not None:
         assert f"  {skip}: never, of 0" in found.lines
+
+
+def test_ties_are_half_and_certainty_makes_none():
+    """Of scores that a softmax in float32 would round to 1, the order counts."""
+    label_N = np.array([0, 1, 0, 1])
+    certain_NO = np.array([[0, 50], [0, 55], [0, 60], [0, 80]], np.float32)
+    np.testing.assert_allclose(areas(certain_NO, label_N), [0.75, 0.75])
+    np.testing.assert_allclose(areas(np.zeros((4, 2), np.float32), label_N), [0.5, 0.5])
+    np.testing.assert_array_equal(rank_of(np.array([[1, 1, 1], [0, 2, 1]], np.float32), np.array([1, 2])), [1, 1])
 
 
 def test_a_class_that_is_never_predicted_has_no_f1_to_speak_of():
