@@ -32,7 +32,9 @@ NEVER = -1e30  # the score of a token that is not drawn
 class Rollout:
     """What is known of completions, those of one prompt side by side, `group` of them. NumPy, float64.
 
-    weight_BT is 1 where the target was drawn. value_BT is the critic's before each target, 0 where there is none.
+    weight_BT is 1 where the target was drawn. value_BT is the critic's before each target, 0 where there is none; where
+    `reads_end` is asked for, that at the place behind the last target is of the whole completion. `ended_B` is 1 where
+    a completion ended by itself.
     """
 
     reward_B: np.ndarray
@@ -41,6 +43,7 @@ class Rollout:
     reference_BT: np.ndarray
     value_BT: np.ndarray
     group: int
+    ended_B: np.ndarray | None = None  # None: all did
 
     @property
     def divergence_B(self) -> np.ndarray:
@@ -99,6 +102,10 @@ class PolicyGradient(Objective, abc.ABC):
     """
 
     likelihood: ClassVar[bool] = False
+
+    def reads_end(self) -> bool:
+        """Whether the last token of a completion is read too, of which nothing is learnt: for its value."""
+        return False
 
     def prepare(self, data, tokenizer):
         if not hasattr(data, "temperature"):

@@ -10,6 +10,7 @@ import numpy as np
 
 from llm_jax.core.aside import ASIDE
 from llm_jax.core.parts import NonNegative, Positive, conform
+from llm_jax.core.tables import InputError
 from llm_jax.models.actor_critic import ActorCritic
 from llm_jax.objectives.divergence import Divergence, FixedKl
 from llm_jax.objectives.policy import Credit, PolicyGradient, Share, clipped
@@ -23,8 +24,13 @@ class Ppo(PolicyGradient):
     Advantages are generalised estimates (Schulman et al. 2016) by the values of the model's critic, `whiten`ed over
     the rollout. Policy and value are clipped; `value` weighs the value's loss. Sums besides: value_loss.
 
+    Attributes:
+      bootstrap: whether a completion that was cut off is worth what the critic expects of it, in place of what the
+        rewards say of it as it stands (Pardo et al. 2018).
+
     Raises:
-      InputError: the model is no ActorCritic.
+      InputError: the model is no ActorCritic, or with `bootstrap` the data says what a completion that was cut off is
+        worth.
     """
 
     kl: Divergence = FixedKl()
@@ -34,6 +40,19 @@ class Ppo(PolicyGradient):
     discount: Share = 1.0
     trace: Share = 0.95  # lambda
     whiten: bool = True
+    bootstrap: bool = False
+
+    def reads_end(self):
+        return self.bootstrap
+
+    def prepare(self, data, tokenizer):
+        if self.bootstrap and getattr(data, "unended", None) is not None:
+            raise InputError(
+                f"data.unended={data.unended:g} says what a completion that was cut off is worth, and "
+                "objective.bootstrap asks the critic: set one of them alone, data.unended=None or "
+                "objective.bootstrap=False"
+            )
+        return super().prepare(data, tokenizer)
 
     def first_coefficient(self):
         return self.kl.coefficient
@@ -48,9 +67,15 @@ class Ppo(PolicyGradient):
     def credit(self, rollout, coefficient):
         weight_BT = rollout.weight_BT
         reward_BT = -coefficient * (rollout.old_BT - rollout.reference_BT) * weight_BT
-        last_B = weight_BT.shape[1] - 1 - weight_BT[:, ::-1].argmax(1)
-        reward_BT[np.arange(len(last_B)), last_B] += rollout.reward_B
-        advantage_BT = advantages(reward_BT, rollout.value_BT, weight_BT, self.discount, self.trace)
+        row_B, last_B = np.arange(len(weight_BT)), weight_BT.shape[1] - 1 - weight_BT[:, ::-1].argmax(1)
+        end_B, after_B = rollout.reward_B, np.zeros(len(row_B))
+        if self.bootstrap and rollout.ended_B is not None:
+            cut_B = rollout.ended_B == 0
+            end_B = np.where(cut_B, 0, end_B)
+            behind_B = np.minimum(last_B + 1, weight_BT.shape[1] - 1)  # a row of a cut completion has room for it
+            after_B = np.where(cut_B, rollout.value_BT[row_B, behind_B], 0)
+        reward_BT[row_B, last_B] += end_B
+        advantage_BT = advantages(reward_BT, rollout.value_BT, weight_BT, self.discount, self.trace, after_B)
         return_BT = (advantage_BT + rollout.value_BT) * weight_BT
         if self.whiten:
             advantage_BT = _whitened(advantage_BT, weight_BT)
@@ -74,15 +99,16 @@ class Ppo(PolicyGradient):
 
 
 def advantages(
-    reward_BT: np.ndarray, value_BT: np.ndarray, weight_BT: np.ndarray, discount: float, trace: float
-) -> np.ndarray:
-    """[B, T]: generalised advantage estimates; after the last target with a weight there is nothing to come."""
+    reward_BT: np.ndarray, value_BT: np.ndarray, weight_BT: np.ndarray, discount: float, trace: float,
+    after_B: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    """[B, T]: generalised advantage estimates; what follows the last target with a weight is worth `after_B` (0)."""
     advantage_BT = np.zeros_like(reward_BT)
-    later_B = value_B = np.zeros(len(reward_BT))
+    later_B, value_B = np.zeros(len(reward_BT)), np.zeros(len(reward_BT)) if after_B is None else after_B
     for t in reversed(range(reward_BT.shape[1])):
         error_B = reward_BT[:, t] + discount * value_B - value_BT[:, t]
         later_B = (error_B + discount * trace * later_B) * weight_BT[:, t]
-        advantage_BT[:, t], value_B = later_B, value_BT[:, t] * weight_BT[:, t]
+        advantage_BT[:, t], value_B = later_B, np.where(weight_BT[:, t] > 0, value_BT[:, t], value_B)
     return advantage_BT
 
 

@@ -63,7 +63,8 @@ class Author:
 
     def known(self, params: Any, frozen: Any, completions: Completions) -> Batch:
         """Rows with their rewards, and what the model says of them now."""
-        laid = completions.laid(self.data.length, self.tokenizer.padding, np.asarray(self.tokenizer.bytes_V, np.int32))
+        bytes_V = np.asarray(self.tokenizer.bytes_V, np.int32)
+        laid = completions.laid(self.data.length, self.tokenizer.padding, bytes_V, self.policy.reads_end())
         recalled = []
         for first in range(0, len(completions.ids), self.data.batch):
             part = {name: array[first : first + self.data.batch] for name, array in laid.items()}

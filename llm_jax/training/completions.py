@@ -115,17 +115,21 @@ class Completions:
         """The share of them that did not end."""
         return 1 - float(self.ended_B.mean())
 
-    def laid(self, length: int, pad: int, bytes_V: np.ndarray) -> Batch:
-        """Rows of `length` tokens, one completion each; the targets that were drawn have weight 1."""
+    def laid(self, length: int, pad: int, bytes_V: np.ndarray, reads_end: bool = False) -> Batch:
+        """Rows of `length` tokens, one completion each; the targets that were drawn have weight 1.
+
+        `reads_end`: the last token has a place among the inputs too, where there is room, without a target.
+        """
         batch = blank(len(self.ids), length, pad)
         del batch["number_B"]
         for row, (prompt, written) in enumerate(zip(self.prompts, self.ids, strict=True)):
             whole = np.array([*prompt.ids, *written], np.int32)
             size = len(whole) - 1
-            batch["tokens_BT"][row, :size], batch["targets_BT"][row, :size] = whole[:-1], whole[1:]
+            read = min(size + 1, length) if reads_end else size
+            batch["tokens_BT"][row, :read], batch["targets_BT"][row, :size] = whole[:read], whole[1:]
             batch["weight_BT"][row, len(prompt.ids) - 1 : size] = 1
-            batch["segment_BT"][row, :size], batch["position_BT"][row, :size] = 0, np.arange(size)
-        batch["bytes_BT"] = np.where(batch["segment_BT"] == 0, bytes_V[batch["targets_BT"]], 0).astype(np.int32)
+            batch["bytes_BT"][row, :size] = bytes_V[whole[1:]]
+            batch["segment_BT"][row, :read], batch["position_BT"][row, :read] = 0, np.arange(read)
         return batch | dict(ended_B=self.ended_B.astype(np.float32))
 
 

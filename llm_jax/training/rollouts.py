@@ -259,7 +259,7 @@ class RolloutIterator(Iterator[Batch]):
 
     def _credited(self, known: Batch) -> tuple[Batch, float]:
         """With advantages, all in float32; and the coefficient of the KL that follows from it."""
-        exact = {name: known[name].astype(np.float64) for name in ("reward_B", "weight_BT", *RECALLED)}
+        exact = {name: known[name].astype(np.float64) for name in ("reward_B", "weight_BT", "ended_B", *RECALLED)}
         rollout = Rollout(**exact, group=self._data.group)
         credit = self._author.policy.credit(rollout, self._coefficient)
         known |= dict(advantage_BT=credit.advantage_BT, return_BT=credit.return_BT)

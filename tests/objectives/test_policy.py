@@ -237,9 +237,9 @@ def test_reinforce_is_the_log_probability_times_the_advantage(case):
     np.testing.assert_allclose(gradients["score_BTV"], score.grad, **CLOSE)
 
 
-def estimates(reward, value, discount, trace):
+def estimates(reward, value, discount, trace, after=0.0):
     """Generalised advantages of one completion, by their definition: a sum over all that comes."""
-    value = np.append(value, 0.0)
+    value = np.append(value, after)
     errors = reward + discount * value[1:] - value[:-1]
     decay = discount * trace
     return np.array([sum(decay ** (j - t) * errors[j] for j in range(t, len(errors))) for t in range(len(errors))])
@@ -257,6 +257,31 @@ def test_advantages_are_the_papers_sums(case, discount, trace):
         wanted = estimates(reward[row, here], value[row, here], discount, trace)
         np.testing.assert_allclose(found[row, here], wanted, rtol=1e-12)
         assert not found[row, ~here].any()
+
+
+def test_a_completion_that_was_cut_off_is_worth_what_the_critic_expects(case):
+    """With `bootstrap`; the reward of what stands there does not count. Others are as without it."""
+    _, batch, _ = case
+    weight = batch["weight_BT"] > 0
+    value_BT = np.random.default_rng(4).normal(size=(B, T))
+    names = ("reward_B", "weight_BT", "old_BT", "reference_BT", "ended_B")
+    told = {name: batch[name].astype(np.float64) for name in names}
+    found, plain = (
+        Ppo(whiten=False, discount=0.9, bootstrap=on).credit(Rollout(**told, value_BT=value_BT, group=1), 0.3)
+        for on in (True, False)
+    )
+    for row in range(B):
+        here = weight[row]
+        reward = -0.3 * (told["old_BT"] - told["reference_BT"])[row, here]
+        ended = told["ended_B"][row] == 1
+        reward[-1] += told["reward_B"][row] * ended
+        after = 0.0 if ended else value_BT[row, np.flatnonzero(here)[-1] + 1]
+        wanted = estimates(reward, value_BT[row, here], 0.9, 0.95, after)
+        np.testing.assert_allclose(found.advantage_BT[row, here], wanted, rtol=1e-12)
+        np.testing.assert_allclose(found.return_BT[row, here], wanted + value_BT[row, here], rtol=1e-12)
+        assert not found.advantage_BT[row, ~here].any()
+        assert np.array_equal(found.advantage_BT[row], plain.advantage_BT[row]) == ended
+    assert not batch["ended_B"].all()
 
 
 @pytest.mark.parametrize("whiten", [True, False])

@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -161,6 +162,36 @@ def test_rows_hold_what_was_drawn(rollout, tokenizer):
             each = Ones()([""], [text], []), Short()([""], [text], [])
             assert batch["reward_Ones_0_B"][row] == each[0] and batch["reward_Short_1_B"][row] == each[1]
             assert batch["reward_B"][row] == each[0] + 0.5 * each[1]
+
+
+def test_the_critic_reads_all_of_a_completion_that_was_cut_off(experiment, tokenizer):
+    """`bootstrap` puts the last token among the inputs, in rows that are full too; all else is as without it."""
+    model = ActorCritic(experiment.model, Scorer(experiment.model))
+    rows = []
+    for objective in (Ppo(bootstrap=True), Ppo()):
+        changed = dataclasses.replace(experiment, model=model, objective=objective)
+        program = Program(changed, changed.layout.mesh(), tokenizer)
+        state = program.begin()
+        rows.append(made(program, tokenizer).next(state))
+    whole, plain = rows
+    cut_B = whole["ended_B"] == 0
+    assert cut_B.sum() > 0 and (whole["segment_BT"].sum(1) == plain["segment_BT"].sum(1) + 1).all()
+    for name in ("targets_BT", "weight_BT", "bytes_BT", "reward_B", "old_BT", "reference_BT"):
+        np.testing.assert_allclose(whole[name], plain[name], atol=1e-6, err_msg=name)
+    params: Any = jax.device_get(state.params)["critic"]
+    for row in range(len(cut_B)):
+        last = np.flatnonzero(whole["weight_BT"][row])[-1] + 1
+        read = whole["tokens_BT"][row : row + 1, : last + 1]
+        assert read[0, -1] == whole["targets_BT"][row, last - 1]
+        score_BT: Any = model.critic.apply({"params": params}, jnp.asarray(read))
+        np.testing.assert_allclose(whole["value_BT"][row, last], score_BT[0, -1], atol=1e-5)
+    kept = [b["advantage_BT"][~cut_B] for b in rows]
+    assert not np.allclose(whole["advantage_BT"][cut_B], plain["advantage_BT"][cut_B]) and len(kept[0])
+    said = dataclasses.replace(experiment.data, unended=-1.0)
+    with pytest.raises(InputError, match=r"data.unended=-1 says .* objective.bootstrap=False"):
+        Ppo(bootstrap=True).prepare(said, tokenizer)
+    for data, objective in ((dataclasses.replace(said, unended=None), Ppo(bootstrap=True)), (said, Ppo())):
+        objective.prepare(data, tokenizer)
 
 
 def test_a_completion_without_an_end_is_worth_what_is_said(experiment, tokenizer):
