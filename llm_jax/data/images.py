@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from llm_jax.core.files import reading
+from llm_jax.core.files import reading, user_path
+from llm_jax.core.parts import Number, Positive, Size
 from llm_jax.core.tables import InputError
 from llm_jax.data.cache import Corpus
 from llm_jax.data.documents import Document, Picture
@@ -31,14 +32,40 @@ class Images(Data):
 
     A batch has, beside what `Data` puts into it of the captions, `image_BYXA` (float32) and `label_B` (int32, the
     number of the class; -1 in a row of padding). `ByHash` parts pictures by the hash of their pixels.
+
+    The model gets `(pixels * scale - mean) / deviation`, in training and wherever it is asked later: pixels are those
+    of the source, whose range `scale` knows (1/255 for bytes).
+
+    Attributes:
+      mean, deviation: of each channel, or one for all.
     """
 
     packing: Packing = One()
+    scale: Positive = 1.0
+    mean: tuple[Number, ...] = (0.0,)
+    deviation: tuple[Positive, ...] = (1.0,)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.packing, One):
             raise InputError("an image has a row of its own: data.packing must be One()")
+
+    def normalized(self, image_BYXA: np.ndarray) -> np.ndarray:
+        """What the model gets of pixels as the source has them: float32.
+
+        Raises:
+          InputError: `mean` or `deviation` is neither one number nor one for each channel.
+        """
+        channels = image_BYXA.shape[-1]
+        for name, given in (("mean", self.mean), ("deviation", self.deviation)):
+            if len(given) not in (1, channels):
+                raise InputError(
+                    f"data.{name} has {len(given)} numbers, the images {channels} channels: give one, or one each"
+                )
+        if (self.scale, set(self.mean), set(self.deviation)) == (1.0, {0.0}, {1.0}):
+            return image_BYXA.astype(np.float32)
+        mean, deviation = (np.array(given, np.float32) for given in (self.mean, self.deviation))
+        return ((image_BYXA.astype(np.float32) * np.float32(self.scale) - mean) / deviation).astype(np.float32)
 
     @property
     def _labelled(self):
@@ -62,7 +89,7 @@ class Images(Data):
         parts = [part[split] for part in self._split_documents]
         _check([picture for part in parts for picture in part])
         return [
-            None if corpus is None else Album.of(corpus, documents)
+            None if corpus is None else Album.of(corpus, documents, self.normalized)
             for corpus, documents in zip(super()._corpora(tokenizer, split), parts, strict=True)
         ]
 
@@ -80,14 +107,14 @@ class Album(Corpus):
     label_N: np.ndarray
 
     @classmethod
-    def of(cls, corpus: Corpus, pictures: list[Any]) -> Album:
-        """The pictures whose captions are in `corpus`.
+    def of(cls, corpus: Corpus, pictures: list[Any], normalized: Callable[[np.ndarray], np.ndarray]) -> Album:
+        """The pictures whose captions are in `corpus`, `normalized` as the model gets them.
 
         Raises:
           InputError: one of them has no caption.
         """
         album = cls(corpus.path)
-        album.image_NYXA = np.stack([picture.image_YXA for picture in pictures])
+        album.image_NYXA = normalized(np.stack([picture.image_YXA for picture in pictures]))
         album.label_N = np.array([picture.label for picture in pictures], np.int32)
         if len(album.offsets) - 1 != len(pictures):
             raise InputError("a picture without a caption has no tokens: set data.rendering.bos, or name every picture")
@@ -137,7 +164,60 @@ class PictureFiller:
         return batch
 
 
-# ---------------------------------------------------------------------------------------------------------- packaged
+# ---------------------------------------------------------------------------------------------------- files, packaged
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFolder(Source):
+    """The images of a folder, in a folder for each class, whose name is the class's and the caption.
+
+    Every image is scaled to `rows` x `columns` pixels (bilinear; its proportions may change), with 3 channels, red,
+    green and blue, or 1, its brightness. Pixels are from 0 to 255: set `Images(scale=1/255)`. Hidden files are left
+    out; any other file must be an image.
+
+    Raises:
+      InputError: there are no folders of images, or a file is none.
+    """
+
+    path: str
+    rows: Size
+    columns: Size
+    channels: Literal[1, 3] = 3
+
+    def documents(self) -> Iterator[Document]:
+        for number, folder in enumerate(self._folders()):
+            for file in sorted(folder.rglob("*")):
+                if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts):
+                    yield Picture(read_image(file, self.rows, self.columns, self.channels), folder.name, number)
+
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(folder.name for folder in self._folders())
+
+    def _folders(self) -> list[Path]:
+        path = user_path(self.path)
+        with reading(path):
+            found = sorted(f for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
+        if not found:
+            raise InputError(f"there is no folder for a class in {path}: put the images of each class into one")
+        return found
+
+
+def read_image(file: str | Path, rows: int, columns: int, channels: int = 3) -> np.ndarray:
+    """float32 [rows, columns, channels] from 0 to 255: an image file, scaled to that size, as `ImageFolder` has it.
+
+    Raises:
+      InputError: it is no image.
+    """
+    from PIL import Image, UnidentifiedImageError  # slow to import, and few read images
+
+    with reading(path := user_path(file)):
+        try:
+            with Image.open(path) as opened:
+                image = opened.convert("RGB" if channels == 3 else "L")
+        except (UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise InputError(f"{path} is no image that can be read: {error}") from None
+    scaled = image.resize((columns, rows), Image.Resampling.BILINEAR)
+    return np.asarray(scaled, np.float32).reshape(rows, columns, channels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,4 +245,4 @@ class Digits(Source):
         return NAMES
 
 
-SOURCES = dict(Digits=Digits)
+SOURCES = dict(Digits=Digits, ImageFolder=ImageFolder)

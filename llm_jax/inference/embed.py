@@ -16,6 +16,7 @@ from llm_jax.inference.generate import round_up
 from llm_jax.layers.tokens import PADDING, Tokens
 from llm_jax.models.encoder import Encoder
 from llm_jax.models.heads import Classifier
+from llm_jax.models.vision import ImageClassifier
 from llm_jax.objectives.classification import ACTIVATIONS
 from llm_jax.objectives.objective import ProblemType
 
@@ -45,6 +46,34 @@ def classify(
     """
     run = functools.partial(_classify, model, problem_type, params)
     return _read(run, model.limit(), model.classes, texts, begins)
+
+
+def classify_images(
+    model: ImageClassifier, params: Any, image_BYXA: np.ndarray, problem_type: ProblemType
+) -> np.ndarray:  # fmt: skip
+    """float32 [B, O]: what the scores of each image mean, by `problem_type`.
+
+    Raises:
+      InputError: the images have another size than the model reads, or what it makes of one is no finite number.
+    """
+    made = []
+    for first in range(0, len(image_BYXA), ROWS):
+        some = image_BYXA[first : first + ROWS]
+        count = min(ROWS, round_up(len(some), finely=False))
+        filled = np.concatenate([some, np.zeros((count - len(some), *some.shape[1:]), np.float32)])
+        made.append(np.asarray(_classify_images(model, problem_type, params, filled))[: len(some)])
+    share_BO = np.concatenate(made)
+    if (unsound := np.flatnonzero(~np.isfinite(share_BO).all(1))).size:
+        raise InputError(f"what the model makes of image {unsound[0]} is not finite: {CAUSE}")
+    return share_BO
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _classify_images(
+    model: ImageClassifier, problem_type: ProblemType, params: Any, image_BYXA: jax.Array
+) -> jax.Array:  # fmt: skip
+    score_BO: Any = model.apply({"params": params}, dict(image_BYXA=image_BYXA), None, method="classify")
+    return ACTIVATIONS[problem_type](score_BO)
 
 
 def _read(

@@ -14,12 +14,13 @@ from absl import logging
 from llm_jax.core.parts import conform, show
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Conversation, joined
-from llm_jax.inference.embed import classify, embed
+from llm_jax.inference.embed import classify, classify_images, embed
 from llm_jax.inference.generate import CHUNK, Generation, Writer, check_max_tokens, prepare, room, row_keys
 from llm_jax.inference.sampling import Sampling
 from llm_jax.models.encoder import Encoder
 from llm_jax.models.heads import Classifier
 from llm_jax.models.model import Generator, Model, Translator
+from llm_jax.models.vision import ImageClassifier
 from llm_jax.objectives.classification import usual_problem
 from llm_jax.objectives.objective import ProblemType
 from llm_jax.text.chat import ChatTemplate, Message, rendered
@@ -43,6 +44,7 @@ class LanguageModel:
       problem_type: what the scores of a Classifier mean, as it was trained; by default as `usual_problem` has it.
       separators: how many `eos` stand between two texts that are read together; None: one.
       labels: the names of a Classifier's classes, in the order of its scores; None: they have none.
+      normalized: makes of pixels what the model reads (`Images.normalized`); None: they are that.
       context: how many tokens it can hold in view, or None: there is no bound.
       warn: what is called, once, when `reply` leaves out turns, and once when a text spells special tokens.
     """
@@ -51,10 +53,10 @@ class LanguageModel:
         self, model: Model, params: Any, tokenizer: Tokenizer, *, template: ChatTemplate | None = None,
         dtype: Any = "float32", bos: bool = True, eos: bool = True, prompt_eos: bool = False,
         problem_type: ProblemType | None = None, labels: tuple[str, ...] | None = None,
-        separators: int | None = None,
+        separators: int | None = None, normalized: Callable[[np.ndarray], np.ndarray] | None = None,
     ):  # fmt: skip
         """Raises InputError: the tokenizer has ids beyond the model's embedding."""
-        if tokenizer.vocabulary > model.words():
+        if not isinstance(model, ImageClassifier) and tokenizer.vocabulary > model.words():
             raise InputError(
                 f"the tokenizer has {tokenizer.vocabulary} ids, and the model's embedding {model.words()} rows: "
                 "use the tokenizer that it was trained with"
@@ -63,9 +65,9 @@ class LanguageModel:
         self.template, self.dtype = template or ChatTemplate(), np.dtype(dtype)
         self.bos, self.eos, self.prompt_eos = bos, eos, prompt_eos
         self.context = model.limit()
-        classes = model.classes if isinstance(model, Classifier) else 0
+        classes = model.classes if isinstance(model, Classifier | ImageClassifier) else 0
         self.problem_type: ProblemType = problem_type or usual_problem(classes)
-        self.labels, self.separators = labels, separators
+        self.labels, self.separators, self.normalized = labels, separators, normalized
         self.warn: Callable[[str], object] = logging.warning
         self._warned = self._noticed = False
 
@@ -110,10 +112,12 @@ class LanguageModel:
         return embed(model, self._prepared, self._whole(texts, special_tokens))
 
     def classify(
-        self, texts: Sequence[str | tuple[str, str] | Sequence[int] | np.ndarray],
-        special_tokens: SpecialTokens = "text",
+        self, texts: Sequence[str | tuple[str, str] | Sequence[int] | np.ndarray] = (),
+        special_tokens: SpecialTokens = "text", *, images: Any = None,
     ) -> np.ndarray:  # fmt: skip
         """float32 [B, O]: what a Classifier says of each text, by its `problem_type`, as transformers' pipelines do.
+
+        An ImageClassifier says it of `images` [B, rows, columns, channels], with pixels as in the data's source.
 
         The classes are in the order of `labels`.
 
@@ -125,9 +129,15 @@ class LanguageModel:
         read as they are; `special_tokens` is that of `generate`.
 
         Raises:
-          InputError: the model is no Classifier, or a text is longer than it reads.
+          InputError: the model is no Classifier, or a text is longer than it reads; or the images are none, or not
+            for it.
         """
-        model = conform(self.model, Classifier, "model")
+        model = conform(self.model, Classifier | ImageClassifier, "model")
+        if isinstance(model, ImageClassifier) == (images is None) or (images is not None and len(texts)):
+            needed = "images, and no texts" if isinstance(model, ImageClassifier) else "texts, and no images"
+            raise InputError(f"a {type(model).__name__} reads {needed}: classify({needed.split(',')[0]}=...)")
+        if isinstance(model, ImageClassifier):
+            return classify_images(model, self._prepared, self._pixels(images), self.problem_type)
         firsts: Any = texts if isinstance(texts, str) else [text[0] if _is_pair(text) else text for text in texts]
         ids = self._whole(firsts, special_tokens)
         begins = [len(each) for each in ids]
@@ -172,7 +182,7 @@ class LanguageModel:
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         ids = self._prompts(prompts, special_tokens)
         stop = _stop_strings(stop)
-        beside = {} if images is None else dict(image_BYXA=_pixels(images))
+        beside = {} if images is None else dict(image_BYXA=self._pixels(images))
         generation = self._begin(ids, max_tokens, sampling, seed, beside)
         shown = [[] if isinstance(p, Conversation) else prompt for p, prompt in zip(prompts, ids, strict=True)]
         writers = [Writer(self._stream_after(prompt), stop) for prompt in shown]
@@ -271,6 +281,16 @@ class LanguageModel:
     def _plain(self, prompt: str) -> list[int]:
         return [*frame(self.tokenizer.special, "bos", self.bos), *self.tokenizer.encode(prompt)]
 
+    def _pixels(self, images: Any) -> np.ndarray:
+        """Images as the model reads them."""
+        try:
+            image_BYXA = np.asarray(images, np.float32)
+        except (ValueError, TypeError):  # NumPy makes no array of images that differ in size
+            image_BYXA = np.empty(0)
+        if image_BYXA.ndim != 4 or not image_BYXA.size:
+            raise InputError("images must be numbers [B, rows, columns, channels], all of one size")
+        return image_BYXA if self.normalized is None else self.normalized(image_BYXA)
+
     def _prompts(
         self, prompts: Sequence[Prompt], special_tokens: SpecialTokens, eos: bool | None = None
     ) -> list[list[int]]:  # fmt: skip
@@ -327,16 +347,6 @@ def _logits(model: Model, params: Any, ids_BT: Any) -> jax.Array:
 
 def _is_pair(text: object) -> TypeGuard[tuple[str, str]]:
     return isinstance(text, tuple) and len(text) == 2 and all(isinstance(each, str) for each in text)
-
-
-def _pixels(images: Any) -> np.ndarray:
-    try:
-        image_BYXA = np.asarray(images, np.float32)
-    except ValueError:  # NumPy makes no array of images that differ in size
-        image_BYXA = np.empty(0)
-    if image_BYXA.ndim != 4:
-        raise InputError("images must be numbers [B, rows, columns, channels], all of one size")
-    return image_BYXA
 
 
 def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:

@@ -8,12 +8,14 @@ from typing import Any, cast
 
 from llm_jax.core.parts import conform
 from llm_jax.data.documents import Document, Rendering
+from llm_jax.data.images import Images
 from llm_jax.data.pipeline import SplitName
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.models.encoder import Encoder
 from llm_jax.models.heads import Classifier
 from llm_jax.models.model import Generator
+from llm_jax.models.vision import ImageClassifier
 from llm_jax.text.tokenizer import Tokenizer
 
 
@@ -58,12 +60,12 @@ def language_model(experiment: Experiment, tokenizer: Tokenizer, params: Any) ->
     Raises:
       InputError: its model does none of these.
     """
-    model = conform(experiment.model, Generator | Encoder | Classifier, "model")
+    model = conform(experiment.model, Generator | Encoder | Classifier | ImageClassifier, "model")
     data, precision = cast(Any, experiment.data), cast(Any, experiment.precision)
     rendering = data.rendering.settled
     return LanguageModel(
         model, params, tokenizer, template=rendering.template, dtype=precision.dtype,
         bos=rendering.bos, eos=rendering.eos, prompt_eos=rendering.prompt_eos,
         problem_type=cast(Any, experiment.objective).problem_type, labels=data.labels,
-        separators=rendering.separators,
+        separators=rendering.separators, normalized=data.normalized if isinstance(data, Images) else None,
     )  # fmt: skip

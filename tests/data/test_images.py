@@ -7,16 +7,22 @@ import pickle
 import sys
 from typing import Any, cast
 
+import jax
 import numpy as np
 import pytest
+from PIL import Image
 
+import llm_jax
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Picture, Rendering, Text
-from llm_jax.data.images import NAMES, Digits, Images
+from llm_jax.data.images import NAMES, Digits, ImageFolder, Images
 from llm_jax.data.packing import BestFit, One
 from llm_jax.data.pipeline import Data
 from llm_jax.data.sources import Mixture, Source
 from llm_jax.data.split import ByHash, LastDocuments
+from llm_jax.layers.pooling import Mean
+from llm_jax.layers.positions import Learned
+from llm_jax.models.vision import ImageClassifier, Patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,3 +172,87 @@ def test_captions_alone_are_texts(tokenizer):
     """`Data` takes pictures as their captions, whatever the packing."""
     batch = next(Data(Squares(), length=10, batch=2, packing=One(), split=ByHash(0.0)).train(tokenizer, seed=0))
     assert "image_BYXA" not in batch and set(captions(batch, tokenizer)) <= {"even", "odd one"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Images of three classes, of several sizes and modes, with a hidden file."""
+    draw = np.random.default_rng(0)
+    for name, mode, channels in (("cat", "RGB", 3), ("ant", "L", 0), ("dog", "RGBA", 4)):
+        (tmp_path / name / "more").mkdir(parents=True)
+        for i in range(4):
+            shape = (5 + i, 7) if channels == 0 else (5 + i, 7, channels)
+            image = Image.fromarray(draw.integers(0, 256, shape).astype(np.uint8), mode)
+            image.save(tmp_path / name / ("more" if i else ".") / f"{i}.png")
+    (tmp_path / "cat" / ".hidden").write_text("no image")
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore:'mode' parameter:DeprecationWarning")
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_folder_of_images_has_a_class_a_folder(folder, channels):
+    source = ImageFolder(str(folder), 4, 6, channels)
+    found: Any = list(source.documents())
+    assert source.class_names() == ("ant", "cat", "dog")
+    assert [(p.caption, p.label) for p in found] == [
+        (n, i) for i, n in enumerate(source.class_names()) for _ in range(4)
+    ]
+    for picture in found:
+        assert picture.image_YXA.shape == (4, 6, channels) and picture.image_YXA.dtype == np.float32
+    with Image.open(folder / "cat" / "0.png") as image:
+        wanted = np.asarray(image.convert("RGB" if channels == 3 else "L").resize((6, 4), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(found[4].image_YXA, wanted.reshape(4, 6, channels))
+    (folder / "dog" / "notes.txt").write_text("no image")
+    with pytest.raises(InputError, match=r"notes.txt is no image that can be read"):
+        list(source.documents())
+    for path, why in ((folder / "none", "No such file"), (folder / "cat" / "more", "there is no folder for a class")):
+        with pytest.raises(InputError, match=why):
+            list(ImageFolder(str(path), 4, 6).documents())
+
+
+def test_pixels_are_normalized_as_the_data_says():
+    raw = np.arange(24, dtype=np.uint8).reshape(1, 2, 4, 3)
+    data = Images(Squares(), scale=1 / 255, mean=(0.1, 0.2, 0.3), deviation=(0.5,))
+    np.testing.assert_allclose(data.normalized(raw), (raw / 255 - [0.1, 0.2, 0.3]) / 0.5, rtol=1e-6, atol=1e-7)
+    plain = Images(Squares()).normalized(raw)
+    assert np.array_equal(plain, raw) and plain.dtype == np.float32
+    wrongs: Any = (dict(mean=(0.1, 0.2)), dict(deviation=()))
+    for wrong in wrongs:
+        with pytest.raises(InputError, match=r"data\.\w+ has \d numbers, the images 3 channels: give one, or one each"):
+            Images(Squares(), **wrong).normalized(raw)
+
+
+@pytest.mark.filterwarnings("ignore:'mode' parameter:DeprecationWarning")
+def test_a_classifier_of_images_is_asked_as_it_was_trained(folder, tmp_path_factory):
+    """Its scale, mean and deviation are in the run: what it is asked are pixels as in the source."""
+    source = ImageFolder(str(folder), 8, 8)
+    made: Any = llm_jax.get("digits_classifier")
+    model: Any = made.model
+    image = model.image.clone(patches=Patches(8, (8, 8), 4, 3), positions=Learned(4))
+    data = Images(
+        source, length=16, batch=4, split=ByHash(0.3), scale=1 / 255, mean=(0.5, 0.4, 0.3), deviation=(0.2, 0.3, 0.4)
+    )
+    run = made.override({"model": ImageClassifier(image, 3, Mean()), "data": data, "steps": 1, "layout.data": 1})
+    workdir = tmp_path_factory.mktemp("images") / "run"
+    llm_jax.train(run, workdir)
+    lm = llm_jax.load(workdir)
+    assert lm.labels == ("ant", "cat", "dog")
+    pictures: Any = data.documents("validation")
+    asked = [p.image_YXA for p in pictures]
+    found = lm.classify(images=np.array(asked, np.uint8))
+    kept: Any = lm.normalized
+    score: Any = lm.model.apply({"params": lm.params}, kept(np.stack(asked)))
+    np.testing.assert_allclose(found, jax.nn.softmax(score), atol=1e-6)
+    rows = [batch["image_BYXA"][batch["label_B"] >= 0] for batch in data.evaluation(lm.tokenizer)]
+    np.testing.assert_array_equal(np.concatenate(rows), kept(np.stack(asked)))
+    assert np.abs(np.concatenate(rows)).max() < 5 < np.max(asked)
+    refused: Any = (
+        (dict(texts=["a"]), "an? ImageClassifier reads images, and no texts"),
+        (dict(texts=["a"], images=asked), "an? ImageClassifier reads images, and no texts"),
+        (dict(images=[np.zeros((8, 8, 3)), np.zeros((4, 4, 3))]), "images must be numbers"),
+        (dict(images="cat.png"), "images must be numbers"),
+        (dict(images=np.zeros((1, 4, 4, 3))), r"images have \(4, 4, 3\)"),
+    )
+    for wrong, why in refused:
+        with pytest.raises(InputError, match=why):
+            lm.classify(**wrong)

@@ -82,12 +82,11 @@ def test_the_loss_and_its_gradient_are_pytorchs(smoothing):
 def test_weights_of_classes_are_pytorchs_and_those_that_balance_are_scikit_learns(smoothing, balanced):
     """In training; an evaluation is as without."""
     weights: Any = (0.5, 2.0, 1.5, 3.0, 0.0)
-    frozen = None
+    frozen: Any = None
     if balanced:
         documents = [Labelled(f"text {i}", int(label)) for i, label in enumerate([0, 0, 0, 0, 1, 2, 2, 3])]
-        frozen = Classification(class_weights="balanced").prepare(
-            SimpleNamespace(documents=lambda split: documents if split == "train" else []), None
-        )
+        data: Any = SimpleNamespace(documents=lambda split: documents if split == "train" else [])
+        frozen = Classification(class_weights="balanced").prepare(data, Bytes().train([]))
         weights = [*compute_class_weight("balanced", classes=np.arange(4), y=[0, 0, 0, 0, 1, 2, 2, 3]), 1.0]
         np.testing.assert_allclose(frozen["class_weight_O"], weights[:4], rtol=1e-6)
     scores = torch.tensor(SCORES.astype(np.float64), requires_grad=True)

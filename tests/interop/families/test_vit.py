@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from llm_jax.core.tables import InputError
+from llm_jax.data.images import Digits, Images, read_image
 from llm_jax.interop.families.vit import VIT
 from llm_jax.interop.imports import import_model
 from llm_jax.models.vision import ImageEncoder
@@ -52,3 +55,14 @@ def test_it_is_no_run_without_a_tokenizer(tmp_path):
     with pytest.raises(InputError, match=r"a vit reads images and has no tokenizer, so it is no run: in Python, "):
         import_model(tmp_path / "vit", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_is_read_as_their_processor_reads_it(tmp_path):
+    drawn = np.random.default_rng(0).integers(0, 256, (21, 33, 3)).astype(np.uint8)
+    Image.fromarray(drawn).save(tmp_path / "a.png")
+    mean, deviation = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    processor = ViTImageProcessorPil(size=dict(height=8, width=10), image_mean=mean, image_std=deviation)
+    with Image.open(tmp_path / "a.png") as image:
+        wanted = processor(image, return_tensors="np")["pixel_values"].transpose(0, 2, 3, 1)
+    data = Images(Digits(), scale=1 / 255, mean=mean, deviation=deviation)
+    np.testing.assert_allclose(data.normalized(read_image(tmp_path / "a.png", 8, 10)[None]), wanted, atol=1e-6)
