@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
 import pickle
 import sys
@@ -42,7 +41,8 @@ class Corpus:
       learnt: bool [N], whether a token is to be learnt as a target. The first token of a document never is.
       offsets: int64 [documents + 1], where each document begins, and the end.
       bytes: int32 [N], the bytes of text that each token stands for, where the token alone does not tell; or None.
-      numbers: float32 [documents], what is known of each besides its text (`number`); None if nothing is of any.
+      numbers: float32 [documents], what is known of each besides its text (`number`); None if nothing is of any. Where
+        a document has several numbers, [documents, most of one]: after those of a document NaN.
       whole: whether a document counts though nothing of its text is learnt.
       made_of: a hash of the documents, the tokenizer and the settings of the rendering; not of code.
       content: a hash of what is in it.
@@ -61,12 +61,14 @@ class Corpus:
         self.made_of, self.content = self.header["made_of"], self.header["sha256"]
         file = np.asarray(np.memmap(self.path, np.uint8, "r"))  # plain arrays are indexed faster than memmaps
         counted = tokens if self.header["counted"] else 0
-        numbered = documents if self.header["numbered"] else 0
-        sizes = [HEADER, 8 * (documents + 1), 4 * counted, 4 * numbered, dtype.itemsize * tokens, tokens]
+        width = int(self.header["numbered"])  # true is one number each
+        sizes = [HEADER, 8 * (documents + 1), 4 * counted, 4 * documents * width, dtype.itemsize * tokens, tokens]
         ends = np.cumsum(sizes)
         self.offsets = file[ends[0] : ends[1]].view(np.int64)
         self.bytes = file[ends[1] : ends[2]].view(np.int32) if counted else None
-        self.numbers = file[ends[2] : ends[3]].view(np.float32) if numbered else None
+        self.numbers = file[ends[2] : ends[3]].view(np.float32) if width else None
+        if self.numbers is not None and width > 1:
+            self.numbers = self.numbers.reshape(documents, width)
         self.tokens = file[ends[3] : ends[4]].view(dtype)
         self.learnt = file[ends[4] : ends[5]].view(np.bool_)
 
@@ -213,7 +215,7 @@ def _fault(path: Path) -> str | None:
 def _tokenise(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Rendering, made_of: str) -> bytes:
     dtype = np.dtype(np.uint16 if tokenizer.vocabulary <= 2**16 else np.int32)
     tokens, learnt, counts, lengths = [np.empty(0, dtype)], [np.empty(0, bool)], [np.empty(0, np.int32)], [0]
-    numbers: list[float] = []
+    numbers: list[tuple[float, ...]] = []
     for batch in _progress([documents[i : i + BATCH] for i in range(0, len(documents), BATCH)]):
         encoded = Encoded(tokenizer, batch)
         for document in batch:
@@ -224,11 +226,16 @@ def _tokenise(documents: Sequence[Document], tokenizer: Tokenizer, rendering: Re
                 tokens.append(np.asarray(ids, dtype))
                 learnt.append(np.asarray([False, *learns[1:]], bool))
                 lengths.append(len(ids))
-                numbers.append(math.nan if document.number is None else document.number)
+                number = document.number
+                numbers.append(number if isinstance(number, tuple) else () if number is None else (number,))
             if parts and not tokenizer.lossless:
                 counts.append(_bytes_of(encoded, [i for ids, _ in parts for i in ids]))
-    numbered = not np.isnan(numbers).all()
-    known = np.array(numbers if numbered else [], np.float32)
+    width = max(map(len, numbers), default=0)
+    known = np.full((len(numbers), width), np.nan, np.float32)
+    for row, number in enumerate(numbers):
+        known[row, : len(number)] = number
+    numbered = width if width > 1 else not np.isnan(known).all()
+    known = known if numbered else known[:0]
     content = (
         np.cumsum(lengths, dtype=np.int64),
         np.concatenate(counts),

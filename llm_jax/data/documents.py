@@ -76,10 +76,10 @@ class _Document:
     """What the kinds of documents share.
 
     Attributes:
-      number: what is known of it besides its text: a class, a margin. None: nothing.
+      number: what is known of it besides its text: a class, a margin, several classes. None: nothing.
     """
 
-    number: float | None = None
+    number: float | tuple[float, ...] | None = None
 
     def text(self) -> str:
         """All that it says."""
@@ -140,6 +140,18 @@ class Labelled(Text):
     @property
     def number(self) -> float | None:
         return None if isinstance(self.label, str) else float(self.label)
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiLabelled(Text):
+    """A text and all the classes that it is of, by name or by number: several, one, or none."""
+
+    labels: tuple[int | str, ...]
+
+    @property
+    def number(self) -> tuple[float, ...]:
+        """Of the classes that have one; names have a number once the data knows all of them, in their order."""
+        return tuple(float(label) for label in self.labels if not isinstance(label, str))
 
 
 @dataclasses.dataclass(frozen=True)

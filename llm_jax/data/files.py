@@ -106,7 +106,8 @@ class JsonLines(Source):
     the text that a user says; alone it is one to write a reply to (`Rollouts`). `{"prompt", "answer"}` are plain texts.
     Replies to compare are `{"prompt" or "messages", "chosen", "rejected"}`, with a `"margin"` if it is known; they are
     texts or messages, and may be whole conversations that begin alike. Beside a text in `field` there may be its
-    `"label"`: the name of its class, or the number of it from 0 on, or any other number (`WithNumber`). Where there is
+    `"label"`: the name of its class, or the number of it from 0 on, or any other number (`WithNumber`); or its
+    `"labels"`, a list of all the classes that it is of, by name or by number (`WithLabels`). Where there is
     a text in the field `pair` too, both are read together: `field="premise", pair="hypothesis"`.
 
     A message of the assistant may have its reasoning (`"reasoning_content"`, `"thinking"` or `"reasoning"`), and the

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llm_jax.core.tables import InputError, nearest
+from llm_jax.data.documents import MultiLabelled
 
 Labels = tuple[str, ...]  # the names of the classes, in the order of their numbers
 
@@ -26,7 +27,7 @@ def names_of(components: Sequence[tuple[Labels | None, Sequence[Any]]]) -> Label
     lists = {listed for listed, _ in components if listed is not None}
     if len(lists) > 1:
         raise InputError(f"the sources list their classes as {' and '.join(map(str, sorted(lists)))}: set data.labels")
-    found = {document.label for listed, part in components if listed is None for document in part if _has(document)}
+    found = {label for listed, part in components if listed is None for document in part for label in _labels(document)}
     named = {label for label in found if isinstance(label, str)}
     if (named or lists) and (numbers := found - named):
         raise InputError(
@@ -53,17 +54,30 @@ def numbered(documents: Sequence[Any], labels: Labels, source: Any) -> list[Any]
 
 
 def _numbered(document: Any, labels: Labels, listed: Labels, source: object) -> Any:
-    label = document.label if _has(document) else None
-    if label is None or (not isinstance(label, str) and (listed == labels or not 0 <= label < len(listed))):
+    found = _labels(document)
+    numbers = tuple(_number(label, labels, listed, source) for label in found)
+    if numbers == found:
         return document
+    if isinstance(document, MultiLabelled):
+        return dataclasses.replace(document, labels=numbers)
+    return dataclasses.replace(document, label=numbers[0])
+
+
+def _number(label: Any, labels: Labels, listed: Labels, source: object) -> Any:
+    if not isinstance(label, str) and (listed == labels or not 0 <= label < len(listed)):
+        return label
     name = label if isinstance(label, str) else listed[int(label)]
     if labels.count(name) != 1:
         fault = "none" if name not in labels else "the name of several"
         raise InputError(
             f"{source}: the class {name!r} is {fault} of the classes: {nearest(name, labels)}; data.labels names them"
         )
-    return dataclasses.replace(document, label=labels.index(name))
+    return labels.index(name)
 
 
-def _has(document: Any) -> bool:
-    return getattr(document, "label", None) is not None
+def _labels(document: Any) -> tuple[Any, ...]:
+    """The classes of a document."""
+    if isinstance(document, MultiLabelled):
+        return document.labels
+    label = getattr(document, "label", None)
+    return () if label is None else (label,)

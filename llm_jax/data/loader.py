@@ -185,7 +185,10 @@ class Filler:
         if corpus.numbers is not None:
             first = np.flatnonzero(opening == np.arange(len(row)))
             document = np.searchsorted(corpus.offsets, start[first], side="right") - 1
-            batch["number_B"][row[first]] = corpus.numbers[document]
+            number = corpus.numbers[document]
+            if number.ndim > batch["number_B"].ndim:  # several of a document
+                batch["number_B"] = np.full((len(batch["number_B"]), number.shape[1]), np.nan, np.float32)
+            batch["number_B"][row[first]] = number
 
 
 class TrainingBatches(grain.MapDataset):

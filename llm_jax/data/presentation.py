@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import unicodedata
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from absl import logging
 
-from llm_jax.core.parts import Part, show
+from llm_jax.core.parts import Part, Size, show
 from llm_jax.core.tables import InputError
 from llm_jax.data.cache import Corpus
 from llm_jax.data.documents import Comparison, Document, Preference, Rendering, Text, TextPair
@@ -305,12 +305,18 @@ class WithLabel(_Known):
         return self._read(batch) | dict(label_B=label_B)
 
     def check_training(self, documents):
-        check_several([document.number for document in documents])
+        numbers: Any = [document.number for document in documents]
+        check_several(numbers)
 
     def check_documents(self, documents):
         super().check_documents(documents)  # the number of a pair is its margin
         for document in documents:
             number = document.number
+            if isinstance(number, tuple):
+                raise InputError(
+                    "WithLabel needs documents of one class each, not MultiLabelled ones: set "
+                    "data.presentation=WithLabels() and objective=MultiLabelClassification()"
+                )
             if number is None or not 0 <= number < MOST_CLASSES or not float(number).is_integer():
                 stated = "no number" if number is None else f"the number {number:g}"
                 cure = "" if number is None else "; data.presentation=WithNumber() is for numbers that are not classes"
@@ -355,10 +361,42 @@ class WithNumber(_Known):
     def check_documents(self, documents):
         super().check_documents(documents)
         for document in documents:
-            if document.number is None:
+            if document.number is None or isinstance(document.number, tuple):
                 raise InputError(
                     f"WithNumber needs documents with a number, such as Labelled, not a {type(document).__name__}"
                 )
 
 
-PRESENTATIONS = dict(AsIs=AsIs, WithLabel=WithLabel, WithNumber=WithNumber)
+@dataclasses.dataclass(frozen=True)
+class WithLabels(_Known):
+    """As `WithLabel`, with all the classes of a document: `labels_BL`, int32, the numbers of its classes and then -1.
+
+    What `MultiLabelClassification` learns, of a `MultiLabelled` text or of one with one label. `most` is how many
+    classes a document has at most.
+    """
+
+    most: Size = 8
+    labelled: ClassVar[bool] = True
+
+    def __call__(self, batch, length, special, seed_B):
+        number_BL = batch["number_B"].reshape(len(batch["number_B"]), -1)
+        labels_BL = np.full((len(number_BL), self.most), -1, np.int32)
+        labels_BL[:, : number_BL.shape[1]] = np.nan_to_num(number_BL, nan=-1.0)
+        return self._read(batch) | dict(labels_BL=labels_BL)
+
+    def check_documents(self, documents):
+        super().check_documents(documents)
+        for document in documents:
+            number = document.number
+            numbers = number if isinstance(number, tuple) else (number,)
+            if len(numbers) > self.most:
+                raise InputError(f"a document has {len(numbers)} classes: raise data.presentation.most={self.most}")
+            for one in numbers:
+                if one is None or not 0 <= one < MOST_CLASSES or not float(one).is_integer():
+                    raise InputError(
+                        f"WithLabels needs documents with classes, such as MultiLabelled, not a "
+                        f"{type(document).__name__} with {'no number' if one is None else f'the number {one:g}'}"
+                    )
+
+
+PRESENTATIONS = dict(AsIs=AsIs, WithLabel=WithLabel, WithNumber=WithNumber, WithLabels=WithLabels)

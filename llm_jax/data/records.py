@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from llm_jax.core.tables import InputError, nearest
-from llm_jax.data.documents import Conversation, Document, Example, Labelled, Preference, Text, TextPair
+from llm_jax.data.documents import Conversation, Document, Example, Labelled, MultiLabelled, Preference, Text, TextPair
 from llm_jax.data.fields import OF_RECORDS, OF_TEXTS, Record, Unread
 from llm_jax.data.messages import messages_in, tools_in
 from llm_jax.text.chat import Message
@@ -41,7 +41,11 @@ def document_of(
     """
     record = Record.of(value, where, unread)
     if field in record and not (field == "text" and any(record.says(*names) for names in WHOLE)):
-        record.only((field, pair, "label"), OF_TEXTS)
+        record.only((field, pair, "label", "labels"), OF_TEXTS)
+        if "labels" in record:
+            if "label" in record or pair in record:
+                raise InputError(f"{where}: 'labels' are the classes of one text: leave out 'label' and {pair!r}")
+            return MultiLabelled(record.text(field), _labels_in(record))
         text = record.text(field)
         if pair in record:
             return TextPair(text, record.text(pair), _label_in(record) if "label" in record else None)
@@ -178,6 +182,19 @@ def _whole(before: tuple[Message, ...], said: tuple[Message, ...]) -> tuple[Mess
 def asked(record: Record) -> Message:
     """An instruction, as Stanford's Alpaca has them."""
     return Message.asked(record.text("instruction"), record.text("input") if record.values.get("input") else "")
+
+
+def _labels_in(record: Record) -> tuple[int | str, ...]:
+    """The classes of a text, by name or by number."""
+    labels = record.values["labels"]
+    kinds = {type(label) for label in labels} if isinstance(labels, list) else {list}
+    sound = kinds <= {str} or (kinds == {int} and min(labels) >= 0)  # of [] there are none
+    if not sound or len(set(labels)) < len(labels) or not all(str(label).strip() for label in labels):
+        raise InputError(
+            f"{record.where}: the field 'labels' must be a list of the classes of the text, all by name or all by "
+            f"number from 0 on, each once, not {str(labels)[:40]}: of the vector [0.0, 1.0, 1.0] that is [1, 2]"
+        )
+    return tuple(labels)
 
 
 def _label_in(record: Record) -> int | float | str:

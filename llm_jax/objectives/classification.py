@@ -32,7 +32,7 @@ def usual_problem(outputs: int) -> ProblemType:
 class _Classifying(Objective):
     """An objective of a model that gives scores [B, O] by `classify(batch, key)`."""
 
-    needs: ClassVar[str]  # the array that a batch must have
+    needs: ClassVar[tuple[str, ...]]  # the arrays of which a batch must have one
     advice: ClassVar[str]  # what makes batches that have it
 
     def _scores(self, model: Any, params: Any, batch: Any, key: Any) -> tuple[jax.Array, Any]:
@@ -43,16 +43,17 @@ class _Classifying(Objective):
         """
         if not hasattr(model, "classify"):
             raise InputError(f"{type(model).__name__} does not classify: use an ImageClassifier or a Classifier")
-        if self.needs not in batch:
+        if not any(name in batch for name in self.needs):
             raise InputError(f"{type(self).__name__} needs {self.advice}")
         classified: Any = model.apply({"params": params}, batch, key, method="classify", mutable=[ASIDE])
         return classified[0], heard(classified[1])
 
 
 def _numbers(documents: Sequence[Any]) -> list[float]:
-    """What is known of each document: the number of its class, or of a regression."""
+    """What is known of each document: the number of its class, those of several, or of a regression."""
     known = (getattr(document, "label", document.number) for document in documents)
-    return [number for number in known if number is not None]
+    each = (number if isinstance(number, tuple) else (number,) for number in known)
+    return [number for numbers in each for number in numbers if number is not None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Classification(_Classifying):
     smoothing: Rate = 0.0
     class_weights: tuple[NonNegative, ...] | Literal["balanced"] | None = None
     problem_type: ClassVar[ProblemType] = "single_label_classification"
-    needs: ClassVar[str] = "label_B"
+    needs: ClassVar[tuple[str, ...]] = ("label_B",)
     advice: ClassVar[str] = "labels: use data=Images(...), or data.presentation=WithLabel()"
 
     def prepare(self, data, tokenizer):
@@ -151,9 +152,9 @@ class Classification(_Classifying):
 class MultiLabelClassification(_Classifying):
     """Binary cross-entropy in nats, of each class by itself, summed over rows and classes: PyTorch's BCEWithLogitsLoss.
 
-    The sigmoid of a score is how probable it is that the class is one of the row's. A model of one class tells yes from
-    no; its target is the number of the document, from 0 to 1 (`WithNumber`). Sums: weight (rows times classes), loss
-    and, in evaluation, correct (answers on the right side of a half).
+    The sigmoid of a score is how probable it is that the class is one of the row's (`WithLabels`). A model of one class
+    tells yes from no; its target is the number of the document, from 0 to 1 (`WithNumber`). Sums: weight (rows times
+    classes), loss and, in evaluation, correct (answers on the right side of a half).
 
     Raises:
       InputError: the model does not classify, or the targets are not as many as its classes, or not from 0 to 1.
@@ -161,15 +162,19 @@ class MultiLabelClassification(_Classifying):
 
     likelihood: ClassVar[bool] = False
     problem_type: ClassVar[ProblemType] = "multi_label_classification"
-    needs: ClassVar[str] = "number_B"
-    advice: ClassVar[str] = "a number from 0 (no) to 1 (yes) for each document: use data.presentation=WithNumber()"
+    needs: ClassVar[tuple[str, ...]] = ("labels_BL", "number_B")
+    advice: ClassVar[str] = (
+        "the classes of each document: use data.presentation=WithLabels(); or of one class a number from 0 (no) to 1 "
+        "(yes): WithNumber()"
+    )
 
     def check(self, model, documents):
-        if (classes := getattr(model, "classes", 1)) != 1:
-            raise InputError(
-                f"WithNumber() tells yes from no, and model.classes={classes}: set model.classes=1, or "
-                "objective=Classification()"
-            )
+        several = any(isinstance(document.number, tuple) for document in documents)
+        if (classes := getattr(model, "classes", 1)) != 1 or several:
+            if (most := max(_numbers(documents), default=-1)) >= classes:
+                named = f"the model's classes are 0 to {classes - 1}: set model.classes"
+                raise InputError(f"a document is of class {most:g}, and {named}")
+            return
         if wrong := [number for number in _numbers(documents) if not 0 <= number <= 1]:
             raise InputError(
                 f"MultiLabelClassification needs numbers from 0 (no) to 1 (yes), and a document has {wrong[0]:g}: "
@@ -178,13 +183,28 @@ class MultiLabelClassification(_Classifying):
 
     def __call__(self, model, params, frozen, batch, key):
         score_BO, said = self._scores(model, params, batch, key)
-        target_BO = batch["number_B"][:, None]
+        target_BO = self._target(batch, score_BO.shape[1])
         real_B = _real(batch)
         loss_BO = jax.nn.softplus(score_BO) - score_BO * target_BO
         sums = dict(weight=real_B.sum() * score_BO.shape[1], loss=(loss_BO * real_B[:, None]).sum())
         if key is None:
             sums["correct"] = jnp.where((score_BO > 0) == (target_BO > 0.5), real_B[:, None], 0).sum()
         return sums | routing(said, real_B * score_BO.shape[1])
+
+    def _target(self, batch: Any, classes: int) -> jax.Array:
+        """float32 [B, O]: how much each class is one of the row's.
+
+        Raises:
+          InputError: the batch has a number for one class alone, and the model several.
+        """
+        if "labels_BL" in batch:  # -1, in the place of a class, is none
+            return jax.nn.one_hot(batch["labels_BL"], classes, dtype=jnp.float32).sum(1)
+        if classes != 1:
+            raise InputError(
+                f"WithNumber() tells yes from no, and model.classes={classes}: set model.classes=1, or "
+                "data.presentation=WithLabels(), or objective=Classification()"
+            )
+        return batch["number_B"][:, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +219,7 @@ class Regression(_Classifying):
 
     likelihood: ClassVar[bool] = False
     problem_type: ClassVar[ProblemType] = "regression"
-    needs: ClassVar[str] = "number_B"
+    needs: ClassVar[tuple[str, ...]] = ("number_B",)
     advice: ClassVar[str] = "the number of each document: use data.presentation=WithNumber()"
 
     def check(self, model, documents):

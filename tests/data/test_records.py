@@ -8,7 +8,16 @@ import pytest
 
 from llm_jax.core.tables import InputError
 from llm_jax.data.denoising import Denoising
-from llm_jax.data.documents import Comparison, Conversation, Example, Labelled, Preference, Text
+from llm_jax.data.documents import (
+    Comparison,
+    Conversation,
+    Example,
+    Labelled,
+    MultiLabelled,
+    Preference,
+    Text,
+    TextPair,
+)
 from llm_jax.data.files import ArrayRecord, JsonLines
 from llm_jax.data.noising import Masked
 from llm_jax.data.preferences import Pairs
@@ -42,6 +51,9 @@ def documents(tmp_path):
     ("record", "document"),
     [
         ({"text": "t", "url": "u", "label": 1}, Labelled("t", 1)),
+        ({"text": "t", "labels": ["a", "b"]}, MultiLabelled("t", ("a", "b"))),
+        ({"text": "t", "labels": []}, MultiLabelled("t", ())),
+        ({"text": "t", "text_pair": "u", "label": "a"}, TextPair("t", "u", "a")),
         ({"messages": [USER, REPLY], "id": 3}, Conversation((asked, said))),
         ({"messages": [USER, REPLY], "system": "s"}, Conversation((Message("system", "s"), asked, said))),
         ({"prompt": "q", "system": "s"}, Conversation((Message("system", "s"), asked))),
@@ -229,6 +241,14 @@ WEIGHT, REASONED = "message 1: the weight of a message is 0 or 1, not ", "'{}' w
         ({"messages": [USER], "answer": 4}, "the field 'answer' must be text, not '4'"),
         ({"messages": [CALLS, TOOL | {"name": "g"}]}, "message 1: it answers a call of 'f', and is named 'g'"),
         ({"messages": None}, "a.jsonl:1 has no field 'text'"),
+        ({"text": "t", "labels": ["a"], "label": "a"}, "'labels' are the classes of one text: leave out 'label'"),
+        ({"text": "t", "labels": [0.0, 1.0, 1.0]}, r"'labels' must be a list .* \[0.0, 1.0, 1.0\] that is \[1, 2\]"),
+        ({"text": "t", "labels": [0, 1, 1]}, "each once, not"),
+        ({"text": "t", "labels": ["a", 1]}, "all by name or all by number"),
+        ({"text": "t", "labels": [[1]]}, "'labels' must be a list"),
+        ({"text": "t", "labels": "ab"}, "'labels' must be a list"),
+        ({"text": "t", "labels": [-1]}, "from 0 on"),
+        ({"text": "t", "labels": [" "]}, "'labels' must be a list"),
     ],
 )  # fmt: skip
 def test_what_would_change_what_is_trained_is_refused(documents, record, message):

@@ -143,7 +143,7 @@ def test_names_of_classes_are_kept_from_a_folder_through_a_training_to_a_folder(
     assert all(order[d.label] == NAMES[int(d.text().split()[1]) % 3] for d in first)
     program, tokenizer, params = restore(tmp_path / "tuned")
     (finding,) = findings(Finished(program.experiment, tokenizer, params))
-    assert [line.split(":")[0].strip() for line in finding.lines[1:]] == list(order)
+    assert [line.split(":")[0].strip() for line in finding.lines[1:4]] == list(order)
 
     llm_jax.export_model(tmp_path / "tuned", tmp_path / "ours")
     config = transformers.AutoConfig.from_pretrained(tmp_path / "ours")

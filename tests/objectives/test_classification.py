@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -15,11 +16,12 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 
+import llm_jax
 from experiments import spam
 from llm_jax.core.alphabet import Normal, weigh
 from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Labelled
-from llm_jax.data.presentation import WithNumber
+from llm_jax.data.presentation import WithLabel, WithLabels, WithNumber
 from llm_jax.data.sources import JsonLines
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
@@ -141,6 +143,66 @@ def test_a_number_is_learnt_with_pytorchs_loss_and_padding_has_none(objective, l
     right = np.sum((SCORES[:-1, 0] > 0) == (NUMBERS[:-1] > 0.5))
     assert objective.problem_type == "regression" or float(sums["correct"]) == right
     assert means(sums, objective.likelihood).keys() <= {"loss", "accuracy"}
+
+
+def test_several_classes_of_a_row_are_learnt_with_pytorchs_loss():
+    """One of all, and none at all, too; the last row is padding."""
+    labels_BL = np.array([[0, 3, -1], [2, -1, -1], [-1] * 3, [4, 0, 1], [1, 2, 3], [3, -1, -1], [-1] * 3], np.int32)
+    target = np.zeros((ROWS, CLASSES))
+    for row, labels in enumerate(labels_BL):
+        target[row, labels[labels >= 0]] = 1
+    scores = torch.tensor(SCORES[:-1].astype(np.float64), requires_grad=True)
+    wanted = torch.nn.functional.binary_cross_entropy_with_logits(scores, torch.tensor(target[:-1]))
+    (slope,) = torch.autograd.grad(wanted, scores)
+    segment_BT = jnp.where(jnp.arange(ROWS) < ROWS - 1, 0, -1)[:, None]
+    batch: Any = dict(labels_BL=jnp.asarray(labels_BL), row_B=jnp.arange(ROWS), segment_BT=segment_BT)
+
+    def measured(scores: jax.Array, key: Any = None) -> Any:
+        sums = MultiLabelClassification()(Table(ROWS), dict(score=scores), None, batch, key)
+        return sums["loss"] / sums["weight"], sums
+
+    (found, sums), gradient = jax.value_and_grad(measured, has_aux=True)(jnp.asarray(SCORES))
+    np.testing.assert_allclose(found, wanted.item(), rtol=1e-6)
+    np.testing.assert_allclose(gradient[:-1], slope.numpy(), atol=1e-6)
+    assert not np.asarray(gradient[-1]).any()
+    assert float(sums["correct"]) == ((SCORES[:-1] > 0) == (target[:-1] > 0.5)).sum()
+    with pytest.raises(InputError, match=r"WithNumber\(\) tells yes from no, and model.classes=5: set model.classes=1"):
+        one = batch | dict(number_B=jnp.zeros(ROWS))
+        del one["labels_BL"]
+        MultiLabelClassification()(Table(ROWS), dict(score=jnp.asarray(SCORES)), None, one, None)
+
+
+def test_texts_of_several_classes_by_name_are_trained_on(tmp_path):
+    """From a file, in a run that keeps the names and says of each class how probable it is."""
+    said = [["b"], [], ["c", "a"], ["a", "b", "c"]]
+    lines = [dict(text=f"text {i}", labels=said[i % 4]) for i in range(40)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    decoder = Decoder(Embed(8), Stack((Block(Attention(1, head=8), FeedForward(8)),), 1))
+    settings = {
+        "data.source": JsonLines(str(tmp_path / "a.jsonl")), "data.presentation": WithLabels(3), "data.batch": 8,
+        "tokenizer": Bytes(), "steps": 1, "model": Classifier(decoder, classes=3, pooling=Last()),
+        "objective": MultiLabelClassification(), "best_by": "loss", "report": (), "layout.data": 1,
+    }  # fmt: skip
+    run: Any = spam.experiment().override(settings)
+    train(run, tmp_path / "run")
+    lm = llm_jax.load(tmp_path / "run")
+    assert lm.labels == ("a", "b", "c") and lm.problem_type == "multi_label_classification"
+    assert lm.classify(["text 1", "text 2"]).shape == (2, 3)
+    data = dataclasses.replace(run.data, labels=lm.labels)
+    batch = next(data.train(lm.tokenizer, seed=0))
+    for tokens, labels in zip(batch["tokens_BT"], batch["labels_BL"], strict=True):
+        text = lm.tokenizer.decode(tokens[tokens < 256].tolist())
+        wanted = sorted("abc".index(name) for name in said[int(text.split()[1]) % 4])
+        assert sorted(labels[labels >= 0].tolist()) == wanted
+    for changes, why in (
+        ({"data.presentation": WithLabels(2)}, r"a document has 3 classes: raise data.presentation.most=2"),
+        ({"model.classes": 2}, r"model.classes=2, and there are 3 classes by name"),
+        ({"data.presentation": WithLabel(), "objective": Classification(), "best_by": "accuracy"},
+         r"WithLabel needs documents of one class each, not MultiLabelled ones: set data.presentation=WithLabels\(\)"),
+        ({"data.presentation": WithNumber()}, "WithNumber needs documents with a number"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=why):
+            train(run.override(changes), tmp_path / "refused")
 
 
 def test_perplexity_is_not_of_smoothed_targets():
