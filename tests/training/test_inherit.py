@@ -100,7 +100,7 @@ def test_a_manifest_says_all_of_a_rendering_and_a_resumed_run_keeps_it(tiny, bas
     manifest = json.loads((base / "manifest.json").read_text())["data"]["rendering"]
     assert manifest == {
         "part": "llm_jax.data.documents:Rendering", "bos": False, "eos": True, "learn": "everything",
-        "template": {"part": "llm_jax.text.chat:ChatTemplate"}, "prompt_eos": False,
+        "template": {"part": "llm_jax.text.chat:ChatTemplate"}, "prompt_eos": False, "separators": None,
     }  # fmt: skip
     experiment = on(tiny, base, **{"data.rendering": Rendering(bos=True), "steps": 1})
     train(experiment, tmp_path)

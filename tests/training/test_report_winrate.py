@@ -107,7 +107,7 @@ def test_a_model_against_itself_ties_and_prompts_count_once(params):
     found = report()(same)
     assert found.metrics["win_rate"] == 0.5 and found.metrics["reward_gain"] == 0 and "6 of 12" in found.lines[0]
     assert "of 5 prompts" in report(limit=5)(same).lines[0] and not any("left_out" in name for name in found.metrics)
-    long = [Example(str(i) * 13, "0") for i in range(3)]
+    long = [Example(str(i) * 40, "0") for i in range(3)]
     told = report()(finished(params | {"other": params["own"]}, [*TASKS[:2], *long, *long, *TASKS[2:]]))
     assert told.lines[2] == "  3 of 15 prompts leave no room for max_tokens=6: they are left out"
     assert told.metrics == found.metrics | dict(validation_left_out=3)
