@@ -258,7 +258,7 @@ def drawn(folder: Path, seed: int, **how: Any) -> dict[str, np.ndarray]:
 def test_a_whole_file_goes_before_a_stale_index(tmp_path, monkeypatch, caplog):
     """As in transformers: what is left of an older, sharded model says nothing of the whole one beside it."""
     monkeypatch.setattr(Folder, "tokenizer", lambda self: (Bytes().train(["a"]), ChatTemplate()))
-    monkeypatch.setattr(Folder, "_framed", [[256, 97], [97]])
+    monkeypatch.setattr(Folder, "_framed", [[256, 97], [97], [256, 97, 97]])
     drawn(tmp_path / "model", seed=1, max_shard_size="10KB")
     assert len([*(tmp_path / "model").glob("model-*.safetensors")]) > 1
     shards = sorted((tmp_path / "model").glob("model-*.safetensors"))

@@ -182,7 +182,7 @@ def test_sentinels_are_written_and_shown(translator, tmp_path):
     wanted = [text.replace("<pad>", "").split("</s>")[0] for text in tokenizer.batch_decode(made)]
     given = lm.generate(TEXTS, max_tokens=10, temperature=0.0)
     assert [text.replace(" ", "") for text in given] == [text.replace(" ", "") for text in wanted]
-    assert "<extra_id_0>" in given[0] and given[0].replace("<extra_id_0>", ""), given
+    assert "<extra_id_" in given[0], given
 
 
 @pytest.mark.parametrize(("kind", "measured"), [("encoder", "accuracy"), ("translator", "perplexity")])

@@ -65,7 +65,7 @@ def theirs() -> Any:
 def folder(theirs, tmp_path, monkeypatch) -> Path:
     """A Hugging Face folder, whose tokenizer is the 256 bytes."""
     monkeypatch.setattr(Folder, "tokenizer", lambda self: (Bytes().train(["a"]), ChatTemplate()))
-    monkeypatch.setattr(Folder, "_framed", [[256, 97], [97]])
+    monkeypatch.setattr(Folder, "_framed", [[256, 97], [97], [256, 97, 97]])
     theirs.save_pretrained(tmp_path / "published")
     return tmp_path / "published"
 
