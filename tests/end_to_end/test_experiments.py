@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 import llm_jax
@@ -274,6 +275,8 @@ def test_two_shrunken_steps(name, small, tmp_path, capfd):
         assert expected[type(report)] in said
     if isinstance(experiment.model, Classifier):
         assert llm_jax.load(tmp_path).classify(["a message"]).shape == (1, 2)
+    elif isinstance(experiment.model, ImageClassifier):
+        assert llm_jax.load(tmp_path).classify(images=np.zeros((3, 8, 8, 1))).shape == (3, 10)
     elif not (writes or reads):
         with pytest.raises(InputError, match="model must be a Generator"):
             llm_jax.load(tmp_path)

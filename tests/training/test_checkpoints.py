@@ -488,7 +488,7 @@ def test_what_a_killed_session_left_and_cannot_be_removed_is_in_nobodys_way(fold
 # ------------------------------------------------------------------------------------------------ beside a training
 
 TRAINER = """
-import sys
+import sys, time
 from pathlib import Path
 import jax.numpy as jnp
 from llm_jax.training.checkpoints import Checkpoints
@@ -496,6 +496,7 @@ with Checkpoints(Path(sys.argv[1]), {}, keep_last=1, keep_best=1, best_by="loss"
     for step in range(1, 100_000):
         params = {str(i): jnp.full((64, 64), step, jnp.float32) for i in range(8)}
         checkpoints.save(step, {"params": params}, {"at": step}, {"loss": -step})
+        time.sleep(0.1)  # some readings are disturbed, and never twenty in a row, on a busy machine either
 """
 
 
