@@ -29,7 +29,7 @@ chatbot: $(VENV)/runtime
 	@$(bin)/pip install -qq -c constraints.txt -e ".[corpora]"
 	@set -e; for stage in $(STAGES); do \
 		echo "== $$stage"; $(bin)/python -m llm_jax train chatbot/$$stage --workdir=runs/chatbot/$$stage; done
-	@$(bin)/python -m llm_jax.analysis.card --to=runs/chatbot/card.html $(STAGES:%=runs/chatbot/%)
+	@$(bin)/python -m llm_jax.reports.card --to=runs/chatbot/card.html $(STAGES:%=runs/chatbot/%)
 	@echo "talk to it: $(bin)/python -m llm_jax chat --workdir=runs/chatbot/align"
 
 test: lint
@@ -66,7 +66,7 @@ format: $(VENV)/test
 	@$(bin)/ruff format
 
 bench: $(VENV)/test
-	@$(bin)/python -m llm_jax.analysis.bench
+	@$(bin)/python -m benchmarks.bench
 
 # Resolves again within pyproject.toml; what is pinned stays, unless UPGRADE names it: make constraints UPGRADE="jax jaxlib"
 constraints: $(VENV)/runtime

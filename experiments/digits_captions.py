@@ -20,11 +20,12 @@ from llm_jax.models.decoder import Decoder
 from llm_jax.models.stack import Stack
 from llm_jax.models.vision import Captioner, ImageEncoder, Patches
 from llm_jax.objectives.next_token import NextToken
+from llm_jax.optim.optimizers import AdamW
+from llm_jax.optim.precision import Precision
+from llm_jax.optim.schedules import Cosine
 from llm_jax.parallel.layout import Layout
+from llm_jax.reports.captions import Captions
 from llm_jax.text.recipes import Characters
-from llm_jax.training.optimizers import AdamW, Cosine
-from llm_jax.training.precision import Precision
-from llm_jax.training.report_pictures import Captions
 
 PATCHES = 4  # of 4 x 4 pixels
 

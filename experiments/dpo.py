@@ -20,9 +20,10 @@ from llm_jax.data.sources import Source
 from llm_jax.experiment import Experiment
 from llm_jax.models.inherited import Inherited
 from llm_jax.objectives.preferences import Dpo
+from llm_jax.optim.optimizers import AdamW
+from llm_jax.optim.schedules import Constant
 from llm_jax.text.chat import Message
 from llm_jax.text.kept import Kept
-from llm_jax.training.optimizers import AdamW, Constant
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,12 +29,13 @@ from llm_jax.models.decoder import Decoder
 from llm_jax.models.stack import Stack
 from llm_jax.objectives.next_token import NextToken
 from llm_jax.objectives.rewards import Reward
+from llm_jax.optim.optimizers import AdamW
+from llm_jax.optim.precision import Precision
+from llm_jax.optim.schedules import Cosine
 from llm_jax.parallel.layout import Layout
+from llm_jax.reports.preferences import Rewarded
 from llm_jax.text.chat import Message
 from llm_jax.text.recipes import Characters
-from llm_jax.training.optimizers import AdamW, Cosine
-from llm_jax.training.precision import Precision
-from llm_jax.training.report_preferences import Rewarded
 
 
 def lists(count: int, held_out: bool, seed: int = 0) -> Iterator[tuple[str, str, str]]:

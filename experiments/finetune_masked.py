@@ -10,10 +10,11 @@ from llm_jax.data.sources import KingJames
 from llm_jax.experiment import Experiment
 from llm_jax.models.inherited import Inherited
 from llm_jax.objectives.masked import MaskedTokens
+from llm_jax.optim.optimizers import AdamW
+from llm_jax.optim.precision import Precision
+from llm_jax.optim.schedules import Cosine
 from llm_jax.parallel.layout import Layout
 from llm_jax.text.kept import Kept
-from llm_jax.training.optimizers import AdamW, Cosine
-from llm_jax.training.precision import Precision
 
 
 def experiment() -> Experiment:

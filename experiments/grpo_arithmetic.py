@@ -14,11 +14,12 @@ from llm_jax.experiment import Experiment
 from llm_jax.models.inherited import Inherited
 from llm_jax.objectives.policy import Grpo
 from llm_jax.objectives.rewards import ExactAnswer
+from llm_jax.optim.optimizers import AdamW
+from llm_jax.optim.schedules import Constant
+from llm_jax.reports.preferences import Rewarded
+from llm_jax.reports.text import ExactMatch
+from llm_jax.rl.rollouts import Rollouts
 from llm_jax.text.kept import Kept
-from llm_jax.training.optimizers import AdamW, Constant
-from llm_jax.training.report import ExactMatch
-from llm_jax.training.report_preferences import Rewarded
-from llm_jax.training.rollouts import Rollouts
 
 
 def experiment() -> Experiment:

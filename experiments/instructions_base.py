@@ -26,11 +26,12 @@ from llm_jax.layers.feedforward import SwiGLU
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.stack import Stack
 from llm_jax.objectives.next_token import NextToken
+from llm_jax.optim.optimizers import AdamW
+from llm_jax.optim.precision import Precision
+from llm_jax.optim.schedules import Cosine
 from llm_jax.parallel.layout import Layout
+from llm_jax.reports.text import Samples
 from llm_jax.text.recipes import Characters
-from llm_jax.training.optimizers import AdamW, Cosine
-from llm_jax.training.precision import Precision
-from llm_jax.training.report import Samples
 
 STATEMENTS = {  # what is said of a word, and what becomes of it
     "{} backwards is {}.": lambda word: word[::-1],

@@ -20,12 +20,13 @@ from llm_jax.data.sources import Source
 from llm_jax.experiment import Experiment
 from llm_jax.models.inherited import Inherited
 from llm_jax.objectives.next_token import NextToken
+from llm_jax.optim.optimizers import AdamW
+from llm_jax.optim.precision import Precision
+from llm_jax.optim.schedules import Cosine
 from llm_jax.parallel.layout import Layout
+from llm_jax.reports.text import ExactMatch
 from llm_jax.text.chat import Message
 from llm_jax.text.kept import Kept
-from llm_jax.training.optimizers import AdamW, Cosine
-from llm_jax.training.precision import Precision
-from llm_jax.training.report import ExactMatch
 
 INSTRUCTIONS = (  # two ways to ask for each of the statements
     ("Write {} backwards.", "Give me {} from its end to its start."),

@@ -6,7 +6,7 @@ The recipe is the CPU one of https://github.com/karpathy/nanoGPT (README, "I onl
 characters, published validation loss 1.88.
 """
 
-from llm_jax.core.alphabet import Normal
+from llm_jax.core.dims import Normal
 from llm_jax.data.documents import Rendering
 from llm_jax.data.packing import Windows
 from llm_jax.data.pipeline import Data
@@ -22,11 +22,12 @@ from llm_jax.layers.positions import Learned
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.stack import Stack
 from llm_jax.objectives.next_token import NextToken
+from llm_jax.optim.optimizers import AdamW
+from llm_jax.optim.precision import Precision
+from llm_jax.optim.schedules import Cosine
 from llm_jax.parallel.layout import Layout
+from llm_jax.reports.text import Samples
 from llm_jax.text.recipes import Characters
-from llm_jax.training.optimizers import AdamW, Cosine
-from llm_jax.training.precision import Precision
-from llm_jax.training.report import Samples
 
 
 def experiment() -> Experiment:

@@ -9,8 +9,9 @@ from llm_jax.experiment import Experiment
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.feedforward import SwiGLU
-from llm_jax.training.optimizers import Muon, WarmupStableDecay
-from llm_jax.training.report import Compression, SampledConversations
+from llm_jax.optim.optimizers import Muon
+from llm_jax.optim.schedules import WarmupStableDecay
+from llm_jax.reports.text import Compression, SampledConversations
 
 
 def experiment() -> Experiment:

@@ -10,8 +10,8 @@ import dataclasses
 import random
 from collections.abc import Iterator
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Size
-from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Example, Rendering
 from llm_jax.data.packing import One
 from llm_jax.data.pipeline import Data
@@ -26,11 +26,12 @@ from llm_jax.layers.positions import Learned
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.stack import Stack
 from llm_jax.objectives.next_token import NextToken
+from llm_jax.optim.optimizers import AdamW
+from llm_jax.optim.precision import Precision
+from llm_jax.optim.schedules import Cosine
 from llm_jax.parallel.layout import Layout
+from llm_jax.reports.text import ExactMatch
 from llm_jax.text.recipes import Characters
-from llm_jax.training.optimizers import AdamW, Cosine
-from llm_jax.training.precision import Precision
-from llm_jax.training.report import ExactMatch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ longer of two is the better.
 """
 
 from experiments import small_gpt
-from llm_jax.core.alphabet import Fill
+from llm_jax.core.dims import Fill
 from llm_jax.data.packing import One
 from llm_jax.data.pipeline import Data
 from llm_jax.data.preferences import Pairs
@@ -22,9 +22,10 @@ from llm_jax.models.decoder import Decoder
 from llm_jax.models.heads import Scorer
 from llm_jax.models.stack import Stack
 from llm_jax.objectives.preferences import BradleyTerry
+from llm_jax.optim.optimizers import AdamW
+from llm_jax.optim.schedules import Cosine
+from llm_jax.reports.preferences import PairAccuracy
 from llm_jax.text.recipes import Bpe
-from llm_jax.training.optimizers import AdamW, Cosine
-from llm_jax.training.report_preferences import PairAccuracy
 
 
 def experiment() -> Experiment:

@@ -14,10 +14,11 @@ from llm_jax.layers.positions import Rope
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.stack import Stack
 from llm_jax.objectives.next_token import NextToken
+from llm_jax.optim.optimizers import AdamW
+from llm_jax.optim.precision import Precision
+from llm_jax.optim.schedules import Cosine
 from llm_jax.parallel.layout import Layout
 from llm_jax.text.recipes import Bpe
-from llm_jax.training.optimizers import AdamW, Cosine
-from llm_jax.training.precision import Precision
 
 
 def experiment() -> Experiment:

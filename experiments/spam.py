@@ -24,10 +24,11 @@ from llm_jax.models.encoder import Encoder
 from llm_jax.models.heads import Classifier
 from llm_jax.models.stack import Stack
 from llm_jax.objectives.classification import Classification
+from llm_jax.optim.optimizers import AdamW
+from llm_jax.optim.precision import Precision
+from llm_jax.optim.schedules import Cosine
 from llm_jax.parallel.layout import Layout
 from llm_jax.text.recipes import Bpe
-from llm_jax.training.optimizers import AdamW, Cosine
-from llm_jax.training.precision import Precision
 
 
 def encoder() -> Encoder:

@@ -12,7 +12,8 @@ from llm_jax.data.noising import Masked
 from llm_jax.data.packing import BestFit
 from llm_jax.experiment import Experiment
 from llm_jax.objectives.masked import MaskedTokens
-from llm_jax.training.optimizers import Muon, WarmupStableDecay
+from llm_jax.optim.optimizers import Muon
+from llm_jax.optim.schedules import WarmupStableDecay
 
 
 def experiment() -> Experiment:

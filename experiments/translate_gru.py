@@ -20,11 +20,12 @@ from llm_jax.models.alignments import FixedContext
 from llm_jax.models.cells import GRU
 from llm_jax.models.recurrent import RecurrentEncoderDecoder
 from llm_jax.objectives.next_token import NextToken
+from llm_jax.optim.optimizers import AdamW
+from llm_jax.optim.precision import Precision
+from llm_jax.optim.schedules import Cosine
 from llm_jax.parallel.layout import Layout
+from llm_jax.reports.text import Bleu
 from llm_jax.text.recipes import Bpe
-from llm_jax.training.optimizers import AdamW, Cosine
-from llm_jax.training.precision import Precision
-from llm_jax.training.report import Bleu
 
 
 def experiment() -> Experiment:

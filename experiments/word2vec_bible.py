@@ -13,11 +13,12 @@ from llm_jax.experiment import Experiment
 from llm_jax.layers.embedding import Embed
 from llm_jax.models.word2vec import Word2Vec
 from llm_jax.objectives.word2vec import SkipGram
+from llm_jax.optim.optimizers import AdamW
+from llm_jax.optim.precision import Precision
+from llm_jax.optim.schedules import Linear
 from llm_jax.parallel.layout import Layout
+from llm_jax.reports.words import Neighbours
 from llm_jax.text.recipes import Words
-from llm_jax.training.optimizers import AdamW, Linear
-from llm_jax.training.precision import Precision
-from llm_jax.training.report_words import Neighbours
 
 
 def experiment() -> Experiment:

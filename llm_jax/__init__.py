@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llm_jax import text
     from llm_jax.experiment import Experiment, get
-    from llm_jax.interop.exports import export_model
-    from llm_jax.interop.imports import import_model, load
+    from llm_jax.interop.export import export_model
+    from llm_jax.interop.import_ import import_model, load
     from llm_jax.training.loop import train
 
 __all__ = ["Experiment", "export_model", "get", "import_model", "load", "text", "train"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import flags
 
-from llm_jax.core.tables import InputError, lookup, nearest
+from llm_jax.core.errors import InputError, lookup, nearest
 
 FLAGS = flags.FLAGS
 
@@ -91,11 +91,11 @@ def show(name: str) -> None:
 def train(name: str | None = None) -> None:
     """Without a name the run in `--workdir` is gone on with."""
     from llm_jax.data.documents import Conversation, Preference
+    from llm_jax.engine.init_from import inherit
     from llm_jax.experiment import module_name
     from llm_jax.models.model import Generator
-    from llm_jax.training.inherit import inherit
+    from llm_jax.runs.record import from_its_folder, recorded
     from llm_jax.training.loop import train as run
-    from llm_jax.training.record import from_its_folder, recorded
 
     if name is None:
         modules = _modules()
@@ -120,12 +120,12 @@ def train(name: str | None = None) -> None:
 
 
 def evaluate() -> None:
-    from llm_jax.training.check import check_openings
-    from llm_jax.training.evaluation import evaluate as measure
-    from llm_jax.training.finished import Finished
-    from llm_jax.training.inherit import equip
-    from llm_jax.training.report import findings
-    from llm_jax.training.restore import restore
+    from llm_jax.engine.check import check_openings
+    from llm_jax.engine.evaluation import evaluate as measure
+    from llm_jax.engine.init_from import equip
+    from llm_jax.engine.restore import restore
+    from llm_jax.engine.trained import Finished
+    from llm_jax.reports.base import findings
 
     program, tokenizer, params = restore(_workdir(), _assignments(), _modules(), FLAGS.checkpoint)
     experiment: Any = program.experiment
@@ -179,7 +179,7 @@ def chat() -> None:
 
 
 def import_(source: str) -> None:
-    from llm_jax.interop.imports import import_model
+    from llm_jax.interop.import_ import import_model
     from llm_jax.models.decoder import Decoder
     from llm_jax.models.encoder import Encoder
     from llm_jax.models.model import Generator
@@ -198,7 +198,7 @@ def import_(source: str) -> None:
 
 
 def export() -> None:
-    from llm_jax.interop.exports import export_model
+    from llm_jax.interop.export import export_model
 
     if not FLAGS.to:
         raise InputError("say where to write: --to=FOLDER")
@@ -256,7 +256,7 @@ def _workdir() -> str:
 
 
 def _load() -> Any:
-    from llm_jax.training.restore import load
+    from llm_jax.engine.restore import load
 
     return load(_workdir(), _modules(), checkpoint=FLAGS.checkpoint, assignments=_assignments())
 

@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 import flax.linen as nn
 
-from llm_jax.core import parts, spelling
+from llm_jax.core import parts, serialization
 from llm_jax.core.code import RAN
+from llm_jax.core.errors import InputError, nearest
 from llm_jax.core.files import reading, user_path
 from llm_jax.core.parts import Count, Part, Rate, Seed, Size
-from llm_jax.core.tables import InputError, nearest
 
 FOLDER = Path(__file__).resolve().parent.parent / "experiments"
 
@@ -90,7 +90,7 @@ class Experiment(Part):
 
     def manifest(self) -> dict[str, Any]:
         """The experiment as JSON, enough to build it again without its file."""
-        manifest = spelling.to_json(self)
+        manifest = serialization.to_json(self)
         assert isinstance(manifest, dict)
         return manifest
 
@@ -101,7 +101,7 @@ class Experiment(Part):
         Raises:
           InputError: the manifest names anything else, or does not fit.
         """
-        found = spelling.from_json(manifest, modules)
+        found = serialization.from_json(manifest, modules)
         if not isinstance(found, Experiment):
             raise InputError("the manifest is not of an experiment")
         return found
@@ -117,7 +117,7 @@ def assign(part: Any, assignments: list[str], modules: tuple[str, ...] = ()) -> 
         path, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"--set={text}: write --set=path=value, such as --set=steps=100")
-        part = parts.override(part, path.strip(), spelling.parse(value, modules))
+        part = parts.override(part, path.strip(), serialization.parse(value, modules))
     return part
 
 

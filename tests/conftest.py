@@ -22,7 +22,7 @@ XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 # tests compile more than they compute: a third of the compiler's time
 QUICK = ("backend_optimization_level=0", "cpu_use_fusion_emitters=false", "cpu_parallel_codegen_split_count=1")
 if importlib.metadata.version("jax").startswith("0.7."):
-    QUICK += ("cpu_use_xnnpack=false",)  # as `llm_jax.core.process` has it
+    QUICK += ("cpu_use_xnnpack=false",)  # as `llm_jax.core.runtime` has it
 
 
 def known_flags(flags: Sequence[str]) -> list[str]:

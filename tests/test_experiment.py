@@ -8,8 +8,7 @@ import sys
 import pytest
 
 from llm_jax import experiment as experiments
-from llm_jax.core.tables import InputError
-from llm_jax.training.optimizers import Muon  # noqa: F401 - what is imported can be named
+from llm_jax.core.errors import InputError
 
 BLOCK = "model.stack.pattern.0"
 
@@ -95,7 +94,7 @@ import json, sys
 sys.path.insert(0, "")
 from llm_jax import experiment
 from llm_jax.core import parts, spelling
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 if sys.argv[1] == "decoy":
     import experiments
     try:

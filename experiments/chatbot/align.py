@@ -21,12 +21,13 @@ from llm_jax.models.inherited import Inherited
 from llm_jax.models.pretrained import Pretrained
 from llm_jax.objectives.policy import Grpo
 from llm_jax.objectives.rewards import ModelReward
+from llm_jax.optim.optimizers import AdamW
+from llm_jax.optim.precision import Precision
+from llm_jax.optim.schedules import Constant
 from llm_jax.parallel.layout import Layout
+from llm_jax.reports.preferences import Rewarded
+from llm_jax.rl.rollouts import Rollouts
 from llm_jax.text.kept import Kept
-from llm_jax.training.optimizers import AdamW, Constant
-from llm_jax.training.precision import Precision
-from llm_jax.training.report_preferences import Rewarded
-from llm_jax.training.rollouts import Rollouts
 
 JUDGE = ModelReward(Pretrained("runs/chatbot/reward"))
 

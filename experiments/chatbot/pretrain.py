@@ -10,7 +10,7 @@ from experiments import quickstart
 from llm_jax.data.sources import Conversations, KingJames, Mixture, PlainTexts
 from llm_jax.data.split import ByHash
 from llm_jax.experiment import Experiment
-from llm_jax.training.report import Compression, Samples
+from llm_jax.reports.text import Compression, Samples
 
 HELD_OUT = ByHash(0.1)  # of the conversations, in all stages but `reward`: enough openings for a narrow interval
 

@@ -9,7 +9,7 @@ length does (docs/research_log.md). Tastes differ: look at how many held-out pai
 """
 
 from experiments import reward_ratings
-from llm_jax.core.alphabet import Fill
+from llm_jax.core.dims import Fill
 from llm_jax.data.packing import One
 from llm_jax.data.pipeline import Data
 from llm_jax.data.preferences import Pairs
@@ -18,8 +18,9 @@ from llm_jax.experiment import Experiment
 from llm_jax.layers.embedding import Embed
 from llm_jax.models.bag_of_tokens import BagOfTokens
 from llm_jax.models.heads import Scorer
+from llm_jax.optim.optimizers import AdamW
+from llm_jax.optim.schedules import Cosine
 from llm_jax.text.kept import Kept
-from llm_jax.training.optimizers import AdamW, Cosine
 
 
 def experiment() -> Experiment:

@@ -9,8 +9,8 @@ import unicodedata
 
 from rich.console import Console
 
+from llm_jax.core.errors import InputError, nearest
 from llm_jax.core.seeds import BITS, random_key
-from llm_jax.core.tables import InputError, nearest
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.inference.sampling import Sampling
 from llm_jax.text.chat import Message

@@ -25,14 +25,14 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from llm_jax.apps.conversation_text import BEGIN, ConversationText, without_marks
+from llm_jax.core.errors import InputError, nearest
 from llm_jax.core.parts import conform, settings, show
-from llm_jax.core.tables import InputError, nearest
 from llm_jax.experiment import load_module
 from llm_jax.inference.generate import Generation, Writer, prepare, row_keys
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.inference.likelihood import likelihoods
 from llm_jax.inference.sampling import Sampling
-from llm_jax.interop.imports import load
+from llm_jax.interop.import_ import load
 from llm_jax.models.model import Generator, Translator
 from llm_jax.text.chat import Message, rendered
 from llm_jax.text.guard import ROLE_NAMES

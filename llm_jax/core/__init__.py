@@ -1,1 +1,1 @@
-"""What every other room stands on: the alphabet of dimensions, parts, tables of names, files."""
+"""What every other room stands on: dimensions, parts and their registry, errors, files."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 
 
 @contextlib.contextmanager

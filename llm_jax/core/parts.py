@@ -22,7 +22,7 @@ from typing import Annotated, Any, TypeGuard
 import flax.linen as nn
 import numpy as np
 
-from llm_jax.core.tables import InputError, nearest
+from llm_jax.core.errors import InputError, nearest
 
 TRUSTED = ("llm_jax", "experiments")  # packages whose parts a manifest may name without being told
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds them

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Part, Size
-from llm_jax.core.tables import InputError
 
 # The 16 quantiles of a normal variable, scaled to [-1, 1] (Dettmers et al. 2023, QLoRA, appendix E)
 NORMAL_FLOAT = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 
 SHOWN = 60  # characters of a value that a message shows
 

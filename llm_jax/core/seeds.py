@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 
 BITS = 63  # what flags, settings and NumPy take alike
 

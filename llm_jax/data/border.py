@@ -11,8 +11,8 @@ from typing import Any, get_args
 
 import numpy as np
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.returned import unusable
-from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Document, Ids
 from llm_jax.data.packing import Plan, WindowPlan
 from llm_jax.text.chat import Message

@@ -18,10 +18,10 @@ import numpy as np
 from absl import logging
 
 from llm_jax.core.code import code_hash
+from llm_jax.core.errors import InputError
 from llm_jax.core.files import cache_folder, delete, digest, parse_json, reading, write_atomically
 from llm_jax.core.parts import trusted, walk
-from llm_jax.core.spelling import to_json
-from llm_jax.core.tables import InputError
+from llm_jax.core.serialization import to_json
 from llm_jax.data import border
 from llm_jax.data.documents import Document, Encoded, Rendering
 from llm_jax.text.recipes import TokenizerRecipe

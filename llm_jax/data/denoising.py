@@ -7,8 +7,8 @@ from typing import Annotated
 
 import numpy as np
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Part, Positive, Range, Size, show
-from llm_jax.core.tables import InputError
 from llm_jax.data.documents import check_weights
 from llm_jax.data.noising import ProperShare
 from llm_jax.data.packing import One, Windows

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Part, Size, settings
-from llm_jax.core.tables import InputError
 from llm_jax.text.chat import ChatTemplate, Message, rendered
 from llm_jax.text.special import frame
 from llm_jax.text.tokenizer import Tokenizer

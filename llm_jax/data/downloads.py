@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.files import cache_folder, parse_json, reading, user_path
-from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Document, Example, Labelled, Preference
 from llm_jax.data.fields import Record
 from llm_jax.data.files import JsonLines, Source, bytes_of, decode, texts

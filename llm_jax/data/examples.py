@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Size, show
-from llm_jax.core.tables import InputError
 from llm_jax.data.cache import Corpus
 from llm_jax.data.documents import Document, Example
 from llm_jax.data.packing import One, Plan, ramps

@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import logging
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.text.tokenizer import check_text
 
 MOST = 1e9  # of a margin or a rating: a float32 holds it, and an infinite one says nothing

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llm_jax.core.errors import InputError, nearest
 from llm_jax.core.files import parse_json, reading, user_path
 from llm_jax.core.parts import Part
-from llm_jax.core.tables import InputError, nearest
 from llm_jax.data.documents import Document, Text
 from llm_jax.data.fields import Unread
 from llm_jax.data.records import document_of

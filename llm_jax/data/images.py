@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.files import reading, user_path
 from llm_jax.core.parts import Number, Positive, Size
-from llm_jax.core.tables import InputError
 from llm_jax.data.cache import Corpus
 from llm_jax.data.documents import Document, Picture
 from llm_jax.data.loader import Batch, Filler, Rows

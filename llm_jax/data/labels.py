@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from llm_jax.core.tables import InputError, nearest
+from llm_jax.core.errors import InputError, nearest
 from llm_jax.data.documents import MultiLabelled
 
 Labels = tuple[str, ...]  # the names of the classes, in the order of their numbers

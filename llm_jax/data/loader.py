@@ -18,7 +18,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.core.workers import not_in_worker, starting
 from llm_jax.data import border
 from llm_jax.data.cache import Corpus

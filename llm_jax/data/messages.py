@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.fields import OF_MESSAGES, Record
 from llm_jax.text.calls import Call, to_json
 from llm_jax.text.chat import Message

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import numpy as np
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Range
-from llm_jax.core.tables import InputError
 from llm_jax.data.documents import check_weights
 from llm_jax.data.presentation import Presentation, Vocabulary, check_learns_all, whole
 

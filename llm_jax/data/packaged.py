@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.files import digest
 from llm_jax.core.parts import Count, Rate, Size
-from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Comparison, Conversation, Document, Example, Text
 from llm_jax.data.files import Source, bytes_of, decode
 from llm_jax.text.chat import Message

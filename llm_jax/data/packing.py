@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Part, Size
-from llm_jax.core.tables import InputError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 from absl import logging
 
+from llm_jax.core.errors import InputError, lookup
 from llm_jax.core.files import digest
 from llm_jax.core.parts import Count, Part, Size
-from llm_jax.core.spelling import to_json
-from llm_jax.core.tables import InputError, lookup
+from llm_jax.core.serialization import to_json
 from llm_jax.data import border
 from llm_jax.data.cache import Corpus, corpus, trained
 from llm_jax.data.documents import Document, Rendering

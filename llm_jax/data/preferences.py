@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import show
-from llm_jax.core.tables import InputError
 from llm_jax.data.cache import Corpus
 from llm_jax.data.documents import Comparison, Document, Preference, check_weights
 from llm_jax.data.packing import One, Plan

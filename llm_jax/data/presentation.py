@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 from absl import logging
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Part, Size, show
-from llm_jax.core.tables import InputError
 from llm_jax.data.cache import Corpus
 from llm_jax.data.documents import Comparison, Document, Preference, Rendering, Text, TextPair
 from llm_jax.data.packing import One, Packing, Plan, WindowPlan

@@ -6,8 +6,8 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Rate
-from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Preference
 from llm_jax.data.fields import OF_RECORDS, Record, Unread
 from llm_jax.data.files import Source, json_records

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from llm_jax.core.tables import InputError, nearest
+from llm_jax.core.errors import InputError, nearest
 from llm_jax.data.documents import Conversation, Document, Example, Labelled, MultiLabelled, Preference, Text, TextPair
 from llm_jax.data.fields import OF_RECORDS, OF_TEXTS, Record, Unread
 from llm_jax.data.messages import messages_in, tools_in

@@ -6,8 +6,8 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Positive
-from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Document, Text, check_weights
 from llm_jax.data.downloads import (
     DOWNLOADS,

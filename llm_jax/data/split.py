@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from absl import logging
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.files import digest
 from llm_jax.core.parts import Part, Rate, Size
-from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Document, Text
 
 

@@ -16,7 +16,7 @@ import cloudpickle
 import grain
 from absl import flags
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.core.workers import UNGUARDED, end_with_parent
 from llm_jax.experiment import load_module, user_sources
 

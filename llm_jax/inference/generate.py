@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.finite import CAUSE
 from llm_jax.core.quantized import is_quantized
 from llm_jax.core.returned import unusable
 from llm_jax.core.seeds import random_key
-from llm_jax.core.tables import InputError
 from llm_jax.inference.sampling import Sampler
 from llm_jax.layers.cache import Cache
 from llm_jax.layers.tokens import PADDING, Tokens

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from absl import logging
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import conform, show
-from llm_jax.core.tables import InputError
 from llm_jax.data.documents import Conversation, joined
 from llm_jax.inference.embed import classify, classify_images, embed
 from llm_jax.inference.generate import CHUNK, Generation, Writer, check_max_tokens, prepare, room, row_keys

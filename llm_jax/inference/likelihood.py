@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.finite import CAUSE
-from llm_jax.core.tables import InputError
 from llm_jax.inference.generate import round_up
 from llm_jax.layers.tokens import PADDING, Tokens
 from llm_jax.models.model import Generator

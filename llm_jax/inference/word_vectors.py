@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.core.tables import InputError, nearest
+from llm_jax.core.errors import InputError, nearest
 from llm_jax.text.tokenizer import Tokenizer
 
 

@@ -13,12 +13,12 @@ import safetensors
 import tokenizers
 from absl import logging
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.files import read_json, reading, user_path
-from llm_jax.core.tables import InputError
-from llm_jax.interop.generation import begins, not_kept
-from llm_jax.interop.multimodal import is_multimodal, text_config, text_tensors
-from llm_jax.interop.names import Tensors, listed
-from llm_jax.interop.tokenizer import import_tokenizer
+from llm_jax.interop.configs.generation import begins, not_kept
+from llm_jax.interop.configs.multimodal import is_multimodal, text_config, text_tensors
+from llm_jax.interop.tokenizers.import_ import import_tokenizer
+from llm_jax.interop.weights import Tensors, listed
 from llm_jax.text.chat import ChatTemplate
 from llm_jax.text.tokenizer import Tokenizer
 
@@ -66,7 +66,7 @@ def open_source(path: str | Path) -> Source:
     path = user_path(path)
     with reading(path):
         if path.is_file() and path.suffix == ".gguf":
-            from llm_jax.interop.gguf import Gguf  # the package `gguf` is an extra
+            from llm_jax.interop.gguf.reader import Gguf
 
             return Gguf(path)
         if path.is_dir():

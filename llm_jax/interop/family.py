@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from llm_jax.core.errors import InputError, lookup
 from llm_jax.core.parts import show
-from llm_jax.core.tables import InputError, lookup
-from llm_jax.interop.names import Names
+from llm_jax.interop.weights import Names
 from llm_jax.layers.block import Block
 from llm_jax.layers.feedforward import GEGLU, Activation, GatedFeedForward, Gelu, Relu, Silu, SquaredRelu, SwiGLU
 from llm_jax.models.model import Model

@@ -9,9 +9,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.alphabet import Einsum, FanIn, Init
+from llm_jax.core.dims import Einsum, FanIn, Init
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import NonNegative, Positive, Rate, Size
-from llm_jax.core.tables import InputError
 from llm_jax.layers.cache import Cache, Memory
 from llm_jax.layers.dropout import dropout
 from llm_jax.layers.kernels import Dense, Kernel, Scoring

@@ -9,9 +9,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from llm_jax.core.alphabet import shard
+from llm_jax.core.dims import shard
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Part, Rate
-from llm_jax.core.tables import InputError
 from llm_jax.layers.attention import Attention, CrossAttention, View
 from llm_jax.layers.cache import Cache, Memory
 from llm_jax.layers.feedforward import FeedForward

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.alphabet import contract
+from llm_jax.core.dims import contract
 from llm_jax.layers.scoring import NEVER, Scoring
 from llm_jax.layers.tokens import PADDING, Tokens
 

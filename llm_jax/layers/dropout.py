@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 
 
 def _mix(x: jax.Array) -> jax.Array:

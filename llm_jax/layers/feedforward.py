@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.alphabet import Einsum, FanIn, Init
+from llm_jax.core.dims import Einsum, FanIn, Init
 from llm_jax.core.parts import Part, Size
 from llm_jax.layers.tokens import Tokens
 

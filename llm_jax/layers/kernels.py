@@ -17,10 +17,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.alphabet import contract
 from llm_jax.core.compat import device_platform
+from llm_jax.core.dims import contract
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Count, Part, Size
-from llm_jax.core.tables import InputError
 from llm_jax.layers import chunked, splash
 from llm_jax.layers.scoring import FEATURES, NEVER, Scoring
 

@@ -16,10 +16,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.alphabet import Einsum, FanIn, Init, contract, shard, weigh
-from llm_jax.core.aside import say
+from llm_jax.core.auxiliary import say
+from llm_jax.core.dims import Einsum, FanIn, Init, contract, shard, weigh
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import NonNegative, Part, Positive, Size, replace, transform
-from llm_jax.core.tables import InputError
 from llm_jax.layers.feedforward import Activation, FeedForward, Silu
 from llm_jax.layers.tokens import PADDING, Tokens
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.alphabet import Fill, weigh
+from llm_jax.core.dims import Fill, weigh
 from llm_jax.core.parts import NonNegative, Number
 
 

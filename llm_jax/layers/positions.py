@@ -14,9 +14,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.alphabet import Init, Normal, lookup, shard, weigh
+from llm_jax.core.dims import Init, Normal, lookup, shard, weigh
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Count, Part, Positive, Range, Size
-from llm_jax.core.tables import InputError
 from llm_jax.layers.tokens import Tokens
 
 

@@ -9,7 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.alphabet import contract
+from llm_jax.core.dims import contract
 from llm_jax.layers.dropout import keep, line
 from llm_jax.layers.masks import Mask
 from llm_jax.layers.tokens import Tokens

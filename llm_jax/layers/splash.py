@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-from llm_jax.core.alphabet import partition
+from llm_jax.core.dims import partition
 from llm_jax.layers.masks import Band
 from llm_jax.layers.scoring import Scoring
 from llm_jax.layers.tokens import PADDING

@@ -9,7 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.alphabet import Einsum, FanIn, Init, contract
+from llm_jax.core.dims import Einsum, FanIn, Init, contract
 from llm_jax.core.parts import Count
 from llm_jax.layers.tokens import Tokens
 from llm_jax.models.cells import Feed, Matrix

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import replace
-from llm_jax.core.tables import InputError
 from llm_jax.layers.embedding import Embed
 from llm_jax.layers.tokens import Tokens
 from llm_jax.models.flops import matrix_weights

@@ -9,7 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.alphabet import Einsum, FanIn, Fill, Init, contract, weigh
+from llm_jax.core.dims import Einsum, FanIn, Fill, Init, contract, weigh
 from llm_jax.layers.tokens import PADDING, Tokens
 
 Parts = tuple[jax.Array, ...]

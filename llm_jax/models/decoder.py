@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Count, replace, show
-from llm_jax.core.tables import InputError
 from llm_jax.layers.embedding import Embed, Head, Tied
 from llm_jax.layers.norms import NoNorm, Norm, RMSNorm
 from llm_jax.layers.positions import Positions, Rope

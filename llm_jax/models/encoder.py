@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.alphabet import Init, Normal, lookup, weigh
+from llm_jax.core.dims import Init, Normal, lookup, weigh
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Count, Size, replace
-from llm_jax.core.tables import InputError
 from llm_jax.layers.embedding import Embed, Head
 from llm_jax.layers.norms import LayerNorm, NoNorm, Norm
 from llm_jax.layers.pooling import Mean, Pooling

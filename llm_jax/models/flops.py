@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from llm_jax.core.alphabet import Lettered, is_lettered
+from llm_jax.core.dims import Lettered, is_lettered
 from llm_jax.layers.masks import Mask
 from llm_jax.models.stack import Stack
 

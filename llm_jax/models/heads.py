@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.alphabet import FanIn, Fill, Init, contract, weigh
+from llm_jax.core.dims import FanIn, Fill, Init, contract, weigh
 from llm_jax.core.parts import Rate, Size, replace, walk
 from llm_jax.layers.dropout import dropout
 from llm_jax.layers.pooling import Last, Mean, Pooling

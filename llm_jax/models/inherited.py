@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.models.model import Model
 
 

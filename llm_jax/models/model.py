@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import settings, transform
-from llm_jax.core.tables import InputError
 from llm_jax.layers.tokens import Tokens
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import sqrt
 from typing import Any
 
-from llm_jax.core.alphabet import FanIn, Normal
+from llm_jax.core.dims import FanIn, Normal
 from llm_jax.layers.attention import Attention, CrossAttention
 from llm_jax.layers.block import Block, PostNorm, SandwichNorm
 from llm_jax.layers.embedding import Embed, Tied, Untied

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Part
-from llm_jax.core.tables import InputError
 from llm_jax.models.inherited import Inherited
 from llm_jax.models.model import Model
 

@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.alphabet import Einsum
+from llm_jax.core.dims import Einsum
 from llm_jax.core.parts import Count, Rate, Size, replace
 from llm_jax.layers.dropout import dropout
 from llm_jax.layers.embedding import Embed, Head, Tied

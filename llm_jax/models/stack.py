@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.core.alphabet import is_lettered
-from llm_jax.core.aside import ASIDE, heard, say
+from llm_jax.core.auxiliary import ASIDE, heard, say
+from llm_jax.core.dims import is_lettered
 from llm_jax.core.parts import Range, transform
 from llm_jax.layers.attention import View
 from llm_jax.layers.block import Block, Caches

@@ -7,8 +7,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import replace
-from llm_jax.core.tables import InputError
 from llm_jax.layers.attention import Source, View
 from llm_jax.layers.embedding import Embed
 from llm_jax.layers.norms import Norm

@@ -9,9 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.alphabet import Einsum, FanIn, Fill, Init, Normal, contract, shard, weigh
+from llm_jax.core.dims import Einsum, FanIn, Fill, Init, Normal, contract, shard, weigh
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Count, Rate, Size, replace
-from llm_jax.core.tables import InputError
 from llm_jax.layers.dropout import dropout
 from llm_jax.layers.norms import LayerNorm, Norm
 from llm_jax.layers.pooling import First, Pooling

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from llm_jax.core.alphabet import Fill, lookup, weigh
+from llm_jax.core.dims import Fill, lookup, weigh
 from llm_jax.core.parts import replace
 from llm_jax.layers.embedding import Embed
 from llm_jax.models.model import Model

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.core.aside import ASIDE, heard
+from llm_jax.core.auxiliary import ASIDE, heard
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import NonNegative, Rate
-from llm_jax.core.tables import InputError
 from llm_jax.layers.moe import routing
 from llm_jax.objectives.objective import Objective, ProblemType, cross_entropy, smoothed
 

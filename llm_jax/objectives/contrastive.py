@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.alphabet import contract
-from llm_jax.core.aside import ASIDE, heard
+from llm_jax.core.auxiliary import ASIDE, heard
+from llm_jax.core.dims import contract
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Positive, conform
-from llm_jax.core.tables import InputError
 from llm_jax.layers.moe import routing
 from llm_jax.layers.tokens import PADDING, Tokens
 from llm_jax.models.encoder import Encoder

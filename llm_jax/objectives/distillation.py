@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.aside import ASIDE, heard
+from llm_jax.core.auxiliary import ASIDE, heard
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Positive, Share, conform
-from llm_jax.core.tables import InputError
 from llm_jax.layers.moe import routing
 from llm_jax.models.model import Generator
 from llm_jax.models.pretrained import Pretrained

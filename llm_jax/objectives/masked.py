@@ -7,9 +7,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from llm_jax.core.aside import ASIDE, heard
+from llm_jax.core.auxiliary import ASIDE, heard
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import conform
-from llm_jax.core.tables import InputError
 from llm_jax.layers.moe import routing
 from llm_jax.layers.tokens import Tokens
 from llm_jax.models.encoder import Encoder

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.core.aside import ASIDE, heard
+from llm_jax.core.auxiliary import ASIDE, heard
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import NonNegative, Share, conform, show, walk
-from llm_jax.core.tables import InputError
 from llm_jax.layers.moe import MoE, routing
 from llm_jax.models.actor_critic import ActorCritic
 from llm_jax.models.model import Generator, Translator

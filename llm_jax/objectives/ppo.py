@@ -8,9 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.core.aside import ASIDE
+from llm_jax.core.auxiliary import ASIDE
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import NonNegative, Positive, conform
-from llm_jax.core.tables import InputError
 from llm_jax.models.actor_critic import ActorCritic
 from llm_jax.objectives.divergence import Divergence, FixedKl
 from llm_jax.objectives.policy import Credit, PolicyGradient, Share, clipped

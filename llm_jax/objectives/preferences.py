@@ -12,9 +12,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.aside import ASIDE, heard
+from llm_jax.core.auxiliary import ASIDE, heard
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import NonNegative, Positive, Rate, conform
-from llm_jax.core.tables import InputError
 from llm_jax.layers.moe import routing
 from llm_jax.layers.tokens import Tokens
 from llm_jax.models.heads import Scorer

@@ -11,9 +11,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.core.errors import InputError, nearest
 from llm_jax.core.parts import Part
 from llm_jax.core.returned import unusable
-from llm_jax.core.tables import InputError, nearest
 from llm_jax.data.answers import known_answer
 from llm_jax.data.documents import Document, Rendering
 from llm_jax.text.tokenizer import Tokenizer

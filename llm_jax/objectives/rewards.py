@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from llm_jax.core.errors import InputError, nearest
 from llm_jax.core.parts import conform
-from llm_jax.core.spelling import resolve
-from llm_jax.core.tables import InputError, nearest
+from llm_jax.core.serialization import resolve
 from llm_jax.data.answers import answer_of, as_answered, known_answer, without_thought
 from llm_jax.data.documents import Conversation, Document, Example, Preference, Rendering
 from llm_jax.experiment import module_name, user_modules

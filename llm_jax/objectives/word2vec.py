@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.core.alphabet import contract
+from llm_jax.core.dims import contract
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import NonNegative, Part, Size, conform
-from llm_jax.core.tables import InputError
 from llm_jax.data.documents import check_weights
 from llm_jax.layers.tokens import PADDING
 from llm_jax.models.word2vec import Word2Vec

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from llm_jax.core.alphabet import Lettered, is_lettered, partition
+from llm_jax.core.dims import Lettered, is_lettered, partition
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Part, Size
-from llm_jax.core.tables import InputError
 
 AXES = ("data", "fsdp", "tensor", "sequence", "expert", "stage")  # the axes that the alphabet's rules speak of
 

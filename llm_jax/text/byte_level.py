@@ -12,7 +12,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 
 _VISIBLE = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
 _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]

@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.files import parse_json
-from llm_jax.core.tables import InputError
 from llm_jax.text.tokenizer import check_text
 
 NAME = re.compile(r"[\w.:/-]+")  # what needs no quoting wherever a template writes it

@@ -11,9 +11,9 @@ from typing import Any
 
 from absl import logging
 
+from llm_jax.core.errors import InputError, nearest
 from llm_jax.core.parts import Part
 from llm_jax.core.returned import unusable
-from llm_jax.core.tables import InputError, nearest
 from llm_jax.text import calls, jinja
 from llm_jax.text.calls import Call
 from llm_jax.text.guard import Names, encoded

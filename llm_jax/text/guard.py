@@ -7,7 +7,7 @@ import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.text.special import SPECIAL
 from llm_jax.text.tokenizer import Tokenizer
 from llm_jax.text.traced import TEMPLATE, UNKNOWN, Traced, origins

@@ -19,7 +19,7 @@ from jinja2.filters import do_title, make_attrgetter
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.text.traced import TEMPLATE, Traced, joined, to_json
 
 DATE = datetime.date(2024, 7, 26)  # what Llama's templates write where nobody knows the date

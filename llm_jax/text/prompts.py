@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llm_jax.core.tables import InputError, nearest
+from llm_jax.core.errors import InputError, nearest
 from llm_jax.text.chat import ChatTemplate, Jinja
 from llm_jax.text.guard import ROLE_NAMES, Found, Names, encoded
 from llm_jax.text.tokenizer import Tokenizer, check_text

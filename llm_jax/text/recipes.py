@@ -15,8 +15,8 @@ import tokenizers
 from absl import logging
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Count, Part, Size
-from llm_jax.core.tables import InputError
 from llm_jax.text.byte_level import LETTERS, byte_level, bytes_first
 from llm_jax.text.special import specials_from
 from llm_jax.text.tokenizer import Tokenizer, check_text, load_tokenizer

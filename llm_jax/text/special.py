@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 
 ROLES = ("system", "user", "assistant", "tool")
 SPECIAL = ("bos", "eos", "pad", "mask", *ROLES, "end_of_turn")

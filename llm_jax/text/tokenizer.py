@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from llm_jax.core.errors import InputError, lookup
 from llm_jax.core.files import digest, parse_json, user_path, write_atomically
-from llm_jax.core.tables import InputError, lookup
 from llm_jax.text.byte_level import GPT2_END_OF_TEXT, LETTERS, gpt2, letters_to_bytes
 from llm_jax.text.special import ENDS, is_sentinel, specials_from
 

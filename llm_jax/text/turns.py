@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from absl import logging
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.text.calls import Call, read
 from llm_jax.text.guard import Found
 from llm_jax.text.traced import OTHER, Traced, calls_of, content_of, origins

@@ -1,1 +1,1 @@
-"""The loop, and all it needs: state, optimisers, evaluation, run directory, checkpoints."""
+"""The one loop, and what a user sees of it."""

@@ -11,32 +11,32 @@ from typing import Any
 
 import jax
 
-from llm_jax.core.process import set_up
-from llm_jax.core.tables import InputError, nearest
+from llm_jax.core.errors import InputError, nearest
+from llm_jax.core.runtime import set_up
 from llm_jax.core.workers import not_in_worker
 from llm_jax.data.presentation import Batch
+from llm_jax.engine.check import check_families, check_openings
+from llm_jax.engine.evaluation import best_mode, evaluate, means
+from llm_jax.engine.init_from import begin, equip, first_tokenizer, inherit
+from llm_jax.engine.labels import with_labels
+from llm_jax.engine.step import Program, TrainState, fill
+from llm_jax.engine.trained import Finished
 from llm_jax.experiment import Experiment
 from llm_jax.parallel.layout import place
+from llm_jax.reports.base import check_reports, findings
+from llm_jax.rl.author import HeldOut
+from llm_jax.runs.checkpoints import Checkpoints
+from llm_jax.runs.disk import space_for
+from llm_jax.runs.fingerprints import beside, check_belongs, run_tokenizer
+from llm_jax.runs.folder import Run
+from llm_jax.runs.frozen import keep, kept
+from llm_jax.runs.metrics import MetricsLog, append, cut, read
+from llm_jax.runs.record import record
+from llm_jax.runs.resume import resumed
 from llm_jax.text.tokenizer import Tokenizer
-from llm_jax.training.author import HeldOut
-from llm_jax.training.belongs import beside, check_belongs, run_tokenizer
-from llm_jax.training.check import check_families, check_openings
-from llm_jax.training.checkpoints import Checkpoints
-from llm_jax.training.classes import with_labels
-from llm_jax.training.disk import space_for
 from llm_jax.training.display import Display
-from llm_jax.training.evaluation import best_mode, evaluate, means
-from llm_jax.training.finished import Finished
-from llm_jax.training.frozen import keep, kept
-from llm_jax.training.inherit import begin, equip, first_tokenizer, inherit
 from llm_jax.training.interrupt import GivenUp, Interrupt
-from llm_jax.training.metrics import MetricsLog, append, cut, read
-from llm_jax.training.program import Program, TrainState, fill
-from llm_jax.training.record import record
-from llm_jax.training.report import check_reports, findings
-from llm_jax.training.resume import resumed
-from llm_jax.training.run import Run
-from llm_jax.training.speed import Speed
+from llm_jax.training.throughput import Speed
 
 
 def train(experiment: Experiment, workdir: str | Path) -> TrainState:

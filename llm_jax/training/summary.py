@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core import parts
-from llm_jax.core.alphabet import is_lettered
+from llm_jax.core.dims import is_lettered
 from llm_jax.core.parts import Part
+from llm_jax.engine.init_from import first_tokenizer, inherit
+from llm_jax.engine.step import Program, fill
 from llm_jax.experiment import Experiment, assign
 from llm_jax.layers.cache import Cache, Memory
 from llm_jax.layers.kernels import choices
@@ -20,8 +22,6 @@ from llm_jax.models.alignments import Read
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.flops import CONVENTION, active, count
 from llm_jax.models.model import Generator, Model
-from llm_jax.training.inherit import first_tokenizer, inherit
-from llm_jax.training.program import Program, fill
 
 ROOMS = dict(
     embed="embedding", type_table="embedding", patches="patches", leading_vectors="patches", positions="positions",

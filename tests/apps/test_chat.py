@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llm_jax.apps.chat import HELP, chat, printable
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.inference.sampling import Sampling
 from llm_jax.text.chat import Message
 

@@ -26,7 +26,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 import llm_jax
 from llm_jax.apps.conversation_text import BEGIN
 from llm_jax.apps.harness import Harness, main
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block

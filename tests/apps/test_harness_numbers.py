@@ -15,6 +15,8 @@ from llm_jax.data.documents import Document, Rendering, Text
 from llm_jax.data.packing import One
 from llm_jax.data.pipeline import Data
 from llm_jax.data.sources import Source
+from llm_jax.engine.evaluation import evaluate
+from llm_jax.engine.step import Program
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.layers.attention import Attention
@@ -25,12 +27,11 @@ from llm_jax.layers.positions import Rope
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.stack import Stack
 from llm_jax.objectives.next_token import NextToken
+from llm_jax.optim.optimizers import AdamW
+from llm_jax.optim.precision import Precision
+from llm_jax.optim.schedules import Constant
 from llm_jax.parallel.layout import Layout
 from llm_jax.text.recipes import Bytes
-from llm_jax.training.evaluation import evaluate
-from llm_jax.training.optimizers import AdamW, Constant
-from llm_jax.training.precision import Precision
-from llm_jax.training.program import Program
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the harness and what it imports
 LONG = 24  # tokens in view

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.layers import kernels
 from llm_jax.layers.kernels import KERNELS, Auto, Chunked, Dense, Splash
 from llm_jax.layers.masks import Causal, Full, Prefix, SlidingWindow

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.core.alphabet import INITS
+from llm_jax.core.dims import INITS
 from llm_jax.core.parts import override
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import PLACEMENTS, Block

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import llm_jax
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.documents import Conversation, Document, Example, Labelled, Picture, Preference, Rendering, Text
 from llm_jax.data.examples import SourceAndTarget
 from llm_jax.data.images import Images
@@ -27,6 +27,7 @@ from llm_jax.data.pipeline import Data
 from llm_jax.data.preferences import Pairs
 from llm_jax.data.presentation import WithLabel
 from llm_jax.data.sources import Source
+from llm_jax.engine.trained import Finished
 from llm_jax.layers.attention import Attention, CrossAttention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed
@@ -44,13 +45,12 @@ from llm_jax.models.transformer import Side
 from llm_jax.models.vision import Captioner, ImageEncoder, Patches
 from llm_jax.models.word2vec import Word2Vec
 from llm_jax.objectives.next_token import NextToken
+from llm_jax.optim.precision import Precision
+from llm_jax.reports.base import Report
+from llm_jax.rl.rollouts import ExactAnswer
 from llm_jax.text.chat import Message
 from llm_jax.text.recipes import Characters, Words
 from llm_jax.text.tokenizer import Tokenizer
-from llm_jax.training.finished import Finished
-from llm_jax.training.precision import Precision
-from llm_jax.training.report import Report
-from llm_jax.training.rollouts import ExactAnswer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,7 @@ def entries() -> dict[str, type[Report]]:
     """The reports of every table."""
     found: dict[str, type[Report]] = {}
     for info in pkgutil.walk_packages(llm_jax.__path__, "llm_jax."):
-        if info.name.startswith(("llm_jax.training.report", "llm_jax.analysis.attention")):
+        if info.name.startswith("llm_jax.reports."):
             for name, value in vars(importlib.import_module(info.name)).items():
                 found |= value if name.endswith("REPORTS") else {}
     return found

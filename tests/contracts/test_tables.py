@@ -19,9 +19,9 @@ import pytest
 
 import llm_jax
 from llm_jax import experiment
-from llm_jax.core import parts, spelling
+from llm_jax.core import parts, serialization
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Part, Size
-from llm_jax.core.tables import InputError
 from llm_jax.experiment import Experiment
 
 
@@ -131,7 +131,7 @@ def test_a_table_is_found_when_a_user_names_what_is_in_it(module):
 
 
 def test_what_an_experiment_does_not_import_can_be_named():
-    code = "from llm_jax.core.spelling import parse; print(parse('Contrastive(0.1)'), parse('Masked(0.3)'))"
+    code = "from llm_jax.core.serialization import parse; print(parse('Contrastive(0.1)'), parse('Masked(0.3)'))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said == "Contrastive(temperature=0.1) Masked(share=0.3, whole_words=False)\n"
 
@@ -140,9 +140,9 @@ def test_what_an_experiment_does_not_import_can_be_named():
 def test_an_entry_survives_the_manifest_and_is_typed_by_name(cls):
     part = sample(cls)
     assert parts.is_part(part) and parts.check(part) == part
-    assert spelling.from_json(json.loads(json.dumps(spelling.to_json(part)))) == part
+    assert serialization.from_json(json.loads(json.dumps(serialization.to_json(part)))) == part
     assert hash(part) == hash(sample(cls))
-    assert spelling.parse(written(part)) == part
+    assert serialization.parse(written(part)) == part
 
 
 def written(value: object) -> str:

@@ -7,8 +7,8 @@ import pytest
 
 from llm_jax.core import code
 from llm_jax.core.code import code_hash
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import ROOT, Part
-from llm_jax.core.tables import InputError
 from llm_jax.data.cache import Corpus
 from llm_jax.experiment import load_module
 from llm_jax.text.chat import ChatTemplate

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from llm_jax.core import files
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 
 
 def test_a_file_is_replaced_whole(tmp_path):

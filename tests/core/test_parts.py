@@ -11,9 +11,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from llm_jax.core import parts, spelling
+from llm_jax.core import parts, serialization
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Part, Positive, Range, Rate, Size
-from llm_jax.core.tables import InputError
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed
@@ -237,7 +237,7 @@ def test_a_family_is_the_last_base_that_is_ours():
     ],
 )
 def test_parse(text, value):
-    found = spelling.parse(text)
+    found = serialization.parse(text)
     assert found == value and type(found) is type(value)
 
 
@@ -286,7 +286,7 @@ def test_parse(text, value):
 )
 def test_parse_evaluates_nothing_else(text):
     with pytest.raises(InputError) as refusal:
-        spelling.parse(text)
+        serialization.parse(text)
     assert "\n" not in str(refusal.value)
 
 
@@ -308,19 +308,19 @@ def test_parse_evaluates_nothing_else(text):
 )
 def test_parse_says_what_is_wrong(text, words):
     with pytest.raises(InputError) as refusal:
-        spelling.parse(text)
+        serialization.parse(text)
     assert words in str(refusal.value)
 
 
 def test_parse_takes_no_longer_for_many_signs():
     with pytest.raises(InputError):
-        spelling.parse("-" * 60 + "1")
+        serialization.parse("-" * 60 + "1")
 
 
 def test_parse_knows_a_users_parts_only_when_told():
     with pytest.raises(InputError, match="no part named 'Apple'"):
-        spelling.parse("Apple()")
-    assert spelling.parse("Apple(sizes=(3,))", HERE) == Apple(sizes=(3,))
+        serialization.parse("Apple()")
+    assert serialization.parse("Apple(sizes=(3,))", HERE) == Apple(sizes=(3,))
 
 
 LITERALS = st.recursive(
@@ -336,13 +336,13 @@ LITERALS = st.recursive(
 
 @given(LITERALS)
 def test_parse_reads_back_every_literal(value):
-    assert spelling.parse(repr(value)) == value
+    assert serialization.parse(repr(value)) == value
 
 
 @given(st.text())
 def test_parse_of_any_text_is_a_value_or_one_line(text):
     try:
-        spelling.parse(text)
+        serialization.parse(text)
     except InputError as refusal:
         assert "\n" not in str(refusal).replace(repr(text), "")
 
@@ -352,9 +352,9 @@ def test_parse_of_any_text_is_a_value_or_one_line(text):
 
 def test_a_manifest_survives_json():
     tree = model().clone(positions=Rope(scaling=LinearScaling(2.0)))
-    assert spelling.from_json(json.loads(json.dumps(spelling.to_json(tree)))) == tree
+    assert serialization.from_json(json.loads(json.dumps(serialization.to_json(tree)))) == tree
     basket = Basket(Apple(sizes=(1, 2), pair=(2.0, "b"), inside=Causal()), (Apple(), Apple(0.5)))
-    assert spelling.from_json(json.loads(json.dumps(spelling.to_json(basket))), HERE) == basket
+    assert serialization.from_json(json.loads(json.dumps(serialization.to_json(basket))), HERE) == basket
 
 
 @given(
@@ -369,7 +369,7 @@ def test_a_manifest_survives_json():
     )
 )
 def test_every_setting_survives_json(apple):
-    assert spelling.from_json(json.loads(json.dumps(spelling.to_json(apple))), HERE) == apple
+    assert serialization.from_json(json.loads(json.dumps(serialization.to_json(apple))), HERE) == apple
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_every_setting_survives_json(apple):
         "llm_jax.core.files:Path",
         "llm_jax.core.parts:Part",
         "llm_jax.core.parts:nn",
-        "llm_jax.core.alphabet:Init",
+        "llm_jax.core.dims:Init",
         "llm_jax.layers.tokens:Tokens",
         "llm_jax.layers.cache:Cache",
         "llm_jax.nowhere:Rope",
@@ -405,7 +405,7 @@ def test_every_setting_survives_json(apple):
 )
 def test_a_manifest_may_name_only_parts(name):
     with pytest.raises(InputError) as refusal:
-        spelling.from_json({"part": name})
+        serialization.from_json({"part": name})
     assert "\n" not in str(refusal.value)
 
 
@@ -421,14 +421,14 @@ def test_a_manifest_may_name_only_parts(name):
 )
 def test_a_manifest_must_fit(change, words):
     with pytest.raises(InputError, match=words.replace("?", r"\?")):
-        spelling.from_json({"part": "llm_jax.layers.positions:Rope"} | change)
+        serialization.from_json({"part": "llm_jax.layers.positions:Rope"} | change)
 
 
 def test_a_manifest_keeps_parts_and_literals_only():
     with pytest.raises(InputError, match="cannot be kept in a manifest"):
-        spelling.to_json(Apple(name=object()))  # pyright: ignore
+        serialization.to_json(Apple(name=object()))  # pyright: ignore
     with pytest.raises(InputError, match="needs first"):
-        spelling.from_json({"part": f"{__name__}:Basket"}, HERE)
+        serialization.from_json({"part": f"{__name__}:Basket"}, HERE)
 
 
 # ------------------------------------------------------------------------------------------------------------ the tree

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.quantized import FORMATS, NORMAL_FLOAT, Int8, Nf4, Quantized, plain
-from llm_jax.core.tables import InputError
 
 SHAPE = (3, 10, 2, 7)  # 3 layers of 140 numbers, which fill no whole block
 

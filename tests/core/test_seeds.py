@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.seeds import random_key
-from llm_jax.core.tables import InputError
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])

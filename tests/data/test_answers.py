@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.answers import answer_of, known_answer
 from llm_jax.data.documents import Conversation, Example, Labelled, Picture, Preference, Rendering, Text
 from llm_jax.inference.language_model import LanguageModel
@@ -17,12 +17,12 @@ from llm_jax.layers.feedforward import FeedForward
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.stack import Stack
 from llm_jax.objectives.rewards import ExactAnswer
+from llm_jax.reports.captions import Captions
+from llm_jax.reports.text import ExactMatch
+from llm_jax.rl.completions import Prompt, _text
 from llm_jax.text.calls import Call
 from llm_jax.text.chat import Alpaca, ChatML, ChatTemplate, Jinja, Llama3, Message
 from llm_jax.text.recipes import Bpe, Bytes, Characters, Unigram, WordPiece
-from llm_jax.training.completions import Prompt, _text
-from llm_jax.training.report import ExactMatch
-from llm_jax.training.report_pictures import Captions
 
 TEXTS = ["Hello, world! It isn't 3.5.", "    if x:\n        return 42", "42\n", " caf\u00e9  (a b)", "one two", "x"]
 LINES = Jinja("{% for m in messages %}{{ m.role + ': ' + m.content | trim + eos_token + '\n' }}{% endfor %}"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.documents import Conversation, Example, Rendering, Text
 from llm_jax.data.files import Source
 from llm_jax.data.packing import ConcatThenSplit

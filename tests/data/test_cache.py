@@ -10,7 +10,7 @@ import pytest
 from absl import logging
 
 from llm_jax.core import code
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data import cache
 from llm_jax.data.documents import Conversation, Example, Rendering, Text
 from llm_jax.data.pipeline import Data

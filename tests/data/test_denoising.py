@@ -10,7 +10,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.denoising import DENOISERS, Denoising, MixtureOfDenoisers, SpanCorruption, Suffix, TextInfilling
 from llm_jax.data.documents import Rendering
 from llm_jax.data.packing import BestFit, One, Windows

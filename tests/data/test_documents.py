@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.cache import corpus
 from llm_jax.data.documents import (
     Comparison,

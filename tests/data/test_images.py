@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import llm_jax
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.documents import Picture, Rendering, Text
 from llm_jax.data.images import NAMES, Digits, ImageFolder, Images
 from llm_jax.data.packing import BestFit, One

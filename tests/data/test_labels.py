@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.documents import Document, Labelled
 from llm_jax.data.images import NAMES, Digits, Images
 from llm_jax.data.packing import One

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.loader import Mixed, permuted
 from llm_jax.data.packing import PACKINGS, BestFit, ConcatThenSplit, One, Packing, Windows
 from llm_jax.data.pipeline import Data

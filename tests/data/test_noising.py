@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.documents import Rendering
 from llm_jax.data.noising import Masked, words
 from llm_jax.data.packing import PACKINGS, BestFit, One, Windows

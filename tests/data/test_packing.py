@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.packing import PACKINGS, BestFit, ConcatThenSplit, One, Windows, best_fit, ramps
 
 

@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import check, override
-from llm_jax.core.spelling import from_json, to_json
-from llm_jax.core.tables import InputError
+from llm_jax.core.serialization import from_json, to_json
 from llm_jax.data.denoising import Denoising, SpanCorruption, TextInfilling
 from llm_jax.data.documents import Conversation, Document, Example, Labelled, Preference, Rendering, Text
 from llm_jax.data.examples import SourceAndTarget, TwoTexts

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.documents import Comparison, Example, Preference, Rendering, Text
 from llm_jax.data.packing import BestFit, ConcatThenSplit, One
 from llm_jax.data.pipeline import Data

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.documents import Document, Example, Labelled, Preference, Rendering, Text
 from llm_jax.data.examples import SourceAndTarget, TwoTexts
 from llm_jax.data.files import JsonLines

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.denoising import Denoising
 from llm_jax.data.documents import (
     Comparison,

@@ -10,8 +10,8 @@ import threading
 
 import pytest
 
-from llm_jax.core.spelling import build, from_json, to_json
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
+from llm_jax.core.serialization import build, from_json, to_json
 from llm_jax.data.documents import Conversation, Example, Text
 from llm_jax.data.packaged import E_MAIL, _turns
 from llm_jax.data.sources import (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from absl import logging
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.documents import (
     Comparison,
     Conversation,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax.training import metrics
+from llm_jax.runs import metrics
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

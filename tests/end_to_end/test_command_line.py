@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import llm_jax
 from llm_jax.data.pipeline import Data
 from llm_jax.data.sources import TextFiles
-from llm_jax.core.alphabet import Normal, weigh
+from llm_jax.core.dims import Normal, weigh
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed
@@ -37,7 +37,7 @@ from llm_jax.layers.positions import Positions
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.stack import Stack
 from llm_jax.text.recipes import Bytes
-from llm_jax.training.report import Samples
+from llm_jax.reports.text import Samples
 
 import flax.linen as nn
 

@@ -12,8 +12,8 @@ import llm_jax
 from experiments.dpo_base import Sorted
 from experiments.word2vec_planted import PlantedPairs, PlantedQuestions
 from llm_jax import experiment as experiments
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import transform
-from llm_jax.core.tables import InputError
 from llm_jax.data.denoising import Denoising
 from llm_jax.data.sources import (
     Conversations,
@@ -27,8 +27,10 @@ from llm_jax.data.sources import (
     TinyShakespeare,
 )
 from llm_jax.data.split import Few
+from llm_jax.engine.init_from import inherit
+from llm_jax.engine.step import Program, fill
 from llm_jax.experiment import Experiment
-from llm_jax.interop.imports import make_run
+from llm_jax.interop.import_ import make_run
 from llm_jax.layers.attention import Attention, CrossAttention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed, Tied
@@ -52,16 +54,14 @@ from llm_jax.objectives.distillation import Distillation
 from llm_jax.objectives.masked import MaskedTokens
 from llm_jax.objectives.policy import PolicyGradient
 from llm_jax.objectives.rewards import ExactAnswer
+from llm_jax.reports.captions import Captions
+from llm_jax.reports.preferences import PairAccuracy, Rewarded
+from llm_jax.reports.text import Bleu, Compression, ExactMatch, SampledConversations, Samples
+from llm_jax.reports.words import Analogies, Neighbours, Similarity
+from llm_jax.runs import metrics
 from llm_jax.text.kept import Kept
 from llm_jax.text.recipes import Bytes
 from llm_jax.text.tokenizer import load_tokenizer
-from llm_jax.training import metrics
-from llm_jax.training.inherit import inherit
-from llm_jax.training.program import Program, fill
-from llm_jax.training.report import Bleu, Compression, ExactMatch, SampledConversations, Samples
-from llm_jax.training.report_pictures import Captions
-from llm_jax.training.report_preferences import PairAccuracy, Rewarded
-from llm_jax.training.report_words import Analogies, Neighbours, Similarity
 from llm_jax.training.summary import summary
 
 SMALL = {

@@ -16,12 +16,12 @@ from torch import nn
 from torch.nn import functional
 
 import llm_jax
-from llm_jax.analysis.contender import Shape
-from llm_jax.analysis.torch_reference import Gpt
+from benchmarks.contender import Shape
+from benchmarks.torch_reference import Gpt
 from llm_jax.data.sources import TextFiles
+from llm_jax.engine.step import Program, fill
 from llm_jax.experiment import Experiment
 from llm_jax.parallel.layout import place
-from llm_jax.training.program import Program, fill
 
 STEPS, WARMUP, RATE, LAST, DECAY, CLIP = 50, 10, 3e-3, 0.1, 2.0, 0.6
 SMALL = {

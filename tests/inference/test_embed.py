@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.inference import generate
 from llm_jax.inference.generate import Generation, Writer, prepare, room, row_keys
 from llm_jax.inference.sampling import Sampler, Sampling

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.inference.likelihood import likelihoods
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block

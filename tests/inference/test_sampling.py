@@ -17,8 +17,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from llm_jax.core.spelling import parse
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
+from llm_jax.core.serialization import parse
 from llm_jax.inference.generate import Progress, row_keys
 from llm_jax.inference.sampling import Sampler, Sampling
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.inference.word_vectors import WordVectors
 from llm_jax.text.recipes import Characters, Words
 

@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from llm_jax.interop.tokenizer import import_tokenizer
+from llm_jax.interop.tokenizers.import_ import import_tokenizer
 
 CORPUS = [text for _, text in sorted(pydoc_data.topics.topics.items())][:12] + ["déjà vu, naïve café; ½ 日本語 🙂 " * 9]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]

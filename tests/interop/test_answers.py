@@ -10,8 +10,8 @@ import transformers
 
 import llm_jax
 from llm_jax.interop.checkpoint import Folder
-from llm_jax.interop.exports import export_model
-from llm_jax.interop.imports import import_model
+from llm_jax.interop.export import export_model
+from llm_jax.interop.import_ import import_model
 from llm_jax.text import Llama3, Message
 
 ASKED = [Message("user", "the value?"), Message("assistant", "none"), Message("user", "why")]

@@ -11,7 +11,7 @@ import transformers
 
 import llm_jax
 from llm_jax import __main__ as command_line
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.documents import Conversation
 from llm_jax.text import Alpaca, Message
 from llm_jax.text.byte_level import byte_level, bytes_first

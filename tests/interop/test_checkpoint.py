@@ -17,12 +17,12 @@ import transformers
 from tokenizers import models, pre_tokenizers, processors
 
 import llm_jax
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.interop.checkpoint import GENERATION, INDEX, SINGLE, Folder, SafeTensors
-from llm_jax.interop.exports import export_model
-from llm_jax.interop.imports import import_model, load
-from llm_jax.interop.tokenizer import assemble
+from llm_jax.interop.export import export_model
+from llm_jax.interop.import_ import import_model, load
+from llm_jax.interop.tokenizers.import_ import assemble
 from llm_jax.layers.embedding import Embed
 from llm_jax.text import Bytes, ChatTemplate
 from llm_jax.text.tokenizer import Tokenizer

@@ -22,13 +22,13 @@ import safetensors.numpy
 import torch
 import transformers
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.inference.generate import Generation, prepare, row_keys
 from llm_jax.inference.sampling import Sampler
 from llm_jax.interop.checkpoint import open_source
-from llm_jax.interop.exports import write
+from llm_jax.interop.export import write
 from llm_jax.interop.families import FAMILIES
-from llm_jax.interop.imports import read
+from llm_jax.interop.import_ import read
 from llm_jax.layers.tokens import PADDING, Tokens
 from llm_jax.parallel.layout import Layout
 

@@ -16,7 +16,7 @@ import transformers
 import llm_jax
 from llm_jax import __main__ as command_line
 from llm_jax.core import parts
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.documents import Example, Rendering
 from llm_jax.data.examples import SourceAndTarget
 from llm_jax.data.packing import BestFit, One, Packing
@@ -24,17 +24,17 @@ from llm_jax.data.pipeline import Data
 from llm_jax.data.presentation import WithLabel
 from llm_jax.data.sources import JsonLines, Source
 from llm_jax.data.split import ByHash
-from llm_jax.interop.exports import export_model
-from llm_jax.interop.imports import import_model
-from llm_jax.interop.sentences import sentence_files
+from llm_jax.engine.restore import restore
+from llm_jax.interop.export import export_model
+from llm_jax.interop.import_ import import_model
+from llm_jax.interop.sentence_transformers import sentence_files
 from llm_jax.layers.pooling import Mean, Normalized, Pooler
 from llm_jax.models.encoder import Encoder
 from llm_jax.models.heads import Classifier
 from llm_jax.models.inherited import Inherited
 from llm_jax.objectives.classification import Classification
+from llm_jax.optim.optimizers import AdamW
 from llm_jax.parallel.layout import Layout
-from llm_jax.training.optimizers import AdamW
-from llm_jax.training.restore import restore
 
 TEXTS = ["the value", "why, none of them"]
 

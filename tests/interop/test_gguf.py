@@ -11,15 +11,15 @@ import torch
 import transformers
 from gguf import MODEL_ARCH
 from gguf import GGMLQuantizationType as Type
+from llm_jax.interop.gguf.architectures import ARCHITECTURES
+from llm_jax.interop.gguf.reader import Gguf
 
-from llm_jax.core.tables import InputError
-from llm_jax.interop import imports
+from llm_jax.core.errors import InputError
+from llm_jax.interop import import_
 from llm_jax.interop.checkpoint import open_source
-from llm_jax.interop.gguf import Gguf
-from llm_jax.interop.gguf_architectures import ARCHITECTURES
-from llm_jax.interop.imports import import_model, load
-from llm_jax.interop.rotary import read
-from llm_jax.interop.tokenizer import import_tokenizer
+from llm_jax.interop.configs.rope import read
+from llm_jax.interop.import_ import import_model, load
+from llm_jax.interop.tokenizers.import_ import import_tokenizer
 from llm_jax.layers.positions import YarnScaling
 from llm_jax.text import Message
 from llm_jax.text.tokenizer import SPACE
@@ -184,7 +184,7 @@ def test_a_scale_that_is_no_number_is_named(kind, tmp_path):
             writer.add_tensor(their, packed, raw_dtype=Type[kind])
     finish(writer)
     with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.up_proj\.weight holds numbers that are not finite"):
-        imports.read(open_source(tmp_path / "a.gguf"))
+        import_.read(open_source(tmp_path / "a.gguf"))
 
 
 def q4_k(block: np.ndarray) -> np.ndarray:

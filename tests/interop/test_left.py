@@ -14,12 +14,12 @@ import safetensors.numpy
 import torch
 import transformers
 
-from llm_jax.core.tables import InputError
-from llm_jax.interop import imports
+from llm_jax.core.errors import InputError
+from llm_jax.interop import import_
 from llm_jax.interop.checkpoint import open_source
-from llm_jax.interop.exports import write
-from llm_jax.interop.imports import read, tell
-from llm_jax.interop.multimodal import text_config
+from llm_jax.interop.configs.multimodal import text_config
+from llm_jax.interop.export import write
+from llm_jax.interop.import_ import read, tell
 from llm_jax.parallel.layout import Layout
 
 from . import torch_tensors  # noqa: F401  which keeps transformers quiet and offline
@@ -35,7 +35,7 @@ SIZES: dict[str, Any] = dict(
 def told(monkeypatch) -> list[str]:
     """The lines of warning."""
     lines: list[str] = []
-    monkeypatch.setattr(imports.logging, "warning", lambda form, *values: lines.append(form % values))
+    monkeypatch.setattr(import_.logging, "warning", lambda form, *values: lines.append(form % values))
     return lines
 
 
@@ -131,7 +131,7 @@ def test_a_published_text_config_is_completed():
         hidden_size=2560, intermediate_size=10240, model_type="gemma3_text", num_hidden_layers=34,
         rope_scaling=dict(factor=8.0, rope_type="linear"), sliding_window=1024,
     )  # fmt: skip
-    found = imports.model_of(text_config(dict(model_type="gemma3", text_config=said)))
+    found = import_.model_of(text_config(dict(model_type="gemma3", text_config=said)))
     theirs = transformers.Gemma3TextConfig(**said)
     attention = found.stack.pattern[0].attention
     assert (found.embed.vocabulary, found.context) == (theirs.vocab_size, theirs.max_position_embeddings)

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from llm_jax.core.tables import InputError
-from llm_jax.interop.tokenizer import import_tokenizer
+from llm_jax.core.errors import InputError
+from llm_jax.interop.tokenizers.import_ import import_tokenizer
 from llm_jax.text import Alpaca, Call, ChatML, ChatTemplate, Jinja, Llama3, Message
 
 from .chat_templates import source_of

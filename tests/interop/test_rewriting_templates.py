@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.documents import Conversation, Preference, Rendering
 from llm_jax.objectives.rewards import completed
 from llm_jax.text import Call, Jinja, Message, jinja, turns

@@ -22,13 +22,14 @@ import transformers
 
 import llm_jax
 from llm_jax import __main__ as command_line
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.documents import Rendering
 from llm_jax.data.noising import Masked
+from llm_jax.engine.step import fill
 from llm_jax.experiment import Experiment
-from llm_jax.interop import checkpoint, exports
+from llm_jax.interop import checkpoint, export
 from llm_jax.interop.checkpoint import Folder, open_source
-from llm_jax.interop.imports import experiment_of, make_run, read
+from llm_jax.interop.import_ import experiment_of, make_run, read
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed
@@ -38,10 +39,9 @@ from llm_jax.models.decoder import Decoder
 from llm_jax.models.heads import Scorer
 from llm_jax.models.stack import Stack
 from llm_jax.objectives.masked import MaskedTokens
+from llm_jax.runs.checkpoints import Checkpoints
 from llm_jax.text import Bytes, ChatTemplate
 from llm_jax.text.kept import Kept
-from llm_jax.training.checkpoints import Checkpoints
-from llm_jax.training.program import fill
 
 VOCABULARY = 270
 IDS = np.random.default_rng(0).integers(0, 256, (2, 12))
@@ -74,7 +74,7 @@ def folder(theirs, tmp_path, monkeypatch) -> Path:
 def tokenizer_written(monkeypatch) -> list[Any]:
     """What is asked of the export of the tokenizer."""
     asked: list[Any] = []
-    monkeypatch.setattr(exports, "export_tokenizer", lambda *args, **named: asked.append((args, named)))
+    monkeypatch.setattr(export, "export_tokenizer", lambda *args, **named: asked.append((args, named)))
     return asked
 
 
@@ -231,10 +231,10 @@ MEASURE = """
 import json, sys, threading, time
 from pathlib import Path
 import jax, numpy as np
-from llm_jax.core.alphabet import is_lettered
+from llm_jax.core.dims import is_lettered
 from llm_jax.interop.checkpoint import Folder, open_source
-from llm_jax.interop.exports import write
-from llm_jax.interop.imports import experiment_of, make_run, model_of, read
+from llm_jax.interop.export import write
+from llm_jax.interop.import_ import experiment_of, make_run, model_of, read
 from llm_jax.text import Bytes, ChatTemplate
 
 def private():
@@ -291,9 +291,9 @@ def test_of_a_policy_with_a_critic_the_policy_is_written(tmp_path, monkeypatch):
     params = nn.meta.unbox(jax.jit(model.begin)(jax.random.key(0)))
     data = types.SimpleNamespace(rendering=Rendering())
     program = types.SimpleNamespace(experiment=types.SimpleNamespace(name="ppo", model=model, data=data))
-    monkeypatch.setattr(exports, "restore", lambda *_: (program, tokenizer, params))
-    exports.export_model("run", tmp_path / "policy")
-    exports.write(actor, params["actor"], tmp_path / "actor")
+    monkeypatch.setattr(export, "restore", lambda *_: (program, tokenizer, params))
+    export.export_model("run", tmp_path / "policy")
+    export.write(actor, params["actor"], tmp_path / "actor")
     found, wanted = (safetensors.numpy.load_file(tmp_path / name / "model.safetensors") for name in ("policy", "actor"))
     assert found.keys() == wanted.keys() and all((found[name] == wanted[name]).all() for name in wanted)
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import transformers
 
-from llm_jax.core.tables import InputError
-from llm_jax.interop.exports import family_for
+from llm_jax.core.errors import InputError
+from llm_jax.interop.export import family_for
 from llm_jax.interop.families import FAMILIES
 from llm_jax.interop.family import blocks_of, stack_of
-from llm_jax.interop.imports import model_of
+from llm_jax.interop.import_ import model_of
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block, PostNorm
 from llm_jax.layers.embedding import Embed

@@ -10,19 +10,19 @@ import peft
 import pytest
 import torch
 import transformers
+from llm_jax.interop.gguf.reader import Gguf
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 import llm_jax
+from llm_jax.engine.evaluation import evaluate
+from llm_jax.engine.init_from import begin, first_tokenizer, inherit
+from llm_jax.engine.step import Program, fill
 from llm_jax.inference.generate import Generation, row_keys
 from llm_jax.inference.sampling import Sampling
-from llm_jax.interop.adapters import export_adapter
-from llm_jax.interop.gguf import Gguf
-from llm_jax.interop.imports import import_model, load
+from llm_jax.interop.import_ import import_model, load
+from llm_jax.interop.peft import export_adapter
+from llm_jax.runs import metrics
 from llm_jax.text import Message
-from llm_jax.training import metrics
-from llm_jax.training.evaluation import evaluate
-from llm_jax.training.inherit import begin, first_tokenizer, inherit
-from llm_jax.training.program import Program, fill
 
 from .wheels import wheel
 

@@ -8,10 +8,10 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_jax.core import spelling
-from llm_jax.core.tables import InputError
-from llm_jax.interop.export_tokenizer import export_tokenizer
-from llm_jax.interop.tokenizer import import_tokenizer
+from llm_jax.core import serialization
+from llm_jax.core.errors import InputError
+from llm_jax.interop.tokenizers.export import export_tokenizer
+from llm_jax.interop.tokenizers.import_ import import_tokenizer
 from llm_jax.text import Alpaca, Bpe, ChatML, ChatTemplate, Jinja, Llama3, Message
 from llm_jax.text.prompts import parse
 from llm_jax.text.special import ROLES
@@ -245,7 +245,7 @@ def test_what_is_rewritten_is_learnt_as_it_is_written(chats):
 @every
 def test_a_template_survives_the_manifest_and_export(chats, kind, tmp_path):
     ours, template, _ = chats[kind]
-    assert spelling.from_json(json.loads(json.dumps(spelling.to_json(template)))) == template
+    assert serialization.from_json(json.loads(json.dumps(serialization.to_json(template)))) == template
     export_tokenizer(ours, template, tmp_path)
     again, same = import_tokenizer(tmp_path)
     messages = [Message("user", " a\n"), Message("assistant", "b")]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.answers import answer_of
 from llm_jax.data.documents import Conversation, Rendering
 from llm_jax.layers.attention import Attention
@@ -16,8 +16,8 @@ from llm_jax.layers.feedforward import FeedForward
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.stack import Stack
 from llm_jax.objectives.rewards import ExactAnswer
+from llm_jax.reports.text import Bleu, ExactMatch
 from llm_jax.text import Call, Jinja, Message, turns
-from llm_jax.training.report import Bleu, ExactMatch
 
 from .chat_templates import source_of
 

@@ -9,9 +9,9 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_jax.core.tables import InputError
-from llm_jax.interop.export_tokenizer import export_tokenizer
-from llm_jax.interop.tokenizer import assemble, import_tokenizer
+from llm_jax.core.errors import InputError
+from llm_jax.interop.tokenizers.export import export_tokenizer
+from llm_jax.interop.tokenizers.import_ import assemble, import_tokenizer
 from llm_jax.text import Bpe, Bytes, Characters, ChatTemplate, Message, Unigram, WordPiece, load_tokenizer
 from llm_jax.text.chat import Jinja
 

@@ -10,11 +10,11 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.documents import Conversation
 from llm_jax.data.records import document_of
-from llm_jax.interop.export_tokenizer import export_tokenizer
-from llm_jax.interop.tokenizer import import_tokenizer
+from llm_jax.interop.tokenizers.export import export_tokenizer
+from llm_jax.interop.tokenizers.import_ import import_tokenizer
 from llm_jax.text import Bpe, Call, ChatML, ChatTemplate, Jinja, Llama3, Message
 
 from .chat_templates import FOLDER, source_of

@@ -17,12 +17,12 @@ import safetensors.numpy
 import torch
 import transformers
 
-from llm_jax.core.alphabet import is_lettered
-from llm_jax.interop import names
+from llm_jax.core.dims import is_lettered
+from llm_jax.interop import weights
 from llm_jax.interop.checkpoint import open_source
-from llm_jax.interop.exports import essence, write
+from llm_jax.interop.export import essence, write
 from llm_jax.interop.family import Family
-from llm_jax.interop.imports import read
+from llm_jax.interop.import_ import read
 from llm_jax.layers.tokens import PADDING, Tokens
 from llm_jax.models.model import Model
 from llm_jax.parallel.layout import Layout
@@ -32,7 +32,7 @@ transformers.logging.disable_progress_bar()
 
 
 class InMemory:
-    """`names.Tensors` over a dictionary."""
+    """`weights.Tensors` over a dictionary."""
 
     def __init__(self, tensors: dict[str, np.ndarray]):
         self.tensors = tensors
@@ -72,7 +72,7 @@ def imported(family: Family, config: dict[str, Any], tensors: dict[str, np.ndarr
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     boxed = boxes(model)
     places = jax.tree.map(lambda _: one, boxed, is_leaf=is_lettered)
-    return model, names.load(boxed, family.names(model), InMemory(tensors), places, family.ignored, family.copies)
+    return model, weights.load(boxed, family.names(model), InMemory(tensors), places, family.ignored, family.copies)
 
 
 def boxes(model: Model) -> Any:
@@ -81,7 +81,7 @@ def boxes(model: Model) -> Any:
 
 def exported(family: Family, model: Model, params: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Our model as their config.json and tensors."""
-    return family.config(model), dict(names.unload(boxes(model), params, family.names(model)))
+    return family.config(model), dict(weights.unload(boxes(model), params, family.names(model)))
 
 
 def comes_back(family: Family, model: Model, params: Any, tensors: dict[str, np.ndarray], folder: Path) -> Any:

@@ -15,8 +15,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from transformers.models.qwen3_moe import modeling_qwen3_moe
 from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
 
-from llm_jax.core.aside import ASIDE, heard
-from llm_jax.core.tables import InputError
+from llm_jax.core.auxiliary import ASIDE, heard
+from llm_jax.core.errors import InputError
 from llm_jax.layers.moe import ROUTING, Capacity, Dropless, MoE, routing
 from llm_jax.layers.tokens import Tokens
 from llm_jax.parallel.layout import shardings

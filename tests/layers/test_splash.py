@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.core.alphabet import shard
+from llm_jax.core.dims import shard
 from llm_jax.layers import kernels
 from llm_jax.layers.kernels import Dense, Scoring, Splash
 from llm_jax.layers.masks import Causal, SlidingWindow

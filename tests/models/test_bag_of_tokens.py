@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.layers.embedding import Embed
 from llm_jax.layers.pooling import Last
 from llm_jax.layers.tokens import PADDING, Tokens

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.layers.attention import Attention, CrossAttention
 from llm_jax.layers.block import Block, PostNorm
 from llm_jax.layers.embedding import Embed, Head, Tied, Transformed

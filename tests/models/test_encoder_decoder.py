@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.inference.generate import Generation, prepare, row_keys
 from llm_jax.inference.sampling import Sampling
 from llm_jax.layers.attention import Attention, CrossAttention

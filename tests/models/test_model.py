@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.core import spelling
-from llm_jax.core.tables import InputError
+from llm_jax.core import serialization
+from llm_jax.core.errors import InputError
 from llm_jax.layers.attention import Attention, CrossAttention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed, Transformed
@@ -55,7 +55,7 @@ def shapes(model: Any) -> Any:
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
 def test_a_part_in_two_places_is_two_parts(model):
     """As it is in the manifest, from which checkpoints are restored."""
-    again = spelling.from_json(json.loads(json.dumps(spelling.to_json(model))))
+    again = serialization.from_json(json.loads(json.dumps(serialization.to_json(model))))
     assert again == model and shapes(again) == shapes(model) == shapes(model.clone())
     found = shapes(model)
     if isinstance(model, EncoderDecoder):

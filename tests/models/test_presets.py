@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import nn as torch_nn
 
-from llm_jax.core import parts, spelling
+from llm_jax.core import parts, serialization
 from llm_jax.layers.embedding import Transformed
 from llm_jax.layers.pooling import Mean
 from llm_jax.models.flops import count
@@ -106,4 +106,4 @@ def test_bert_with_its_head_for_masked_tokens():
 def test_a_preset_is_checked_and_survives_the_manifest(name):
     model = PRESETS[name]()
     assert parts.check(model) == model
-    assert spelling.from_json(json.loads(json.dumps(spelling.to_json(model)))) == model
+    assert serialization.from_json(json.loads(json.dumps(serialization.to_json(model)))) == model

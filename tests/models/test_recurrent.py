@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.inference.generate import Generation, prepare, row_keys
 from llm_jax.inference.sampling import Sampling
 from llm_jax.layers.embedding import Embed

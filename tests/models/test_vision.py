@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.inference.generate import Generation, prepare, row_keys
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.inference.sampling import Sampling

@@ -18,11 +18,12 @@ from sklearn.utils.class_weight import compute_class_weight
 
 import llm_jax
 from experiments import spam
-from llm_jax.core.alphabet import Normal, weigh
-from llm_jax.core.tables import InputError
+from llm_jax.core.dims import Normal, weigh
+from llm_jax.core.errors import InputError
 from llm_jax.data.documents import Labelled
 from llm_jax.data.presentation import WithLabel, WithLabels, WithNumber
 from llm_jax.data.sources import JsonLines
+from llm_jax.engine.evaluation import means
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed
@@ -34,7 +35,6 @@ from llm_jax.models.model import Model
 from llm_jax.models.stack import Stack
 from llm_jax.objectives.classification import Classification, MultiLabelClassification, Regression
 from llm_jax.text.recipes import Bytes
-from llm_jax.training.evaluation import means
 from llm_jax.training.loop import train
 
 CLASSES = 5

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.documents import Rendering
 from llm_jax.data.examples import TwoTexts
 from llm_jax.data.packing import One
 from llm_jax.data.pipeline import Data
 from llm_jax.data.sources import JsonLines
+from llm_jax.engine.step import Program, fill
 from llm_jax.experiment import Experiment
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
@@ -26,11 +27,11 @@ from llm_jax.layers.tokens import Tokens
 from llm_jax.models.encoder import Encoder
 from llm_jax.models.stack import Stack
 from llm_jax.objectives.contrastive import Contrastive
+from llm_jax.optim.optimizers import AdamW
+from llm_jax.optim.precision import Precision
+from llm_jax.optim.schedules import Constant
 from llm_jax.parallel.layout import Layout, place
 from llm_jax.text.recipes import Bytes
-from llm_jax.training.optimizers import AdamW, Constant
-from llm_jax.training.precision import Precision
-from llm_jax.training.program import Program, fill
 
 TOKENIZER = Bytes().train([])
 ROWS = 8

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed

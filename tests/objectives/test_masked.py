@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.noising import Masked
 from llm_jax.data.presentation import Vocabulary
 from llm_jax.interop.families.bert import BERT

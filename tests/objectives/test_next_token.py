@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
+from llm_jax.engine.evaluation import means
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed
@@ -26,7 +27,6 @@ from llm_jax.models.stack import Stack
 from llm_jax.objectives.distillation import Distillation
 from llm_jax.objectives.next_token import NextToken
 from llm_jax.objectives.objective import check_sums, cross_entropy
-from llm_jax.training.evaluation import means
 
 # These programs run once: compiling them is the cost.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

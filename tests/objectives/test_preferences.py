@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.core.alphabet import Fill
-from llm_jax.core.tables import InputError
+from llm_jax.core.dims import Fill
+from llm_jax.core.errors import InputError
 from llm_jax.data.documents import Preference
 from llm_jax.data.packing import One
 from llm_jax.data.pipeline import Data
 from llm_jax.data.preferences import Pairs
 from llm_jax.data.sources import Source
+from llm_jax.engine.step import Program
 from llm_jax.experiment import Experiment
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
@@ -30,12 +31,12 @@ from llm_jax.models.heads import Scorer
 from llm_jax.models.stack import Stack
 from llm_jax.objectives.next_token import NextToken
 from llm_jax.objectives.preferences import BradleyTerry, Dpo, DpoNorm, Ipo, Kto, Likelihoods, Orpo, SimPo, mismatched
+from llm_jax.optim.optimizers import AdamW
+from llm_jax.optim.precision import Precision
+from llm_jax.optim.schedules import Constant
 from llm_jax.parallel.layout import Layout, place
 from llm_jax.text.chat import Message
 from llm_jax.text.recipes import Bytes
-from llm_jax.training.optimizers import AdamW, Constant
-from llm_jax.training.precision import Precision
-from llm_jax.training.program import Program
 
 BLOCK = Block(Attention(2, 1, 8), SwiGLU(24))
 DECODER = Decoder(Embed(16, 272), Stack((BLOCK,), 1), context=24)

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from llm_jax.__main__ import main
-from llm_jax.core.spelling import from_json, parse, to_json
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
+from llm_jax.core.serialization import from_json, parse, to_json
 from llm_jax.data.documents import Conversation, Example, Preference
 from llm_jax.experiment import load_module
 from llm_jax.objectives import rewards
 from llm_jax.objectives.reward import Reward, scores
 from llm_jax.objectives.rewards import ExactAnswer, Function, as_reward
+from llm_jax.runs.metrics import read
 from llm_jax.text.chat import Message
-from llm_jax.training.metrics import read
 
 FILE = '''
 """Does a policy learn to be brief?"""
@@ -36,7 +36,7 @@ from llm_jax.models.stack import Stack
 from llm_jax.objectives.policy import Grpo
 from llm_jax.objectives.rewards import ExactAnswer
 from llm_jax.text.recipes import Bytes
-from llm_jax.training.rollouts import Rollouts
+from llm_jax.rl.rollouts import Rollouts
 
 
 def brevity(prompts, completions, examples, limit, completion_lengths, completion_ended):

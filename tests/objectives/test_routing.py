@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from llm_jax.core.alphabet import Fill
+from llm_jax.core.dims import Fill
+from llm_jax.engine.gradients import gradients, related
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed
@@ -25,7 +26,6 @@ from llm_jax.objectives.classification import Classification
 from llm_jax.objectives.contrastive import Contrastive
 from llm_jax.objectives.policy import Dapo, Grpo, Reinforce
 from llm_jax.objectives.ppo import Ppo
-from llm_jax.training.gradients import gradients, related
 
 B, T, WORDS, EXPERTS = 4, 5, 11, 4
 RNG = np.random.default_rng(0)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.documents import Rendering, Text
 from llm_jax.data.packing import BestFit
 from llm_jax.data.pipeline import Data

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.quantized import Nf4
-from llm_jax.core.tables import InputError
 from llm_jax.data.images import Digits, Images
 from llm_jax.data.pipeline import Data
 from llm_jax.data.sources import PythonHelp
+from llm_jax.engine.step import Program
 from llm_jax.experiment import Experiment
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
@@ -27,13 +28,13 @@ from llm_jax.models.stack import Stack
 from llm_jax.models.vision import Captioner, ImageClassifier, ImageEncoder, Patches
 from llm_jax.objectives.classification import Classification
 from llm_jax.objectives.next_token import NextToken
+from llm_jax.optim.lora import Dora, Lora
+from llm_jax.optim.optimizers import Adafactor, AdamW, Lion, Muon
+from llm_jax.optim.precision import Precision
+from llm_jax.optim.schedules import Constant
 from llm_jax.parallel.layout import Layout, place
+from llm_jax.runs.checkpoints import Checkpoints
 from llm_jax.text.recipes import Bytes
-from llm_jax.training.checkpoints import Checkpoints
-from llm_jax.training.optimizers import Adafactor, AdamW, Constant, Lion, Muon
-from llm_jax.training.precision import Precision
-from llm_jax.training.program import Program
-from llm_jax.training.tuning import Dora, Lora
 
 ROWS, LENGTH = 16, 12
 LAYOUTS = dict(eight=Layout(8), fsdp=Layout(2, 4), all=Layout(2, 2, 2))

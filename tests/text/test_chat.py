@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.documents import Conversation, Rendering
+from llm_jax.rl.completions import Prompt
 from llm_jax.text import Alpaca, Bytes, Call, ChatML, ChatTemplate, Jinja, Llama3, Message, Tokenizer, chat
 from llm_jax.text.byte_level import byte_level, bytes_first
 from llm_jax.text.special import ROLES
-from llm_jax.training.completions import Prompt
 
 BYTES = Bytes().train([])
 ID = BYTES.special

@@ -4,7 +4,7 @@ import pytest
 from jinja2.filters import FILTERS
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.text import Bytes, Jinja, Message, jinja
 from llm_jax.text.traced import OTHER, TEMPLATE, UNKNOWN, Traced, content_of, origins
 

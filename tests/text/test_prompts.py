@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.text import Bytes, ChatTemplate, Jinja
 from llm_jax.text.prompts import check_special_tokens, notice, parse, token_ids
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_jax.core.spelling import from_json, to_json
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
+from llm_jax.core.serialization import from_json, to_json
 from llm_jax.text import RECIPES, Bpe, Bytes, Characters, Gpt2, Unigram, WordPiece, Words, load_tokenizer, recipes
 from llm_jax.text.special import ENDS, SPECIAL
 

@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 from tokenizers import models
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.text import Bpe, Bytes, Tokenizer, load_tokenizer
 
 BYTES = Bytes().train([])

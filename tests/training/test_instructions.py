@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 import llm_jax
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.documents import Conversation, Rendering
 from llm_jax.data.packing import BestFit, ConcatThenSplit, One
 from llm_jax.data.sources import Source
+from llm_jax.engine.step import Program
 from llm_jax.objectives.objective import cross_entropy
 from llm_jax.text.calls import Call
 from llm_jax.text.chat import Message
-from llm_jax.training.program import Program
 
 
 @dataclasses.dataclass(frozen=True)

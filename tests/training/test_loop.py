@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from llm_jax.core.tables import InputError
-from llm_jax.training.evaluation import best_mode, evaluate
+from llm_jax.core.errors import InputError
+from llm_jax.engine.evaluation import best_mode, evaluate
+from llm_jax.engine.restore import restore
+from llm_jax.reports.base import Report
+from llm_jax.reports.text import Compression
 from llm_jax.training.loop import train
-from llm_jax.training.report import Compression, Report
-from llm_jax.training.restore import restore
 
 
 @dataclasses.dataclass(frozen=True)

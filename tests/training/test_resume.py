@@ -16,7 +16,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from llm_jax.core.workers import SIGNALS
-from llm_jax.training import metrics
+from llm_jax.runs import metrics
 
 ROOT = Path(__file__).parents[2]
 STEPS = 60
@@ -36,8 +36,8 @@ from llm_jax.models.stack import Stack
 from llm_jax.objectives.next_token import NextToken
 from llm_jax.parallel.layout import Layout
 from llm_jax.text.recipes import Bytes
-from llm_jax.training.optimizers import AdamW, Cosine
-from llm_jax.training.precision import Precision
+from llm_jax.optim.optimizers import AdamW, Cosine
+from llm_jax.optim.precision import Precision
 
 
 def experiment():
@@ -83,9 +83,9 @@ from llm_jax.objectives.ppo import Ppo
 from llm_jax.objectives.rewards import Reward
 from llm_jax.parallel.layout import Layout
 from llm_jax.text.recipes import Bytes
-from llm_jax.training.optimizers import AdamW, Cosine
-from llm_jax.training.precision import Precision
-from llm_jax.training.rollouts import Rollouts
+from llm_jax.optim.optimizers import AdamW, Cosine
+from llm_jax.optim.precision import Precision
+from llm_jax.rl.rollouts import Rollouts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,10 +157,10 @@ from llm_jax.objectives.preferences import BradleyTerry, Dpo
 from llm_jax.parallel.layout import Layout
 from llm_jax.text.kept import Kept
 from llm_jax.text.recipes import Bytes
-from llm_jax.training.optimizers import AdamW, Cosine
-from llm_jax.training.precision import Precision
-from llm_jax.training.rollouts import Rollouts
-from llm_jax.training.tuning import Lora
+from llm_jax.optim.optimizers import AdamW, Cosine
+from llm_jax.optim.precision import Precision
+from llm_jax.rl.rollouts import Rollouts
+from llm_jax.optim.trainable import Lora
 
 base, texts = {base!r}, {texts!r}
 reads = Block(Attention(1, 2, 8, mask=Full()), SwiGLU(16), dropout=0.1)

@@ -10,7 +10,7 @@ import pytest
 
 import llm_jax
 from llm_jax.__main__ import main
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.experiment import Experiment
 from llm_jax.layers.attention import Attention, CrossAttention
 from llm_jax.layers.block import Block

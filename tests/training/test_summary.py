@@ -8,8 +8,8 @@ from llm_jax.layers.block import Block
 from llm_jax.layers.feedforward import SwiGLU
 from llm_jax.layers.kernels import Auto, Chunked
 from llm_jax.layers.moe import MoE
+from llm_jax.optim.lora import Dora, Lora
 from llm_jax.training.summary import summary
-from llm_jax.training.tuning import Dora, Lora
 
 
 def test_the_kernels_that_auto_picks_and_the_active_parameters(tiny):

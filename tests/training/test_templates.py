@@ -13,14 +13,14 @@ import llm_jax
 from llm_jax.data.documents import Conversation, Rendering
 from llm_jax.data.packing import BestFit
 from llm_jax.data.sources import JsonLines
+from llm_jax.engine.init_from import first_tokenizer, inherit
+from llm_jax.engine.step import fill
 from llm_jax.inference.language_model import LanguageModel
-from llm_jax.interop.imports import make_run
+from llm_jax.interop.import_ import make_run
 from llm_jax.layers.embedding import Untied
 from llm_jax.models.inherited import Inherited
 from llm_jax.text import Bpe, Bytes, ChatML, ChatTemplate, Llama3, Message
 from llm_jax.text.kept import Kept
-from llm_jax.training.inherit import first_tokenizer, inherit
-from llm_jax.training.program import fill
 
 ASKED = [Message("user", "how much")]
 ENDS = [(ChatML(), "<|im_end|>"), (Llama3(), "<|eot_id|>")]

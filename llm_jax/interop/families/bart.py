@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
+from llm_jax.interop.configs.torch_layers import architecture, expressed, linear, norm, within
 from llm_jax.interop.family import Config, Family, activation, activation_name, need, setting
-from llm_jax.interop.names import Names, Theirs
-from llm_jax.interop.torch_layers import architecture, expressed, linear, norm, within
+from llm_jax.interop.weights import Names, Theirs
 from llm_jax.layers.attention import Attention, CrossAttention
 from llm_jax.layers.block import Block, PostNorm
 from llm_jax.layers.embedding import Embed, Tied

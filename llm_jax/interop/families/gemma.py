@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_jax.interop import decoders, rotary
-from llm_jax.interop.decoders import LAYER
+from llm_jax.interop.configs import decoders, rope
+from llm_jax.interop.configs.decoders import LAYER
 from llm_jax.interop.family import ACTIVATIONS, Config, Family, activation, blocks_of, expect, gated, need, setting
-from llm_jax.interop.names import Names, Theirs
+from llm_jax.interop.weights import Names, Theirs
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block, SandwichNorm
 from llm_jax.layers.feedforward import Activation, FeedForward
@@ -49,7 +49,7 @@ def gemma(config: Config) -> Decoder:
     # in the first releases "gelu" means the approximation
     act = ACTIVATIONS[GELU] if config.get("hidden_act") == "gelu" else activation(config, "hidden_act", GELU)
     block = Block(_attention(config, decoders.mask_of(None)), _ffn(config, act), _norm(config))
-    return _decoder(config, [block] * need(config, "num_hidden_layers"), rotary.rope(config))
+    return _decoder(config, [block] * need(config, "num_hidden_layers"), rope.rope(config))
 
 
 def gemma2(config: Config) -> Decoder:
@@ -59,7 +59,7 @@ def gemma2(config: Config) -> Decoder:
         Block(_attention(config, mask, scalar, soft_cap=soft_cap), _ffn(config, act), _norm(config), SandwichNorm())
         for mask in _masks(config, every=2)
     ]
-    return _decoder(config, blocks, rotary.rope(config), config.get("final_logit_softcapping", 30.0))
+    return _decoder(config, blocks, rope.rope(config), config.get("final_logit_softcapping", 30.0))
 
 
 def gemma3(config: Config) -> Decoder:
@@ -90,7 +90,7 @@ def _ropes(config: Config) -> tuple[Rope, Rope]:
     given = config.get("rope_parameters") or {}
     local = dict(rope_theta=config.get("rope_local_base_freq") or 10_000.0) | (given.get("sliding_attention") or {})
     whole = dict(rope_theta=config.get("rope_theta") or 1e6) | (given.get("full_attention") or {})
-    return rotary.read(local, config), rotary.read(whole | (config.get("rope_scaling") or {}), config)
+    return rope.read(local, config), rope.read(whole | (config.get("rope_scaling") or {}), config)
 
 
 def config1(model: Model) -> dict:

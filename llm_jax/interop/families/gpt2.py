@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from llm_jax.interop import decoders
+from llm_jax.interop.configs import decoders
 from llm_jax.interop.family import Config, Family, activation, activation_name, expect, need, setting
-from llm_jax.interop.names import Names, Theirs
+from llm_jax.interop.weights import Names, Theirs
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.feedforward import FeedForward

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm_jax.interop import decoders, rotary
+from llm_jax.interop.configs import decoders, rope
 from llm_jax.interop.family import Config, Family, activation, gated, need, setting
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
@@ -19,7 +19,7 @@ def model(config: Config) -> Decoder:
     attention = Attention(**decoders.heads(config), bias=bias, out_bias=bias)
     ffn = gated(need(config, "intermediate_size"), activation(config, "hidden_act", "silu"), ffn_bias)
     blocks = [Block(attention, ffn, norm)] * need(config, "num_hidden_layers")
-    return decoders.decoder(config, blocks, rotary.rope(config), norm, tied=False)
+    return decoders.decoder(config, blocks, rope.rope(config), norm, tied=False)
 
 
 def config(model: Model) -> dict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm_jax.interop import decoders, rotary
+from llm_jax.interop.configs import decoders, rope
 from llm_jax.interop.family import Config, Family, activation, gated, need
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
@@ -18,7 +18,7 @@ def model(config: Config) -> Decoder:
     mask = decoders.mask_of(config.get("sliding_window", WINDOW))
     ffn = gated(need(config, "intermediate_size"), activation(config, "hidden_act", "silu"))
     blocks = [Block(Attention(**decoders.heads(config), mask=mask), ffn, norm)] * need(config, "num_hidden_layers")
-    return decoders.decoder(config, blocks, rotary.rope(config), norm, tied=False)
+    return decoders.decoder(config, blocks, rope.rope(config), norm, tied=False)
 
 
 def config(model: Model) -> dict:

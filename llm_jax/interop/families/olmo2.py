@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from llm_jax.interop import decoders, rotary
-from llm_jax.interop.decoders import LAYER
+from llm_jax.interop.configs import decoders, rope
+from llm_jax.interop.configs.decoders import LAYER
 from llm_jax.interop.family import Config, Family, activation, gated, need, setting
-from llm_jax.interop.names import Names, Theirs
+from llm_jax.interop.weights import Names, Theirs
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block, OutNorm
 from llm_jax.layers.norms import RMSNorm
@@ -19,7 +19,7 @@ def model(config: Config) -> Decoder:
     attention = Attention(**decoders.heads(config), bias=bias, out_bias=bias, norm=norm, norm_over="heads")
     ffn = gated(need(config, "intermediate_size"), activation(config, "hidden_act", "silu"))
     blocks = [Block(attention, ffn, norm, OutNorm())] * need(config, "num_hidden_layers")
-    return decoders.decoder(config, blocks, rotary.rope(config), norm, tied=False)
+    return decoders.decoder(config, blocks, rope.rope(config), norm, tied=False)
 
 
 def config(model: Model) -> dict:

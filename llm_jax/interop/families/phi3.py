@@ -3,11 +3,11 @@ Phi-3 with 128k tokens, is scaled by LongRoPE, of which the waves for the origin
 
 from __future__ import annotations
 
-from llm_jax.core.tables import InputError
-from llm_jax.interop import decoders, rotary
-from llm_jax.interop.decoders import LAYER
+from llm_jax.core.errors import InputError
+from llm_jax.interop.configs import decoders, rope
+from llm_jax.interop.configs.decoders import LAYER
 from llm_jax.interop.family import Config, Family, activation, gated, need
-from llm_jax.interop.names import Names, Theirs
+from llm_jax.interop.weights import Names, Theirs
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.norms import RMSNorm
@@ -20,7 +20,7 @@ QKV = ("KGH", "KH", "KH")
 
 def model(config: Config) -> Decoder:
     norm = RMSNorm(float(config.get("rms_norm_eps", 1e-5)))
-    positions = rotary.rope(config, partly=True)
+    positions = rope.rope(config, partly=True)
     if not isinstance(positions.scaling, LongRopeScaling | None):
         raise InputError("config.json has a rope_scaling, but of this family only longrope, or none, is covered")
     mask = decoders.mask_of(config.get("sliding_window"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_jax.core.tables import InputError
-from llm_jax.interop import decoders, rotary
+from llm_jax.core.errors import InputError
+from llm_jax.interop.configs import decoders, rope
 from llm_jax.interop.family import Config, Family, activation, blocks_of, expect, gated, need, setting
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
@@ -37,7 +37,7 @@ def _model(config: Config, attention: dict[str, Any], ffn: FeedForward) -> Decod
         Block(Attention(**decoders.heads(config) | attention, mask=decoders.mask_of(window)), ffn, norm)
         for window in _windows(config)
     ]
-    return decoders.decoder(config, blocks, rotary.rope(config), norm, tied=False)
+    return decoders.decoder(config, blocks, rope.rope(config), norm, tied=False)
 
 
 def _windows(config: Config) -> list[int | None]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from llm_jax.interop import decoders, rotary
-from llm_jax.interop.decoders import LAYER
+from llm_jax.interop.configs import decoders, rope
+from llm_jax.interop.configs.decoders import LAYER
 from llm_jax.interop.family import Config, Family, activation, activation_name, expect, need, setting
-from llm_jax.interop.names import Names, Theirs
+from llm_jax.interop.weights import Names, Theirs
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.moe import MoE
@@ -33,7 +33,7 @@ def model(config: Config) -> Decoder:
         balance=float(config.get("router_aux_loss_coef", 0.001)), z=0.0,
     )  # fmt: skip
     blocks = [Block(attention, ffn, norm)] * need(config, "num_hidden_layers")
-    return decoders.decoder(config, blocks, rotary.rope(config), norm, tied=False)
+    return decoders.decoder(config, blocks, rope.rope(config), norm, tied=False)
 
 
 def config(model: Model) -> dict:

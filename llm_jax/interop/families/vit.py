@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_jax.core.tables import InputError
-from llm_jax.interop.classes import classes, described
+from llm_jax.core.errors import InputError
+from llm_jax.interop.configs.labels import classes, described
+from llm_jax.interop.configs.torch_layers import architecture, expressed, linear, norm, within
 from llm_jax.interop.family import Config, Family, activation, activation_name, need, setting
-from llm_jax.interop.names import Names, Theirs
-from llm_jax.interop.torch_layers import architecture, expressed, linear, norm, within
+from llm_jax.interop.weights import Names, Theirs
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
 from llm_jax.layers.feedforward import FeedForward

@@ -11,15 +11,15 @@ import pytest
 import torch
 import transformers
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.inference.generate import Generation, prepare, row_keys
 from llm_jax.inference.sampling import Sampling
 from llm_jax.interop.checkpoint import open_source
-from llm_jax.interop.exports import family_for
+from llm_jax.interop.export import family_for
 from llm_jax.interop.families.bart import BART, MARIAN
 from llm_jax.interop.families.t5 import MT5, T5
 from llm_jax.interop.family import Family
-from llm_jax.interop.imports import read
+from llm_jax.interop.import_ import read
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.parallel.layout import Layout
 

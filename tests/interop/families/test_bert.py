@@ -13,11 +13,11 @@ import safetensors.numpy
 import torch
 import transformers
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.interop.checkpoint import open_source
-from llm_jax.interop.exports import family_for, write
+from llm_jax.interop.export import family_for, write
 from llm_jax.interop.families.bert import BERT, ROBERTA
-from llm_jax.interop.imports import model_of, read
+from llm_jax.interop.import_ import model_of, read
 from llm_jax.layers.norms import RMSNorm
 from llm_jax.layers.pooling import Mean, Normalized, Pooler
 from llm_jax.models.encoder import Encoder

@@ -10,10 +10,10 @@ import transformers
 from PIL import Image
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from llm_jax.core.tables import InputError
+from llm_jax.core.errors import InputError
 from llm_jax.data.images import Digits, Images, read_image
 from llm_jax.interop.families.vit import VIT
-from llm_jax.interop.imports import import_model
+from llm_jax.interop.import_ import import_model
 from llm_jax.models.vision import ImageEncoder
 
 from ..torch_tensors import close, comes_back, drawn, exported, imported, saved

@@ -15,10 +15,10 @@ import tokenizers
 import torch
 import transformers
 
-from llm_jax.core.alphabet import is_lettered
-from llm_jax.interop import names
-from llm_jax.interop.names import Theirs
-from llm_jax.interop.torch_layers import linear, norm, within
+from llm_jax.core.dims import is_lettered
+from llm_jax.interop import weights
+from llm_jax.interop.configs.torch_layers import linear, norm, within
+from llm_jax.interop.weights import Theirs
 from llm_jax.layers.attention import Attention, CrossAttention, Source
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed, Tied
@@ -80,7 +80,7 @@ def loaded(ours: EncoderDecoder, source: Source, tensors: dict[str, np.ndarray])
     boxed = jax.eval_shape(lambda key: ours.init(key, start, source=source)["params"], jax.random.key(0))
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     places = jax.tree.map(lambda _: one, boxed, is_leaf=is_lettered)
-    return names.load(boxed, NAMES, InMemory(tensors), places)
+    return weights.load(boxed, NAMES, InMemory(tensors), places)
 
 
 def test_the_text_decoder_is_theirs_and_cached(tmp_path):

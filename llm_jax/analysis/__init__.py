@@ -1,1 +1,0 @@
-"""What runs cost and what they showed: the benchmark."""

@@ -1,0 +1,1 @@
+"""The train step and eval step of an experiment on a mesh, starting from another run, and a trained model."""

@@ -1,0 +1,1 @@
+"""What config.json files have in common, in and out."""

@@ -1,0 +1,1 @@
+"""Published tokenizers, in and out."""

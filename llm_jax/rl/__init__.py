@@ -1,0 +1,1 @@
+"""Completions by the model in training, scored by rewards: rollouts are data."""
