@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Experiment", "export_model", "get", "import_model", "load", "text", "train"]
 
 _HOMES = dict(
-    Experiment="experiment", get="experiment", train="training.loop", load="interop.imports",
-    import_model="interop.imports", export_model="interop.exports",
+    Experiment="experiment", get="experiment", train="training.loop", load="interop.import_",
+    import_model="interop.import_", export_model="interop.export",
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from absl import flags
 
+from llm_jax.core import user_modules
 from llm_jax.core.errors import InputError, lookup, nearest
 
 FLAGS = flags.FLAGS
@@ -63,36 +64,36 @@ class Verb:
 
 
 def list_() -> None:
-    from llm_jax import experiment
     from llm_jax.models.presets import PRESETS
 
-    width = max(map(len, [*experiment.names(), *PRESETS]))
-    for name in experiment.names():
-        print(f"{name:{width}}  {experiment.question(name)}")
+    names = user_modules.list_names()
+    width = max(map(len, [*names, *PRESETS]))
+    for name in names:
+        print(f"{name:{width}}  {user_modules.description(name)}")
     print("\npublished models, for show and for experiments of your own:")
     for name, preset in PRESETS.items():
         print(f"{name:{width}}  {(preset.__doc__ or '').partition(chr(10))[0]}")
 
 
 def show(name: str) -> None:
-    from llm_jax import experiment
     from llm_jax.models.presets import PRESETS
     from llm_jax.training.summary import model_summary, summary
 
     if name in PRESETS:
         print(model_summary(PRESETS[name](), _assignments(), _modules()))
         print(f'\nin an experiment\'s file: from llm_jax.models import presets, then "model": presets.{name}()')
-    elif name in experiment.names() or name.endswith(".py"):
+    elif name in user_modules.list_names() or name.endswith(".py"):
         print(summary(_experiment(name)))
     else:
-        raise InputError(f"no experiment or preset named {name!r}: {nearest(name, [*experiment.names(), *PRESETS])}")
+        known = [*user_modules.list_names(), *PRESETS]
+        raise InputError(f"no experiment or preset named {name!r}: {nearest(name, known)}")
 
 
 def train(name: str | None = None) -> None:
     """Without a name the run in `--workdir` is gone on with."""
+    from llm_jax.core.user_modules import module_name
     from llm_jax.data.documents import Conversation, Preference
     from llm_jax.engine.init_from import inherit
-    from llm_jax.experiment import module_name
     from llm_jax.models.model import Generator
     from llm_jax.runs.record import from_its_folder, recorded
     from llm_jax.training.loop import train as run
@@ -235,14 +236,12 @@ def _experiment(name: str) -> Any:
         raise InputError(f"{name} is a model, not an experiment: `show {name}` tells how to use it in one")
     found = experiment.get(name)
     if name.endswith(".py"):
-        modules += (experiment.module_name(name),)
+        modules += (user_modules.module_name(name),)
     return found.set(_assignments(), modules)
 
 
 def _modules() -> tuple[str, ...]:
-    from llm_jax import experiment
-
-    return tuple(experiment.load_module(path).__name__ for path in FLAGS.modules)
+    return tuple(user_modules.load_module(path).__name__ for path in FLAGS.modules)
 
 
 def _assignments() -> list[str]:

@@ -6,25 +6,61 @@ begins with its question; its function `experiment()` returns the experiment.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import importlib
-import importlib.util
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
-
-import flax.linen as nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from llm_jax.core import parts, serialization
-from llm_jax.core.code import RAN
-from llm_jax.core.errors import InputError, nearest
-from llm_jax.core.files import reading, user_path
+from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Count, Part, Rate, Seed, Size
+from llm_jax.core.user_modules import experiment_path, list_names, load_module
+from llm_jax.data.pipeline import Data
+from llm_jax.models.model import Model
+from llm_jax.objectives.objective import Objective
+from llm_jax.optim.optimizers import Optimizer
+from llm_jax.optim.precision import Precision
+from llm_jax.optim.trainable import TrainAll, Tuning
+from llm_jax.parallel.layout import Layout
+from llm_jax.text.recipes import TokenizerRecipe
 
-FOLDER = Path(__file__).resolve().parent.parent / "experiments"
+if TYPE_CHECKING:
+    from llm_jax.engine.trained import Finished
+
+
+@dataclasses.dataclass
+class Finding:
+    """Lines for people, numbers by name, and figures (PNG) by the name of their file.
+
+    `failed`: the report cannot be made, which is all that the line says.
+    """
+
+    lines: list[str]
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    figures: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    failed: bool = False
+
+
+class Report(Part):
+    """`report(finished) -> Finding`."""
+
+    def check(self, planned: Finished) -> None:
+        """Checks that the report can be made of this run, as far as that is known before its first step.
+
+        Args:
+          planned: the run as it will be when it is finished, but for `params` and `frozen`, which are None.
+
+        Raises:
+          InputError: it cannot; the message names the setting to change.
+        """
+
+    def __call__(self, finished: Finished) -> Finding:
+        """What it finds.
+
+        Raises:
+          InputError: it cannot be made. The other reports are made all the same.
+        """
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,13 +80,13 @@ class Experiment(Part):
     """
 
     name: str = ""
-    model: nn.Module
-    tokenizer: Part
-    data: Part
-    objective: Part
-    optimizer: Part
-    layout: Part
-    precision: Part
+    model: Model
+    tokenizer: TokenizerRecipe
+    data: Data
+    objective: Objective
+    optimizer: Optimizer
+    layout: Layout
+    precision: Precision
     steps: Size
     schedule_steps: Size | None = None  # over which the learning rate's schedule runs
     seed: Seed = 0
@@ -64,14 +100,13 @@ class Experiment(Part):
     keep_best: Count = 1
     best_by: str = "loss"
     best_mode: Literal["min", "max"] | None = None
-    tuning: Part | None = None  # which parameters are trained; None: all
-    report: tuple[Part, ...] = ()  # what is measured and shown when the training has ended
+    tuning: Tuning = TrainAll()  # which parameters are trained
+    report: tuple[Report, ...] = ()  # what is measured and shown when the training has ended
     init_from: str = ""
 
     def __post_init__(self) -> None:
         for name in parts.settings(self):
-            if isinstance(value := getattr(self, name), int | float):
-                parts.conform(value, parts.types_of(type(self))[name], name)
+            parts.conform(getattr(self, name), parts.types_of(type(self))[name], name)
 
     def override(self, changes: Mapping[str, Any]) -> Experiment:
         """The experiment with the settings at these paths replaced: `{"model.stack.repeats": 4}`.
@@ -121,101 +156,17 @@ def assign(part: Any, assignments: list[str], modules: tuple[str, ...] = ()) -> 
     return part
 
 
-def names() -> list[str]:
-    """The registered experiments: the files of the folder, and of those in it."""
-    found = (path.relative_to(FOLDER).with_suffix("") for path in FOLDER.rglob("*.py"))
-    return sorted(path.as_posix() for path in found if not path.name.startswith("_"))
-
-
-def question(name: str) -> str:
-    """The first line of an experiment file's docstring, without running the file."""
-    tree = ast.parse(_path(name).read_text(encoding="utf-8"))
-    return (ast.get_docstring(tree) or "").partition("\n")[0]
-
-
 def get(name: str | Path) -> Experiment:
     """The experiment with this name, or of the user's file at this path.
 
     Raises:
       InputError: there is none, or its file is no experiment's.
     """
-    module = load_module(_path(str(name)))
+    module = load_module(experiment_path(str(name)))
     make = getattr(module, "experiment", None)
     if not callable(make):
         raise InputError(f"{name} has no function experiment()")
     made = make()
     if not isinstance(made, Experiment):
         raise InputError(f"{name}: experiment() must return an Experiment, not {type(made).__name__}")
-    return dataclasses.replace(parts.check(made), name=str(name) if name in names() else Path(name).stem)
-
-
-def _path(name: str) -> Path:
-    if name.endswith(".py"):
-        path = user_path(name)
-        with reading(path):
-            if not path.is_file():
-                raise InputError(f"there is no experiment file {name}")
-        return path
-    if name not in names():
-        raise InputError(f"no experiment named {name!r}: {nearest(name, names())}")
-    return FOLDER / f"{name}.py"
-
-
-def load_module(path: str | Path, source: bytes | None = None) -> ModuleType:
-    """Runs a file, which the user thereby trusts: of the project's experiments, or one of the user's own.
-
-    A file of the user's own is known by its stem, also in manifests. `source` is what to run in place of what is in it
-    by now: what another process ran.
-
-    Raises:
-      InputError: there is no such file, or another of that name, or with another `source`, was run already.
-    """
-    with reading(path):
-        path = user_path(path).resolve()
-        if source is None and not path.is_file():
-            raise InputError(f"there is no file {path}")
-    if path.is_relative_to(FOLDER):
-        parts.own_package("experiments")  # not another package of that name in the current folder
-        return importlib.import_module(".".join(["experiments", *path.relative_to(FOLDER).with_suffix("").parts]))
-    name = module_name(path)
-    known = sys.modules.get(name)
-    if known is not None:
-        if getattr(known, "__file__", None) == str(path):
-            if source is not None and source != getattr(known, RAN):
-                raise InputError(f"{path} was run already, as it is now and not as it was then: begin a new process")
-            return known
-        raise InputError(f"{path}: the name {name!r} is taken by another module, rename the file")
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    if source is None:
-        with reading(path):
-            source = path.read_bytes()
-    setattr(module, RAN, source)
-    sys.modules[name] = module
-    try:
-        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    _sources[str(path)] = source
-    return module
-
-
-_sources: dict[str, bytes] = {}
-
-
-def user_sources() -> dict[str, bytes]:
-    """By path, the user's own files that were run and are still loaded, as they were when they were run."""
-    loaded = {getattr(sys.modules[name], "__file__", None) for name in user_modules()}
-    return {path: source for path, source in _sources.items() if path in loaded}
-
-
-def user_modules() -> tuple[str, ...]:
-    """The names of the user's own files that were run so far."""
-    return tuple(name for name in sys.modules if name.startswith("user_"))
-
-
-def module_name(path: str | Path) -> str:
-    """What the parts of a user's file are called in a manifest: `user_STEM`."""
-    return f"user_{Path(path).stem}"
+    return dataclasses.replace(parts.check(made), name=str(name) if name in list_names() else Path(name).stem)

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from llm_jax import experiment as experiments
+from llm_jax.core import user_modules
 from llm_jax.core.errors import InputError
 
 BLOCK = "model.stack.pattern.0"
@@ -93,23 +94,23 @@ def test_a_folder_of_experiments_where_one_stands_does_not_take_the_projects_pla
 import json, sys
 sys.path.insert(0, "")
 from llm_jax import experiment
-from llm_jax.core import parts, spelling
+from llm_jax.core import parts, serialization, user_modules
 from llm_jax.core.errors import InputError
 if sys.argv[1] == "decoy":
     import experiments
     try:
-        spelling.from_json({"part": "experiments.sort:Sort"})
+        serialization.from_json({"part": "experiments.sort:Sort"})
     except InputError as refused:
         print(refused)
 else:
     if sys.argv[1] == "manifest":
         try:
-            spelling.from_json({"part": "experiments.sort:Nothing"})
+            serialization.from_json({"part": "experiments.sort:Nothing"})
         except InputError as refused:
             print(refused)
     print(experiment.get("small_gpt").name, experiment.get("sort").name)
     from experiments import small_gpt
-    assert small_gpt.__file__ == str(experiment.FOLDER / "small_gpt.py")
+    assert small_gpt.__file__ == str(user_modules.FOLDER / "small_gpt.py")
 """
     said = {}
     for case in ("name", "manifest", "decoy"):
@@ -123,6 +124,6 @@ else:
 
 
 def test_a_path_that_no_file_can_have():
-    for use in (experiments.get, experiments.load_module):
+    for use in (experiments.get, user_modules.load_module):
         with pytest.raises(InputError, match="File name too long"):
             use("x" * 300 + ".py")

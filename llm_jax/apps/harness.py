@@ -27,7 +27,7 @@ from tqdm import tqdm
 from llm_jax.apps.conversation_text import BEGIN, ConversationText, without_marks
 from llm_jax.core.errors import InputError, nearest
 from llm_jax.core.parts import conform, settings, show
-from llm_jax.experiment import load_module
+from llm_jax.core.user_modules import load_module
 from llm_jax.inference.generate import Generation, Writer, prepare, row_keys
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.inference.likelihood import likelihoods

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from llm_jax.core.arrays import HostBatch
 from llm_jax.core.errors import InputError
 from llm_jax.core.returned import unusable
 from llm_jax.data.documents import Document, Ids
@@ -18,7 +19,6 @@ from llm_jax.data.packing import Plan, WindowPlan
 from llm_jax.text.chat import Message
 from llm_jax.text.tokenizer import Tokenizer
 
-Batch = dict[str, np.ndarray]
 KINDS = get_args(Document)
 TEXT, TEXT_OR_NONE, MESSAGES = "str", "str | None", "tuple[Message, ...]"  # the types of their fields, as written
 A_DOCUMENT = "documents, such as Text(...), Example(...) or Conversation(...), of llm_jax.data.documents"
@@ -109,7 +109,7 @@ def parts(document: Document, vocabulary: int, given: Any) -> list[Ids]:
     return list(given)
 
 
-def batch(presentation: Any, given: Any, rows: int, like: Batch | None = None) -> Batch:
+def batch(presentation: Any, given: Any, rows: int, like: HostBatch | None = None) -> HostBatch:
     """A batch of so many rows; with the names, dtypes and axes of `like`, which the same collator made of padding.
 
     Raises:

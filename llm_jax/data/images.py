@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from llm_jax.core.arrays import HostBatch
 from llm_jax.core.errors import InputError
 from llm_jax.core.files import reading, user_path
 from llm_jax.core.parts import Number, Positive, Size
 from llm_jax.data.cache import Corpus
 from llm_jax.data.documents import Document, Picture
-from llm_jax.data.loader import Batch, Filler, Rows
+from llm_jax.data.loader import Filler, Rows
 from llm_jax.data.packing import One, Packing
 from llm_jax.data.pipeline import Data
 from llm_jax.data.presentation import check_several
@@ -137,7 +138,7 @@ def _check(documents: list[Any]) -> None:
         raise InputError(f"pictures must have one size, not {' and '.join(map(str, shapes))}: scale them")
 
 
-def _no_images(rows: int, shape: tuple[int, ...]) -> Batch:
+def _no_images(rows: int, shape: tuple[int, ...]) -> HostBatch:
     return dict(image_BYXA=np.zeros((rows, *shape), np.float32), label_B=np.full(rows, UNLABELLED, np.int32))
 
 
@@ -151,7 +152,7 @@ class PictureFiller:
     def components(self) -> list[Rows]:
         return self.captions.components
 
-    def __call__(self, component_B: np.ndarray, number_B: np.ndarray) -> Batch:
+    def __call__(self, component_B: np.ndarray, number_B: np.ndarray) -> HostBatch:
         batch = self.captions(component_B, number_B)
         albums: list[Any] = [rows.corpus for rows in self.components]
         batch |= _no_images(len(component_B), albums[0].image_NYXA.shape[1:])

@@ -18,12 +18,13 @@ from typing import Any
 import grain
 import numpy as np
 
+from llm_jax.core.arrays import HostBatch
 from llm_jax.core.errors import InputError
 from llm_jax.core.workers import not_in_worker, starting
 from llm_jax.data import border
 from llm_jax.data.cache import Corpus
 from llm_jax.data.packing import Packing, Plan, WindowPlan, ramps
-from llm_jax.data.presentation import AsIs, Batch, Presentation, Vocabulary, blank
+from llm_jax.data.presentation import AsIs, Presentation, Vocabulary, blank
 from llm_jax.data.workers import Sent, ahead, death
 
 PERIOD = 10_000  # rows after which the pattern of a mixture repeats, where its shares are so many of so many
@@ -150,7 +151,7 @@ class Filler:
     def __post_init__(self) -> None:
         self.row = self.presentation.row(self.length)
 
-    def __call__(self, component_B: np.ndarray, number_B: np.ndarray) -> Batch:
+    def __call__(self, component_B: np.ndarray, number_B: np.ndarray) -> HostBatch:
         """The batch of these rows; a row of component -1 is padding."""
         batch = blank(len(component_B), self.row, self.special["pad"])
         for c, rows in enumerate(self.components):
@@ -162,11 +163,11 @@ class Filler:
         return border.batch(self.presentation, presented, len(component_B), self._padding)
 
     @functools.cached_property
-    def _padding(self) -> Batch:
+    def _padding(self) -> HostBatch:
         """What is made of a row of padding: what every batch is to look like."""
         return self.presentation(blank(1, self.row), self.length, Vocabulary(), [(0, 0)])
 
-    def _fill(self, batch: Batch, corpus: Corpus, start: np.ndarray, size: np.ndarray, row: np.ndarray) -> None:
+    def _fill(self, batch: HostBatch, corpus: Corpus, start: np.ndarray, size: np.ndarray, row: np.ndarray) -> None:
         """Puts pieces into rows of the batch; `row` is ascending."""
         before = np.cumsum(size) - size
         opening = np.searchsorted(row, row)  # the first piece of the same row
@@ -192,7 +193,7 @@ class Filler:
 
 
 class TrainingBatches(grain.MapDataset):
-    """Batch number `first + i` at index i, endlessly; of its rows, those of one process."""
+    """HostBatch number `first + i` at index i, endlessly; of its rows, those of one process."""
 
     def __init__(self, filler: Filler, mixed: Mixed, batch: int, process: int, processes: int, first: int = 0):
         super().__init__()
@@ -213,7 +214,7 @@ class TrainingBatches(grain.MapDataset):
         return TrainingBatches(self.filler, self.mixed, self.rows, self.process, self.processes, first)
 
 
-class DataIterator(Iterator[Batch]):
+class DataIterator(Iterator[HostBatch]):
     """Endless training batches. Its state is what its user has *seen*, whatever has been prefetched."""
 
     def __init__(self, batches: TrainingBatches, workers: int, stream: str, content: str):
@@ -223,7 +224,7 @@ class DataIterator(Iterator[Batch]):
         self._running: Any = None
         self._sent: Sent | None = None
 
-    def next(self, state: Any, waiting: AbstractContextManager[None] = contextlib.nullcontext()) -> Batch:
+    def next(self, state: Any, waiting: AbstractContextManager[None] = contextlib.nullcontext()) -> HostBatch:
         """The next batch. Texts that are there already do not depend on the state of the training.
 
         Raises:
@@ -240,10 +241,10 @@ class DataIterator(Iterator[Batch]):
         self._seen += 1
         return batch
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> HostBatch:
         return self.next(None)
 
-    def _start(self) -> Batch:
+    def _start(self) -> HostBatch:
         """The first batch of a running iterator: grain starts the workers when it is asked for one."""
         not_in_worker()
         batches = self._batches.starting(self._seen)
@@ -316,7 +317,7 @@ class Evaluation:
         batches = -(-sum(rows.count for rows in self.filler.components) // self.batch)
         return batches if self.limit is None else min(batches, self.limit)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[HostBatch]:
         component, number = interleaved([rows.count for rows in self.filler.components])
         share = self.batch // self.processes
         for i in range(len(self)):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from absl import logging
 
+from llm_jax.core.arrays import HostBatch
 from llm_jax.core.errors import InputError, lookup
 from llm_jax.core.files import digest
 from llm_jax.core.parts import Count, Part, Size
@@ -20,7 +21,7 @@ from llm_jax.data.documents import Document, Rendering
 from llm_jax.data.labels import names_of, numbered
 from llm_jax.data.loader import DataIterator, Evaluation, Filler, Mixed, Rows, TrainingBatches
 from llm_jax.data.packing import ConcatThenSplit, Packing
-from llm_jax.data.presentation import AsIs, Batch, Presentation, Vocabulary, blank
+from llm_jax.data.presentation import AsIs, Presentation, Vocabulary, blank
 from llm_jax.data.sources import Source
 from llm_jax.data.split import ByHash, Split, keys_of
 from llm_jax.text.recipes import TokenizerRecipe
@@ -201,7 +202,7 @@ class Data(Part):
             np.zeros(tokenizer.vocabulary, np.int64),
         )
 
-    def blank(self, rows: int) -> Batch:
+    def blank(self, rows: int) -> HostBatch:
         """A batch of padding: what a batch of so many rows consists of."""
         filled = blank(rows, self.presentation.row(self.length))
         made = self.presentation(filled, self.length, Vocabulary(), [(0, row) for row in range(rows)])

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from absl import logging
 
+from llm_jax.core.arrays import HostBatch
 from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Part, Size, show
 from llm_jax.data.cache import Corpus
@@ -19,7 +20,6 @@ from llm_jax.text.cut import beginning
 from llm_jax.text.special import SPECIAL, frame
 from llm_jax.text.tokenizer import Tokenizer
 
-Batch = dict[str, np.ndarray]
 MOST_CLASSES = 2**24  # whose numbers float32 holds exactly
 
 
@@ -54,7 +54,7 @@ def _in_word(character: str) -> bool:
     return character == "\N{REPLACEMENT CHARACTER}" or unicodedata.category(character or " ")[0] in "LMN"
 
 
-def blank(rows: int, length: int, pad: int = 0) -> Batch:
+def blank(rows: int, length: int, pad: int = 0) -> HostBatch:
     """A batch of nothing but padding.
 
     `number_B` (float32) is for what is known of a row's first document besides its text; NaN: nothing.
@@ -82,7 +82,9 @@ class Presentation(Part):
     labelled: ClassVar[bool] = False
     pairs: ClassVar[bool] = False
 
-    def __call__(self, batch: Batch, length: int, special: Vocabulary, seed_B: Sequence[tuple[int, ...]]) -> Batch:
+    def __call__(
+        self, batch: HostBatch, length: int, special: Vocabulary, seed_B: Sequence[tuple[int, ...]]
+    ) -> HostBatch:
         """A pure function of the rows. What it draws for one, it draws from that row's seed.
 
         Args:
@@ -269,7 +271,7 @@ class _Known(Presentation):
             long_N, documents, lambda d: self.shortened(d, tokenizer, rendering, length), type(self).__name__
         )
 
-    def _read(self, batch: Batch) -> Batch:
+    def _read(self, batch: HostBatch) -> HostBatch:
         """The arrays of the texts. `types_BT` is 1 in the second of two, as BERT has it, and else 0."""
         first_BT = np.pad(batch["weight_BT"], ((0, 0), (1, 0)))[:, :-1] > 0  # a token is learnt as a target
         second_BT = (batch["segment_BT"] >= 0) & (batch["position_BT"] > 0) & ~first_BT

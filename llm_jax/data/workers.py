@@ -17,8 +17,8 @@ import grain
 from absl import flags
 
 from llm_jax.core.errors import InputError
+from llm_jax.core.user_modules import load_module, user_sources
 from llm_jax.core.workers import UNGUARDED, end_with_parent
-from llm_jax.experiment import load_module, user_sources
 
 DIED = re.compile(r"terminated unexpectedly with exit code (-?\d+)")  # what grain says of a worker
 

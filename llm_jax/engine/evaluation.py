@@ -38,7 +38,7 @@ def evaluate(
             sums = program.measure(params, frozen, place(dict(batch), program.mesh))
             for name, value in sums.items():
                 totals[name] = totals.get(name, 0.0) + float(value)
-    objective: Any = program.experiment.objective
+    objective = program.experiment.objective
     return means(totals, objective.likelihood)
 
 

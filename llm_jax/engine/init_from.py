@@ -17,14 +17,14 @@ from llm_jax.core import parts
 from llm_jax.core.errors import InputError
 from llm_jax.core.files import user_path
 from llm_jax.core.parts import conform, show
+from llm_jax.core.user_modules import user_modules
 from llm_jax.data.documents import Rendering
 from llm_jax.data.pipeline import Data
 from llm_jax.engine.restore import open_checkpoint
 from llm_jax.engine.step import Program, TrainState, fill
 from llm_jax.engine.trained import Finished
-from llm_jax.experiment import Experiment, user_modules
+from llm_jax.experiment import Experiment
 from llm_jax.models.inherited import Inherited
-from llm_jax.models.model import Model
 from llm_jax.models.pretrained import Pretrained
 from llm_jax.optim.trainable import leaves, tree
 from llm_jax.runs.checkpoint_files import saved_steps
@@ -101,13 +101,13 @@ def _asked(report: Any) -> list[Pretrained]:
 
 
 def _rendered(experiment: Experiment, before: Rendering) -> Experiment:
-    rendering = conform(experiment.data, Data, "data").rendering
+    rendering = experiment.data.rendering
     return experiment.override({"data.rendering": rendering.after(before)})
 
 
 def first_tokenizer(experiment: Experiment) -> Tokenizer:
     """The tokenizer that a training of the experiment begins with: that of `init_from`, or one made of its texts."""
-    data: Any = experiment.data
+    data = experiment.data
     if experiment.init_from:
         return data.rendering.settled.template.ending(run_tokenizer(Run.existing(experiment.init_from)))
     return data.prepare(experiment.tokenizer)
@@ -148,7 +148,7 @@ def _trunks(before: Program, run: Run, program: Program) -> tuple[str, ...]:
     Raises:
       InputError: they fit nowhere; the message names the first that differs.
     """
-    model = conform(program.experiment.model, Model, "model")
+    model = program.experiment.model
     there, here = _shapes(before.boxed), _shapes(program.boxed)
     if there == here:
         return ("",)

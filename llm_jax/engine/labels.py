@@ -8,10 +8,9 @@ from typing import Any
 
 from llm_jax.core.errors import InputError
 from llm_jax.core.files import user_path
-from llm_jax.core.parts import conform
-from llm_jax.data.pipeline import Data
+from llm_jax.core.user_modules import user_modules
 from llm_jax.engine.check import check_labels
-from llm_jax.experiment import Experiment, user_modules
+from llm_jax.experiment import Experiment
 from llm_jax.runs.checkpoint_files import saved_steps
 from llm_jax.runs.folder import Run
 
@@ -25,7 +24,7 @@ def with_labels(experiment: Experiment, workdir: str | Path) -> Experiment:
     Raises:
       InputError: `data.labels` has the names of that run in another order.
     """
-    data = conform(experiment.data, Data, "data")
+    data = experiment.data
     begun = saved_steps(user_path(workdir) / "checkpoints")
     if begun and data.labels is None:
         data = dataclasses.replace(data, labels=_labels(Run.existing(workdir)))

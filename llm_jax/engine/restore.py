@@ -13,13 +13,15 @@ import numpy as np
 
 from llm_jax.core.errors import InputError
 from llm_jax.core.finite import is_finite
+from llm_jax.core.parts import check
 from llm_jax.core.runtime import set_up
-from llm_jax.engine.check import check_families
+from llm_jax.engine.check import check_labels
 from llm_jax.engine.evaluation import best_mode
 from llm_jax.engine.step import WEIGHTS, Program, fill
 from llm_jax.engine.trained import language_model
 from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
+from llm_jax.optim.trainable import TrainAll
 from llm_jax.runs.checkpoints import Checkpoints
 from llm_jax.runs.fingerprints import check_belongs, run_tokenizer
 from llm_jax.runs.folder import Run
@@ -46,16 +48,16 @@ def restore(
     run = Run.existing(workdir)
     before = Experiment.of(run.manifest, modules)
     experiment = before.set(list(assignments), modules)
-    check_families(experiment)
+    experiment = check_labels(check(experiment))
     tokenizer = run_tokenizer(run)
     experiment = fill(experiment, tokenizer)
-    layout: Any = experiment.layout
+    layout = experiment.layout
     mesh = layout.mesh()
     free = ("model", "layout", "ema", "best_by", "best_mode")
     saved = dataclasses.replace(before, **{name: getattr(experiment, name) for name in free})
     trained = Program(saved, mesh, tokenizer)
     params, frozen = open_checkpoint(run, trained, checkpoint, fill(before, tokenizer))
-    program = Program(experiment.override({"tuning": None}), mesh, tokenizer)
+    program = Program(experiment.override({"tuning": TrainAll()}), mesh, tokenizer)
     if frozen is not None:
         beside = trained.beside(frozen)
         if before.objective != experiment.objective:  # what that made of the data is not this one's, but weights are

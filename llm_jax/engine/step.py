@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -15,19 +14,17 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.core import parts
+from llm_jax.core.arrays import Batch
 from llm_jax.core.dims import is_lettered
 from llm_jax.core.errors import InputError
-from llm_jax.core.parts import conform
 from llm_jax.core.seeds import random_key
 from llm_jax.engine.gradients import gradients, related
 from llm_jax.experiment import Experiment
-from llm_jax.models.model import Model
 from llm_jax.models.pretrained import Pretrained
 from llm_jax.objectives.objective import Relating, Sums, check_sums
 from llm_jax.parallel.layout import batch_sharding, shardings
 from llm_jax.text.tokenizer import Tokenizer
 
-Batch = Mapping[str, Any]
 WEIGHTS = ("base", "reference", "pretrained")  # of what is frozen; the rest is what the objective made of the data
 
 
@@ -82,8 +79,7 @@ class Program:
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformationExtraArgs:
-        optimizer: Any = self.experiment.optimizer
-        return optimizer.transform(self.schedule_steps, self.parted[0])
+        return self.experiment.optimizer.transform(self.schedule_steps, self.parted[0])
 
     @property
     def schedule_steps(self) -> int:
@@ -98,8 +94,7 @@ class Program:
     @functools.cached_property
     def made(self) -> dict[str, Any]:
         """What the objective makes of the data."""
-        objective: Any = self.experiment.objective
-        return objective.prepare(self.experiment.data, self.tokenizer) or {}
+        return self.experiment.objective.prepare(self.experiment.data, self.tokenizer) or {}
 
     @functools.cached_property
     def parameters(self) -> Any:
@@ -146,7 +141,7 @@ class Program:
             key = random_key(self.experiment.seed)
             if params is None:
                 return jax.jit(self._begin, out_shardings=self._shardings())(key, self.made, others)
-            used_up = () if self.experiment.tuning else (1,)
+            used_up = () if self.parted[1] else (1,)
             start = jax.jit(self._start, out_shardings=self._shardings(), donate_argnums=used_up)
             return start(key, params, self.made, others)
 
@@ -162,30 +157,27 @@ class Program:
 
     def whole(self, trained: Any, frozen: Any) -> Any:
         """The model's parameters from the trained ones and what is frozen."""
-        tuning: Any = self.experiment.tuning
-        return trained if tuning is None else tuning.join(trained, frozen["base"])
+        return self.experiment.tuning.join(trained, _base(frozen))
 
     def merged(self, trained: Any, frozen: Any) -> Any:
         """As `whole`, as the plain model has them: without adapters beside them, in float32."""
-        tuning: Any = self.experiment.tuning
-        return trained if tuning is None else jax.jit(tuning.merged)(trained, frozen["base"])
+        base = _base(frozen)
+        return jax.jit(self.experiment.tuning.merged)(trained, base) if base else trained
 
     def beside(self, frozen: Any) -> Any:
         """What is frozen beside the model's own parameters, with the whole reference, as objectives see it."""
-        tuning: Any = self.experiment.tuning
-        if tuning is None:
+        if not (base := _base(frozen)):
             return frozen
         seen = {name: value for name, value in frozen.items() if name != "base"}
         if "reference" in seen:
-            seen["reference"] = tuning.original(seen["reference"], frozen["base"])
+            seen["reference"] = self.experiment.tuning.original(seen["reference"], base)
         return seen
 
     def _shardings(self) -> Any:
         return jax.tree.map(lambda leaf: leaf.sharding, self.template)
 
     def _draw(self, key: jax.Array) -> Any:
-        model: Any = self.experiment.model
-        return model.begin(key)
+        return self.experiment.model.begin(key)
 
     def _drawn(self, key: jax.Array) -> Any:
         # a weak type, as of jnp.full(shape, 1.0), is lost in the first step: the second would compile again
@@ -195,8 +187,7 @@ class Program:
         return jax.tree.map(lambda box, value: box.replace_boxed(value), self.boxed, params, is_leaf=is_lettered)
 
     def _split(self, key: jax.Array, boxed: Any) -> tuple[Any, Any]:
-        tuning, model = cast(Any, self.experiment.tuning), cast(Any, self.experiment.model)
-        return (boxed, {}) if tuning is None else tuning.split(jax.random.fold_in(key, 1), boxed, model.trunks())
+        return self.experiment.tuning.split(jax.random.fold_in(key, 1), boxed, self.experiment.model.trunks())
 
     def _begin(self, key: jax.Array, made: Any, others: Any) -> TrainState:
         return self._start(key, self._drawn(key), made, others)
@@ -211,12 +202,11 @@ class Program:
         return TrainState(none, params, self.optimizer.init(params), average, sums, none, none, none, frozen)
 
     def _frozen(self, trained: Any, base: Any, made: Any, others: Any) -> Any:
-        objective, tuning = (cast(Any, part) for part in (self.experiment.objective, self.experiment.tuning))
         frozen = dict(made)
-        if tuning is not None:
+        if base:
             frozen["base"] = nn.meta.unbox(base)
-        if objective.keeps_reference():
-            kept = nn.meta.unbox(trained) if tuning is None else tuning.kept(nn.meta.unbox(trained))
+        if self.experiment.objective.keeps_reference():
+            kept = self.experiment.tuning.kept(nn.meta.unbox(trained))
             frozen["reference"] = jax.tree.map(jnp.copy, kept)
         if others:
             frozen["pretrained"] = others
@@ -224,7 +214,7 @@ class Program:
 
     def sums(self, params: Any, frozen: Any) -> Any:
         """The shapes of the objective's sums, in training; `params` and `frozen` may be shapes too."""
-        data, precision = (cast(Any, part) for part in (self.experiment.data, self.experiment.precision))
+        data, precision = self.experiment.data, self.experiment.precision
         key = jax.eval_shape(lambda: jax.random.key(0))
 
         def sums(params: Any, frozen: Any, batch: Batch, key: jax.Array) -> Any:
@@ -234,12 +224,13 @@ class Program:
         return jax.eval_shape(sums, params, frozen, data.blank(1), key)
 
     def _objective(self, params: Any, batch: Batch, key: jax.Array | None, frozen: Any) -> Sums:
-        objective: Any = self.experiment.objective
-        return objective(self.experiment.model, self.whole(params, frozen), self.beside(frozen), batch, key)
+        return self.experiment.objective(
+            self.experiment.model, self.whole(params, frozen), self.beside(frozen), batch, key
+        )
 
     def _cast(self, frozen: Any) -> Any:
         """What is frozen, its weights in the precision that computes; what the objective made stays as it is."""
-        precision: Any = self.experiment.precision
+        precision = self.experiment.precision
         return frozen and {name: precision.cast(value) if name in WEIGHTS else value for name, value in frozen.items()}
 
     # ------------------------------------------------------------------------------------------------------- the step
@@ -258,18 +249,18 @@ class Program:
     @functools.cached_property
     def measure(self):
         """`measure(params, frozen, batch) -> the objective's sums`, without dropout."""
-        precision: Any = self.experiment.precision
+        precision = self.experiment.precision
         return jax.jit(
             lambda params, frozen, batch: self._objective(precision.cast(params), batch, None, self._cast(frozen))
         )
 
     def _rows(self) -> int:
-        data: Any = self.experiment.data
+        data, objective = self.experiment.data, self.experiment.objective
         if data.batch % self.experiment.microbatches:
             raise InputError(
                 f"data.batch={data.batch} cannot be divided into microbatches={self.experiment.microbatches}"
             )
-        objective, rows = cast(Any, self.experiment.objective), data.batch // self.experiment.microbatches
+        rows = data.batch // self.experiment.microbatches
         at_once = data.batch if isinstance(objective, Relating) else rows
         if at_once < objective.together:
             cure = "" if at_once == data.batch else f", or lower microbatches={self.experiment.microbatches}"
@@ -281,7 +272,7 @@ class Program:
         return data.batch
 
     def _update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        experiment, optimizer = self.experiment, self.experiment.optimizer
+        experiment = self.experiment
         key = jax.random.fold_in(random_key(experiment.seed), state.step)
         slopes, sums = self._gradients(state, batch, key)
         weight = jnp.maximum(sums["weight"], 1e-30)
@@ -313,15 +304,13 @@ class Program:
             skipped=state.skipped + skipped, skipped_in_a_row=streak,
             longest_streak=jnp.maximum(jnp.where(first, 0, state.longest_streak), streak),
         )  # fmt: skip
-        rate: Any = optimizer
-        rate_now = rate.rate(state.step, self.schedule_steps)
-        return after, dict(gradient_norm=norm, learning_rate=rate_now, weight=sums["weight"])
+        rate = experiment.optimizer.rate(state.step, self.schedule_steps)
+        return after, dict(gradient_norm=norm, learning_rate=rate, weight=sums["weight"])
 
     def _gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Sums]:
         """The gradient of the objective, and its sums, with what computes in the experiment's precision."""
         count, objective, model = self.experiment.microbatches, self.experiment.objective, self.experiment.model
-        precision: Any = self.experiment.precision
-        params, frozen = precision.cast(state.params), self._cast(state.frozen)
+        params, frozen = self.experiment.precision.cast(state.params), self._cast(state.frozen)
         if count > 1 and isinstance(objective, Relating):
             seen = self.beside(frozen)
             return related(
@@ -335,9 +324,14 @@ class Program:
 
 def fill(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
     """The experiment with what its model leaves to the data filled in."""
-    model, data = conform(experiment.model, Model, "model"), cast(Any, experiment.data)
+    model, data = experiment.model, experiment.data
     source, start = data.presentation.source(), tokenizer.special.get("bos")
     return experiment.override({"model": model.filled(tokenizer.vocabulary, data.length, source, start)})
+
+
+def _base(frozen: Any) -> Any:
+    """The parameters that are not trained, of what is frozen; {} where all are trained."""
+    return frozen.get("base", {}) if frozen else {}
 
 
 def _names(path: Any) -> tuple[str, ...]:

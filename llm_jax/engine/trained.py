@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, cast
+from typing import Any
 
 from llm_jax.core.parts import conform
 from llm_jax.data.documents import Document, Rendering
@@ -41,16 +41,16 @@ class Finished:
     @property
     def rendering(self) -> Rendering:
         """How its documents became tokens."""
-        data: Any = self.experiment.data
+        data = self.experiment.data
         return data.rendering
 
     def documents(self, split: SplitName) -> list[Any]:
-        data: Any = self.experiment.data
+        data = self.experiment.data
         return data.documents(split)
 
     def shortened(self, document: Document) -> Any:
         """A document as the rows of its data show it, where it is too long for one."""
-        data: Any = self.experiment.data
+        data = self.experiment.data
         return data.shortened(document, self.tokenizer)
 
 
@@ -61,11 +61,11 @@ def language_model(experiment: Experiment, tokenizer: Tokenizer, params: Any) ->
       InputError: its model does none of these.
     """
     model = conform(experiment.model, Generator | Encoder | Classifier | ImageClassifier, "model")
-    data, precision = cast(Any, experiment.data), cast(Any, experiment.precision)
+    data, precision = experiment.data, experiment.precision
     rendering = data.rendering.settled
     return LanguageModel(
         model, params, tokenizer, template=rendering.template, dtype=precision.dtype,
         bos=rendering.bos, eos=rendering.eos, prompt_eos=rendering.prompt_eos,
-        problem_type=cast(Any, experiment.objective).problem_type, labels=data.labels,
+        problem_type=experiment.objective.problem_type, labels=data.labels,
         separators=rendering.separators, normalized=data.normalized if isinstance(data, Images) else None,
     )  # fmt: skip

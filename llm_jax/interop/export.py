@@ -70,8 +70,8 @@ def export_model(
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder} is not empty: name a new folder")
     program, tokenizer, params = restore(workdir, assignments, modules, checkpoint)
-    model: Any = program.experiment.model
-    data: Any = program.experiment.data
+    model = program.experiment.model
+    data = program.experiment.data
     if isinstance(model, ActorCritic):  # no published family has a critic
         model, params = model.actor, params["actor"]
     saving = folder.with_name(f"{folder.name}.saving")
@@ -82,7 +82,7 @@ def export_model(
         note = progress.of(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
         means = {}
         if isinstance(model, Classifier | ImageClassifier):
-            objective: Any = program.experiment.objective
+            objective = program.experiment.objective
             means = described(model.classes, objective.problem_type, data.labels)
         write(model, params, saving, special_ids(tokenizer), likely=program.experiment.name, note=note, means=means)
         rendering, opening = data.rendering.settled, model.opening() if isinstance(model, Generator) else None

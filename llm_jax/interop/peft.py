@@ -16,8 +16,9 @@ from llm_jax.core.adapters import ADAPTER
 from llm_jax.core.dims import Lettered
 from llm_jax.core.errors import InputError
 from llm_jax.core.files import open_to_others, user_path
+from llm_jax.core.user_modules import user_modules
 from llm_jax.engine.step import Program, fill
-from llm_jax.experiment import Experiment, user_modules
+from llm_jax.experiment import Experiment
 from llm_jax.interop.export import family_for
 from llm_jax.interop.weights import BLOCK, Names, Theirs, unload
 from llm_jax.models.encoder import Encoder
@@ -49,7 +50,7 @@ def export_adapter(workdir: str | Path, folder: str | Path) -> None:
     with Checkpoints(run.checkpoints, run.manifest, belongs=belongs) as checkpoints:
         name = "average" if experiment.ema else "params"
         trained = checkpoints.restore_params(program.template.params, name).state
-    model: Any = experiment.model
+    model = experiment.model
     write(model, experiment.tuning, trained, user_path(folder))
 
 

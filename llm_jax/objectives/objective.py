@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.core.arrays import Batch
 from llm_jax.core.parts import Part
 from llm_jax.core.returned import unusable
 from llm_jax.data.documents import Document
@@ -46,7 +47,7 @@ class Objective(Part):
           InputError: it cannot.
         """
 
-    def prepare(self, data: Data, tokenizer: Tokenizer) -> Any:
+    def prepare(self, data: Data, tokenizer: Tokenizer | None) -> Any:
         """What `frozen` is at the beginning of a run, as NumPy arrays: the same for the same data and tokenizer."""
         return None
 
@@ -54,7 +55,7 @@ class Objective(Part):
         """Whether it compares the model with what training began with."""
         return False
 
-    def __call__(self, model: nn.Module, params: Any, frozen: Any, batch: dict[str, jax.Array], key: Any) -> Sums:
+    def __call__(self, model: nn.Module, params: Any, frozen: Any, batch: Batch, key: Any) -> Sums:
         raise NotImplementedError
 
 
@@ -81,11 +82,11 @@ class Relating(Objective):
     step can go through the model by microbatches and yet relate all rows of the batch, on whichever device they are.
     """
 
-    def represent(self, model: nn.Module, params: Any, frozen: Any, batch: dict[str, jax.Array], key: Any) -> Any:
+    def represent(self, model: nn.Module, params: Any, frozen: Any, batch: Batch, key: Any) -> Any:
         """Arrays [B, ...] in float32."""
         raise NotImplementedError
 
-    def relate(self, vectors: Any, batch: dict[str, jax.Array], key: Any) -> Sums:
+    def relate(self, vectors: Any, batch: Batch, key: Any) -> Sums:
         raise NotImplementedError
 
     def __call__(self, model, params, frozen, batch, key):

@@ -112,6 +112,7 @@ class PolicyGradient(Objective, abc.ABC):
             raise InputError(f"{type(self).__name__} learns from completions: set data=Rollouts(...)")
         rollouts: Any = data
         self.check_sizes(rollouts.group, rollouts.batch * rollouts.batches)
+        assert tokenizer is not None
         allowed_V = np.ones(tokenizer.vocabulary, bool)
         allowed_V[list(tokenizer.unsaid)] = False
         return dict(

@@ -12,6 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from llm_jax.core.arrays import Batch
 from llm_jax.core.auxiliary import ASIDE, heard
 from llm_jax.core.errors import InputError
 from llm_jax.core.parts import NonNegative, Positive, Rate, conform
@@ -24,7 +25,7 @@ from llm_jax.objectives.objective import Objective, Sums, cross_entropy
 Texts = dict[str, jax.Array]  # arrays [N, T] by their names in a batch; texts 2i and 2i + 1 are a pair
 
 
-def apart(batch: dict[str, jax.Array]) -> Texts:
+def apart(batch: Batch) -> Texts:
     """The texts of a batch [B, 2T] as [2B, T]: each row's chosen, then its rejected.
 
     Raises:

@@ -18,9 +18,9 @@ from absl import logging
 from llm_jax.core.errors import InputError, nearest
 from llm_jax.core.parts import conform
 from llm_jax.core.serialization import resolve
+from llm_jax.core.user_modules import module_name, user_modules
 from llm_jax.data.answers import answer_of, as_answered, known_answer, without_thought
 from llm_jax.data.documents import Conversation, Document, Example, Preference, Rendering
-from llm_jax.experiment import module_name, user_modules
 from llm_jax.layers.tokens import PADDING, Tokens
 from llm_jax.models.heads import Scorer
 from llm_jax.models.pretrained import Pretrained

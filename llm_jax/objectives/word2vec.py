@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.core.arrays import Batch
 from llm_jax.core.dims import contract
 from llm_jax.core.errors import InputError
 from llm_jax.core.parts import NonNegative, Part, Size, conform
@@ -116,6 +117,7 @@ class _Windowed(Objective):
         check_weights(documents, type(self).__name__)
 
     def prepare(self, data, tokenizer):
+        assert tokenizer is not None
         count_V = data.counts(tokenizer)
         count_V[list(tokenizer.special.values())] = 0
         if np.count_nonzero(count_V) < 2:
@@ -129,7 +131,7 @@ class _Windowed(Objective):
         keep_V = np.where(count_V > 0, keep_V, 0)
         return dict(keep_V=keep_V.astype(np.float32)) | self.decisions.prepare(count_V)
 
-    def _read(self, model: Any, frozen: Frozen, batch: dict[str, jax.Array], key: Any):
+    def _read(self, model: Any, frozen: Frozen, batch: Batch, key: Any):
         """The words that are kept, together at the left: ids and segments, the reach of each, and a key."""
         conform(model, Word2Vec, "model")
         thin, reach, rest = jax.random.split(jax.random.key(0) if key is None else key, 3)

@@ -156,3 +156,6 @@ def _letters(box: Lettered) -> tuple[str, str, str]:
     if box.letters != f"{before}{box.summed}{produced}":
         raise InputError(f"a kernel of letters {box.letters} sums {box.summed}: write what it sums first, for adapters")
     return before, box.summed or "", produced
+
+
+ADAPTERS = dict(Lora=Lora, Dora=Dora)

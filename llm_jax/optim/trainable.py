@@ -12,7 +12,6 @@ import jax
 from llm_jax.core.dims import is_lettered
 from llm_jax.core.errors import InputError, nearest
 from llm_jax.core.parts import Part, Range
-from llm_jax.optim.lora import Dora, Lora
 
 
 class Tuning(Part):
@@ -47,6 +46,14 @@ class Tuning(Part):
     def original(self, kept: Any, frozen: Any) -> Any:
         """The whole parameters that training began with."""
         return merge(kept, frozen)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainAll(Tuning):
+    """All parameters are trained."""
+
+    def split(self, key, boxed, trunks=("",)):
+        return boxed, {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,4 +139,4 @@ def merge(one: Any, other: Any) -> Any:
     }
 
 
-TUNINGS = dict(Only=Only, Frozen=Frozen, Lora=Lora, Dora=Dora)
+TUNINGS = dict(TrainAll=TrainAll, Only=Only, Frozen=Frozen)

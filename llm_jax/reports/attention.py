@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import io
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +23,13 @@ import numpy as np
 from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Size, replace, transform, walk
 from llm_jax.engine.trained import Finished
+from llm_jax.experiment import Finding, Report
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.kernels import Dense
 from llm_jax.models.encoder import Encoder
 from llm_jax.models.heads import Classifier, Scorer
 from llm_jax.models.model import Generator, Model, Translator
 from llm_jax.models.stack import Stack
-from llm_jax.reports.base import Finding, Report
 from llm_jax.text.special import frame
 from llm_jax.text.tokenizer import Tokenizer
 
@@ -158,7 +158,7 @@ class AttentionMaps(Report):
     most: Size = 6
 
     def check(self, planned):
-        check_maps(cast(Model, planned.experiment.model), len(self._ids(planned)))
+        check_maps(planned.experiment.model, len(self._ids(planned)))
 
     def _ids(self, finished: Finished) -> list[int]:
         experiment: Any = finished.experiment

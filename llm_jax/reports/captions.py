@@ -14,8 +14,8 @@ from llm_jax.data.answers import answer_of
 from llm_jax.data.documents import Picture
 from llm_jax.data.pipeline import SplitName
 from llm_jax.engine.trained import Finished
+from llm_jax.experiment import Finding, Report
 from llm_jax.models.model import Generator
-from llm_jax.reports.base import Finding, Report
 
 
 @dataclasses.dataclass(frozen=True)

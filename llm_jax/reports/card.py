@@ -20,11 +20,11 @@ from typing import Any
 
 from llm_jax.core.errors import InputError
 from llm_jax.core.files import user_path, write_atomically
+from llm_jax.core.user_modules import description, list_names, user_modules
 from llm_jax.data.sources import Source
 from llm_jax.engine.restore import restore
 from llm_jax.engine.trained import language_model
-from llm_jax.experiment import Experiment, question, user_modules
-from llm_jax.experiment import names as experiment_names
+from llm_jax.experiment import Experiment
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.models.flops import count
 from llm_jax.models.model import Generator
@@ -98,7 +98,7 @@ def _stages(stages: Sequence[Stage]) -> str:
     rows = []
     for stage in stages:
         experiment: Any = stage.experiment
-        asked = question(stage.name) if stage.name in experiment_names() else ""
+        asked = description(stage.name) if stage.name in list_names() else ""
         found = stage.last("validation") | {
             k: v for line in stage.of("report") for k, v in line.items() if k not in UNDRAWN
         }

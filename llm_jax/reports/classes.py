@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Count, Size
 from llm_jax.data.pipeline import SplitName
-from llm_jax.reports.base import Finding, Report
+from llm_jax.experiment import Finding, Report
 from llm_jax.reports.statistics import wilson
 from llm_jax.reports.text import Finished
 
@@ -44,7 +44,7 @@ class ClassificationReport(Report):
     top: Size = 5
 
     def check(self, planned):
-        model, data = _classifier(planned), cast(Any, planned.experiment.data)
+        model, data = _classifier(planned), planned.experiment.data
         if self.names and len(self.names) != model.classes:
             raise InputError(
                 f"{len(self.names)} names for the model's {model.classes} classes: report.names must be as many"
@@ -64,7 +64,7 @@ class ClassificationReport(Report):
         self._check_positive(classes)
         if self.names and len(self.names) != classes:
             raise InputError(f"{len(self.names)} names for the model's {classes} classes: report.names must be as many")
-        names = self.names or cast(Any, finished.experiment.data).labels or tuple(map(str, range(classes)))
+        names = self.names or finished.experiment.data.labels or tuple(map(str, range(classes)))
         count, right = int(confusion_OO.sum()), int(confusion_OO.trace())
         precision_O, recall_O, f1_O = by_class(confusion_OO)
         low, high = wilson(right, count)

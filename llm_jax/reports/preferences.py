@@ -14,6 +14,7 @@ import numpy as np
 from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Count, NonNegative, Seed, Size, conform
 from llm_jax.engine.trained import Finished, language_model
+from llm_jax.experiment import Finding, Report
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.inference.sampling import Sampling
 from llm_jax.layers.moe import without_drops
@@ -21,7 +22,6 @@ from llm_jax.layers.tokens import Tokens
 from llm_jax.models.heads import Scorer
 from llm_jax.objectives.preferences import apart
 from llm_jax.objectives.rewards import Reward, as_reward
-from llm_jax.reports.base import Finding, Report
 from llm_jax.reports.questions import no_room, writing
 from llm_jax.reports.statistics import independent_pairs, mean_error, ties, wilson
 from llm_jax.rl.completions import Completions, Prompt, replies
@@ -178,7 +178,7 @@ class PairAccuracy(Report):
 
     def check(self, planned):
         conform(planned.experiment.model, Scorer, "model")
-        if "margin_B" not in cast(Any, planned.experiment.data).blank(1):
+        if "margin_B" not in planned.experiment.data.blank(1):
             raise InputError(
                 "PairAccuracy needs pairs to compare: set data.presentation=Pairs() and data.packing=One()"
             )
@@ -186,7 +186,7 @@ class PairAccuracy(Report):
     def __call__(self, finished):
         self.check(finished)
         model = conform(finished.experiment.model, Scorer, "model")
-        data: Any = finished.experiment.data
+        data = finished.experiment.data
 
         @jax.jit
         def rewards(params: Any, batch: Any) -> Any:

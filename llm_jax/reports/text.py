@@ -13,9 +13,9 @@ from llm_jax.core.parts import Count, NonNegative, Seed, Size, conform
 from llm_jax.data.documents import Conversation
 from llm_jax.data.pipeline import SplitName
 from llm_jax.engine.trained import Finished
+from llm_jax.experiment import Finding, Report
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.models.model import Generator
-from llm_jax.reports.base import Finding, Report
 from llm_jax.reports.questions import answers, questions, writing
 from llm_jax.text.chat import Message
 

@@ -12,12 +12,12 @@ from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Count, NonNegative, Seed, Size, conform
 from llm_jax.data.pipeline import SplitName
 from llm_jax.engine.trained import Finished
+from llm_jax.experiment import Finding, Report
 from llm_jax.inference.sampling import Sampling
 from llm_jax.models.heads import Scorer
 from llm_jax.models.model import Generator
 from llm_jax.models.pretrained import Pretrained
 from llm_jax.objectives.rewards import ModelReward
-from llm_jax.reports.base import Finding, Report
 from llm_jax.reports.questions import no_room, writing
 from llm_jax.reports.statistics import mean_error, ties, wilson
 from llm_jax.rl.completions import Completions, Prompt, replies
@@ -84,7 +84,7 @@ class WinRate(Report):
 
     def _prompts(self, finished: Finished, context: int) -> tuple[list[Prompt], int]:
         """Those that are replied to, each once, and how many of those before the last leave no room for a reply."""
-        data: Any = finished.experiment.data
+        data = finished.experiment.data
         most = context - self.max_tokens - 1
         prompts, left_out = Prompt.among(
             finished.documents(self.split), finished.tokenizer, data.rendering, most, self.limit or None, once=True

@@ -7,9 +7,9 @@ import dataclasses
 from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Size, conform
 from llm_jax.data.sources import Source
+from llm_jax.experiment import Finding, Report
 from llm_jax.inference.word_vectors import WordVectors, check_pairs, check_word, word_id
 from llm_jax.models.word2vec import Word2Vec
-from llm_jax.reports.base import Finding, Report
 from llm_jax.reports.text import Finished
 
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from llm_jax.core.arrays import HostBatch
 from llm_jax.core.parts import conform
 from llm_jax.core.seeds import random_key
 from llm_jax.data.loader import interleaved
 from llm_jax.data.pipeline import SplitName
-from llm_jax.data.presentation import Batch
 from llm_jax.engine.step import Program
 from llm_jax.inference.sampling import Sampler
 from llm_jax.models.model import Generator
@@ -55,13 +55,13 @@ class Author:
         self, params: Any, frozen: Any, prompts: Sequence[Prompt], sampler: Sampler, key_B: jax.Array,
         logps_at: float | None = None,
     ) -> Completions:  # fmt: skip
-        precision: Any = self.program.experiment.precision
+        precision = self.program.experiment.precision
         return write(
             self.model, self.program.whole(params, frozen), self.tokenizer, prompts, sampler=sampler, key_B=key_B,
             max_tokens=self.data.max_tokens, dtype=precision.compute, logps_at=logps_at,
         )  # fmt: skip
 
-    def known(self, params: Any, frozen: Any, completions: Completions) -> Batch:
+    def known(self, params: Any, frozen: Any, completions: Completions) -> HostBatch:
         """Rows with their rewards, and what the model says of them now."""
         bytes_V = np.asarray(self.tokenizer.bytes_V, np.int32)
         laid = completions.laid(self.data.length, self.tokenizer.padding, bytes_V, self.policy.reads_end())
@@ -102,7 +102,7 @@ class HeldOut:
     def __len__(self) -> int:
         return -(-len(self.prompts) // self.data.batch)
 
-    def __call__(self, program: Program, params: Any, frozen: Any) -> Iterator[Batch]:
+    def __call__(self, program: Program, params: Any, frozen: Any) -> Iterator[HostBatch]:
         if self._author is None or self._author.program is not program:
             self._author = Author(self.data, program, self.tokenizer)
         author, rows, self.samples = self._author, self.data.batch, []

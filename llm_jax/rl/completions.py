@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from llm_jax.core.arrays import HostBatch
 from llm_jax.core.errors import InputError
 from llm_jax.core.parts import conform
 from llm_jax.data.documents import Conversation, Document, Example, Preference, Rendering
-from llm_jax.data.presentation import Batch, blank
+from llm_jax.data.presentation import blank
 from llm_jax.inference.generate import Generation, prepare, row_keys
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.inference.sampling import Sampler
@@ -115,7 +116,7 @@ class Completions:
         """The share of them that did not end."""
         return 1 - float(self.ended_B.mean())
 
-    def laid(self, length: int, pad: int, bytes_V: np.ndarray, reads_end: bool = False) -> Batch:
+    def laid(self, length: int, pad: int, bytes_V: np.ndarray, reads_end: bool = False) -> HostBatch:
         """Rows of `length` tokens, one completion each; the targets that were drawn have weight 1.
 
         `reads_end`: the last token has a place among the inputs too, where there is room, without a target.

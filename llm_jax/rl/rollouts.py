@@ -16,13 +16,14 @@ import jax
 import numpy as np
 from absl import logging
 
+from llm_jax.core.arrays import HostBatch
 from llm_jax.core.errors import InputError
 from llm_jax.core.files import digest
 from llm_jax.core.parts import Count, Number, Positive, Size, show
 from llm_jax.core.serialization import to_json
 from llm_jax.data.loader import Mixed, permuted
 from llm_jax.data.pipeline import Data, SplitName
-from llm_jax.data.presentation import Batch, blank
+from llm_jax.data.presentation import blank
 from llm_jax.engine.step import Program
 from llm_jax.inference.sampling import Sampler, Sampling
 from llm_jax.objectives.policy import Rollout
@@ -181,7 +182,7 @@ class Rollouts(Data):
         kinds = [reward.called() for reward in self.judges]
         return [f"reward_{kind}_{i}_B" for i, kind in enumerate(kinds)] if len(kinds) > 1 else []
 
-    def judged(self, completions: Completions, ready: Sequence[Reward]) -> Batch:
+    def judged(self, completions: Completions, ready: Sequence[Reward]) -> HostBatch:
         """The rewards of each row, in float64."""
         each = [completions.scored(reward) for reward in ready]
         weights = self.weights or (1.0,) * len(each)
@@ -191,7 +192,7 @@ class Rollouts(Data):
         return dict(zip(self.reward_names(), each, strict=False)) | dict(reward_B=total_B)
 
 
-class RolloutIterator(Iterator[Batch]):
+class RolloutIterator(Iterator[HostBatch]):
     """Endless batches. Its state is how many were seen, and the rollout that is not used up: its weights are gone."""
 
     def __init__(self, data: Rollouts, program: Program, tokenizer: Tokenizer, seed: int):
@@ -201,7 +202,7 @@ class RolloutIterator(Iterator[Batch]):
         data.check_room(self._prompts, tokenizer)
         self._seen = 0
         self._coefficient = self._author.policy.first_coefficient()
-        self._rollout: Batch | None = None
+        self._rollout: HostBatch | None = None
         self._mixed = Mixed([weight for _, weight in data.source.components()])
         free = dataclasses.replace(data, evaluation_batches=None, shown=0, answers=Sampling())
         ids = [prompt.ids for part in self._prompts for prompt in part]
@@ -213,7 +214,7 @@ class RolloutIterator(Iterator[Batch]):
         """Batches that are made of one rollout."""
         return self._data.batches * self._data.updates
 
-    def next(self, state: Any, waiting: AbstractContextManager[None] = contextlib.nullcontext()) -> Batch:
+    def next(self, state: Any, waiting: AbstractContextManager[None] = contextlib.nullcontext()) -> HostBatch:
         """The next batch; where a rollout is used up, the model of `state` makes another."""
         number, place = divmod(self._seen, self._each)
         if self._rollout is None:
@@ -230,10 +231,10 @@ class RolloutIterator(Iterator[Batch]):
             self._rollout = None
         return batch
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> HostBatch:
         raise TypeError("rollouts depend on the state of the training: call next(state)")
 
-    def _make(self, number: int, state: Any) -> tuple[Batch, float]:
+    def _make(self, number: int, state: Any) -> tuple[HostBatch, float]:
         """A rollout, and the coefficient of the KL after it."""
         data = self._data
         rows = data.batch * data.batches
@@ -257,7 +258,7 @@ class RolloutIterator(Iterator[Batch]):
             (index,) = permuted(np.array([index]), len(prompts), (self._seed, int(epoch), int(component)))
         return prompts[index]
 
-    def _credited(self, known: Batch) -> tuple[Batch, float]:
+    def _credited(self, known: HostBatch) -> tuple[HostBatch, float]:
         """With advantages, all in float32; and the coefficient of the KL that follows from it."""
         exact = {name: known[name].astype(np.float64) for name in ("reward_B", "weight_BT", "ended_B", *RECALLED)}
         rollout = Rollout(**exact, group=self._data.group)
@@ -292,7 +293,7 @@ class RolloutIterator(Iterator[Batch]):
         """Nothing to end: the model itself is the worker."""
 
 
-def sampling_difference(logps: Sequence[Sequence[float]], known: Batch) -> Batch:
+def sampling_difference(logps: Sequence[Sequence[float]], known: HostBatch) -> HostBatch:
     """How far the sampler's log-probabilities of drawn tokens are from the training's: the mean, and the largest."""
     drawn_BT = known["weight_BT"] > 0
     difference = np.abs(np.concatenate([np.asarray(each, np.float32) for each in logps]) - known["old_BT"][drawn_BT])
@@ -300,14 +301,14 @@ def sampling_difference(logps: Sequence[Sequence[float]], known: Batch) -> Batch
     return {name: np.full(len(logps), number) for name, number in zip(SAMPLING, both, strict=True)}
 
 
-def _packed(arrays: Batch) -> str:
+def _packed(arrays: HostBatch) -> str:
     """Arrays as text: a compressed .npz, the same for the same arrays."""
     file = io.BytesIO()
     np.savez_compressed(file, **cast(Any, arrays))
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _unpacked(text: str) -> Batch:
+def _unpacked(text: str) -> HostBatch:
     with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as file:
         return dict(file)
 

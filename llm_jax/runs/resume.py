@@ -64,5 +64,5 @@ def _differ(experiment: Experiment, one: int, other: int, first: int) -> bool:
 
 
 def _rate(experiment: Experiment, step: int, steps: int) -> float:
-    optimizer: Any = experiment.optimizer
+    optimizer = experiment.optimizer
     return float(optimizer.rate(jnp.int32(step), steps))

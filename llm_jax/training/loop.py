@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 
+from llm_jax.core.arrays import HostBatch
 from llm_jax.core.errors import InputError, nearest
+from llm_jax.core.parts import check
 from llm_jax.core.runtime import set_up
 from llm_jax.core.workers import not_in_worker
-from llm_jax.data.presentation import Batch
-from llm_jax.engine.check import check_families, check_openings
+from llm_jax.engine.check import check_labels, check_openings
 from llm_jax.engine.evaluation import best_mode, evaluate, means
 from llm_jax.engine.init_from import begin, equip, first_tokenizer, inherit
 from llm_jax.engine.labels import with_labels
@@ -58,7 +59,7 @@ def train(experiment: Experiment, workdir: str | Path) -> TrainState:
     """
     not_in_worker()
     set_up()
-    check_families(experiment)
+    experiment = check_labels(check(experiment))
     experiment, said = resumed(inherit(experiment, workdir), workdir)
     experiment = with_labels(experiment, workdir)
     with Run.open(workdir, experiment.manifest()) as run:
@@ -85,8 +86,8 @@ class Training:
         self.program, self.tokenizer = program, tokenizer
         self.run, self.checkpoints, self.display = run, checkpoints, display
         self.experiment = program.experiment
-        data: Any = self.experiment.data
-        objective: Any = self.experiment.objective
+        data = self.experiment.data
+        objective = self.experiment.objective
         for split in ("train", "validation"):
             objective.check(self.experiment.model, data.documents(split))
         check_reports(Finished(self.experiment, tokenizer, params=None))
@@ -164,7 +165,7 @@ class Training:
         self.display.note(f"going on from step {found.step}")
         return dataclasses.replace(found.state, frozen=kept(self.run, template.frozen))
 
-    def _step(self, step: int, state: TrainState, batch: Batch) -> TrainState:
+    def _step(self, step: int, state: TrainState, batch: HostBatch) -> TrainState:
         experiment, last = self.experiment, step == self.experiment.steps
         state, metrics = self.program.update(state, place(batch, self.program.mesh))
         self._demand_targets()  # of the step before: it is computed, so the device need not wait for the answer
@@ -232,7 +233,7 @@ class Training:
             self._write(step, "train", found)
 
     def _means(self, state: TrainState) -> dict[str, float]:
-        objective: Any = self.experiment.objective
+        objective = self.experiment.objective
         return means(state.sums, objective.likelihood)
 
     def _newest(self) -> str:
@@ -286,5 +287,5 @@ def _unmeasured(experiment: Experiment) -> str | None:
 
 
 def _mesh(experiment: Experiment) -> Any:
-    layout: Any = experiment.layout
+    layout = experiment.layout
     return layout.mesh()

@@ -61,9 +61,9 @@ def summary(experiment: Experiment) -> str:
 
 def trained(program: Program) -> list[str]:
     """How many parameters are trained, and what the frozen ones take, where there are any."""
-    if program.experiment.tuning is None:
-        return []
     moved, frozen = program.parted
+    if not frozen:
+        return []
     size, stored = count(moved), sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(frozen))
     return [
         f"{size:,} parameters are trained, {size / count(program.boxed):.2%} of the model's number; "

@@ -113,10 +113,10 @@ class Speed:
     """Counts steps and the seconds that they took, without the first (it compiles) and without pauses."""
 
     def __init__(self, program: Program):
-        data: Any = program.experiment.data
-        precision: Any = program.experiment.precision
+        data = program.experiment.data
+        precision = program.experiment.precision
         self._tokens = data.batch * data.length
-        model: Any = program.experiment.model
+        model = program.experiment.model
         self._flops = self._tokens * model.flops_per_token(program.boxed, data.length)
         self._dtype, self._processors = precision.compute, processors(program.mesh)
         peak, self._source = peak_flops(self._dtype)

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from benchmarks import bench
 from benchmarks.bench import Result, alternate, main, measure, ratio, table
 from benchmarks.contender import SHAPES, Shape
-from benchmarks import bench
 from llm_jax.core.errors import InputError
 from llm_jax.core.parts import override
 

@@ -28,6 +28,7 @@ from llm_jax.data.preferences import Pairs
 from llm_jax.data.presentation import WithLabel
 from llm_jax.data.sources import Source
 from llm_jax.engine.trained import Finished
+from llm_jax.experiment import Report
 from llm_jax.layers.attention import Attention, CrossAttention
 from llm_jax.layers.block import Block
 from llm_jax.layers.embedding import Embed
@@ -46,7 +47,6 @@ from llm_jax.models.vision import Captioner, ImageEncoder, Patches
 from llm_jax.models.word2vec import Word2Vec
 from llm_jax.objectives.next_token import NextToken
 from llm_jax.optim.precision import Precision
-from llm_jax.reports.base import Report
 from llm_jax.rl.rollouts import ExactAnswer
 from llm_jax.text.chat import Message
 from llm_jax.text.recipes import Characters, Words

@@ -19,7 +19,7 @@ import pytest
 
 import llm_jax
 from llm_jax import experiment
-from llm_jax.core import parts, serialization
+from llm_jax.core import parts, serialization, user_modules
 from llm_jax.core.errors import InputError
 from llm_jax.core.parts import Part, Size
 from llm_jax.experiment import Experiment
@@ -155,7 +155,7 @@ def written(value: object) -> str:
     return repr(value)
 
 
-for name in experiment.names():  # their parts too
+for name in user_modules.list_names():  # their parts too
     experiment.get(name)
 EVERYTHING = sorted(
     {

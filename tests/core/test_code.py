@@ -9,8 +9,8 @@ from llm_jax.core import code
 from llm_jax.core.code import code_hash
 from llm_jax.core.errors import InputError
 from llm_jax.core.parts import ROOT, Part
+from llm_jax.core.user_modules import load_module
 from llm_jax.data.cache import Corpus
-from llm_jax.experiment import load_module
 from llm_jax.text.chat import ChatTemplate
 
 
@@ -20,7 +20,7 @@ def fresh(monkeypatch):
     code._source.cache_clear()
     code._installed.cache_clear()
     monkeypatch.setattr(code, "STARTED", float("inf"))
-    monkeypatch.setattr("llm_jax.experiment._sources", {})  # workers of later tests are not sent these files
+    monkeypatch.setattr("llm_jax.core.user_modules._sources", {})  # workers of later tests are not sent these files
     yield
     code._source.cache_clear()
     code._installed.cache_clear()

@@ -11,12 +11,12 @@ from absl import logging
 
 from llm_jax.core import code
 from llm_jax.core.errors import InputError
+from llm_jax.core.user_modules import load_module
 from llm_jax.data import cache
 from llm_jax.data.documents import Conversation, Example, Rendering, Text
 from llm_jax.data.pipeline import Data
 from llm_jax.data.sources import Source
 from llm_jax.data.split import ByHash
-from llm_jax.experiment import load_module
 from llm_jax.text.chat import Message
 from llm_jax.text.recipes import Bpe, Bytes
 
@@ -237,7 +237,7 @@ class Recipe(Bpe):
 def own(tmp_path, monkeypatch):
     """Loads a user's file with one place of it changed, as a new process does that begins after the change."""
     monkeypatch.setattr(code, "STARTED", math.inf)
-    monkeypatch.setattr("llm_jax.experiment._sources", {})  # workers of later tests are not sent these files
+    monkeypatch.setattr("llm_jax.core.user_modules._sources", {})  # workers of later tests are not sent these files
 
     def load(after="", **said):
         path = tmp_path / "cache_own.py"

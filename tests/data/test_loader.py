@@ -224,7 +224,7 @@ from llm_jax.text.recipes import Bytes
 
 if __name__ == "__main__":
     own = pathlib.Path({own!r})
-    module = experiment.load_module(own)
+    module = user_modules.load_module(own)
     own.write_text("raise RuntimeError('edited since it was run')")
     data = Data(TextFiles(path={path!r}, separator="."), length=8, batch=2, workers=2, presentation=module.Reversed(3))
     batches = data.train(data.prepare(Bytes()), seed=0)

@@ -13,6 +13,7 @@ import pytest
 
 from llm_jax import experiment as experiments
 from llm_jax.__main__ import VERBS, main
+from llm_jax.core import user_modules
 from llm_jax.models.presets import PRESETS
 from llm_jax.text.tokenizer import load_tokenizer
 
@@ -316,7 +317,7 @@ def test_help_of_all(capsys):
 def test_list_has_every_question_and_every_preset(capsys):
     assert main(["llm_jax", "list"]) == 0
     ours, published = (part.splitlines() for part in capsys.readouterr().out.split("\n\n"))
-    assert [line.split()[0] for line in ours] == experiments.names()
+    assert [line.split()[0] for line in ours] == user_modules.list_names()
     assert all("?" in line for line in ours)
     assert published[0].startswith("published models")
     assert [line.split()[0] for line in published[1:]] == list(PRESETS)

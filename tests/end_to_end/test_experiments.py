@@ -11,7 +11,7 @@ import pytest
 import llm_jax
 from experiments.dpo_base import Sorted
 from experiments.word2vec_planted import PlantedPairs, PlantedQuestions
-from llm_jax import experiment as experiments
+from llm_jax.core import user_modules
 from llm_jax.core.errors import InputError
 from llm_jax.core.parts import transform
 from llm_jax.data.denoising import Denoising
@@ -223,15 +223,15 @@ def small(tmp_path_factory, begun, standing_in):
     return make
 
 
-@pytest.mark.parametrize("name", experiments.names())
+@pytest.mark.parametrize("name", user_modules.list_names())
 def test_manifest_and_question(name):
     found = llm_jax.get(name)
     assert found.name == name
     assert Experiment.of(json.loads(json.dumps(found.manifest()))) == found
-    assert "?" in experiments.question(name)
+    assert "?" in user_modules.description(name)
 
 
-@pytest.mark.parametrize("name", experiments.names())
+@pytest.mark.parametrize("name", user_modules.list_names())
 def test_two_shrunken_steps(name, small, tmp_path, capfd):
     experiment = small(name)
     said = summary(experiment)
@@ -282,7 +282,7 @@ def test_two_shrunken_steps(name, small, tmp_path, capfd):
             llm_jax.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", experiments.names())
+@pytest.mark.parametrize("name", user_modules.list_names())
 def test_shapes_at_full_size(name, begun, standing_in):
     found, tokenizer = standing_in(llm_jax.get(name)), load_tokenizer("gpt2")
     found = inherit(found.override({"init_from": begun(name)}) if goes_on(found) else found)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax import experiment
+from llm_jax.core import user_modules
 from llm_jax.models.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def test_make_target_exists(target: str):
 
 @pytest.mark.parametrize("name", sorted(set(NAMED)))
 def test_experiment_or_preset_exists(name: str):
-    assert name in experiment.names() or name in PRESETS
+    assert name in user_modules.list_names() or name in PRESETS
 
 
 @pytest.mark.parametrize("words", OURS, ids=" ".join)

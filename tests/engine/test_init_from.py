@@ -62,7 +62,7 @@ def on(tiny: Experiment, base: Path, **changes: Any) -> Experiment:
 
 def program_of(experiment: Experiment, vocabulary: Any) -> Program:
     filled = fill(inherit(experiment), vocabulary)
-    return Program(filled, filled.layout.mesh())  # pyright: ignore[reportAttributeAccessIssue]
+    return Program(filled, filled.layout.mesh())
 
 
 def test_it_begins_with_the_average_of_the_newest_checkpoint(tiny, base):
@@ -195,4 +195,4 @@ def test_a_win_rate_of_runs_that_have_ended_is_measured(tiny, base, tmp_path, ca
     assert main(["llm_jax", "eval", f"--workdir={ours}", f"--set={report}", "--set=data.rendering.bos=True"]) == 2
     assert f"{judge} has data.rendering.bos=False, this run True: let both begin" in capsys.readouterr().err
     told = tiny.override({"report": (WinRate(Pretrained(str(judge)), Pretrained(str(base))),)})
-    assert Program(told, told.layout.mesh()).pretrained == {}  # pyright: ignore[reportAttributeAccessIssue]
+    assert Program(told, told.layout.mesh()).pretrained == {}

@@ -11,13 +11,13 @@ import torch
 import transformers
 from gguf import MODEL_ARCH
 from gguf import GGMLQuantizationType as Type
-from llm_jax.interop.gguf.architectures import ARCHITECTURES
-from llm_jax.interop.gguf.reader import Gguf
 
 from llm_jax.core.errors import InputError
 from llm_jax.interop import import_
 from llm_jax.interop.checkpoint import open_source
 from llm_jax.interop.configs.rope import read
+from llm_jax.interop.gguf.architectures import ARCHITECTURES
+from llm_jax.interop.gguf.reader import Gguf
 from llm_jax.interop.import_ import import_model, load
 from llm_jax.interop.tokenizers.import_ import import_tokenizer
 from llm_jax.layers.positions import YarnScaling

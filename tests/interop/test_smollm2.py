@@ -10,7 +10,6 @@ import peft
 import pytest
 import torch
 import transformers
-from llm_jax.interop.gguf.reader import Gguf
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 import llm_jax
@@ -19,6 +18,7 @@ from llm_jax.engine.init_from import begin, first_tokenizer, inherit
 from llm_jax.engine.step import Program, fill
 from llm_jax.inference.generate import Generation, row_keys
 from llm_jax.inference.sampling import Sampling
+from llm_jax.interop.gguf.reader import Gguf
 from llm_jax.interop.import_ import import_model, load
 from llm_jax.interop.peft import export_adapter
 from llm_jax.runs import metrics

@@ -112,7 +112,7 @@ def test_another_right_answer_is_no_rival(experiment, batch):
 
 
 def gradients(experiment: Experiment, batch: Any, **changes: Any) -> tuple[Any, Any]:
-    program = Program(experiment.override(changes), experiment.override(changes).layout.mesh())  # pyright: ignore
+    program = Program(experiment.override(changes), experiment.override(changes).layout.mesh())
     state = program.begin()
     with jax.set_mesh(program.mesh):
         found = jax.jit(program._gradients)(state, place(batch, program.mesh), jax.random.key(7))
@@ -156,7 +156,7 @@ def test_the_whole_batch_counts_by_microbatches_and_over_devices(experiment, bat
 def test_both_passes_of_a_piece_drop_the_same(experiment, batch):
     """The gradient by pieces is that of the loss which is differentiated at once, with the pieces' keys."""
     found, sums = gradients(experiment, batch, microbatches=2)
-    program = Program(experiment, experiment.layout.mesh())  # pyright: ignore
+    program = Program(experiment, experiment.layout.mesh())
     params, keys = program.begin().params, jax.random.split(jax.random.key(7), 2)
     pieces = [{name: array[i::2] for name, array in batch.items()} for i in range(2)]
 

@@ -77,7 +77,7 @@ def experiment(objective: Any, model: Any = DECODER, **settings: Any) -> Experim
 
 def stepped(made: Experiment, batches: Any) -> Any:
     """The state after a step for each batch, and the sums of each."""
-    program = Program(made.override({"log_every": 1}), made.layout.mesh())  # pyright: ignore[reportAttributeAccessIssue]
+    program = Program(made.override({"log_every": 1}), made.layout.mesh())
     state, sums = program.begin(), []
     for batch in batches:
         with jax.set_mesh(program.mesh):
@@ -96,7 +96,7 @@ def test_training_begins_with_no_preference(compute, batches):
         (BradleyTerry(), judge, math.log(2)),
     ):  # fmt: skip
         made = experiment(objective, model, precision=Precision(compute))
-        program = Program(made, made.layout.mesh())  # pyright: ignore[reportAttributeAccessIssue]
+        program = Program(made, made.layout.mesh())
         state = program.begin()
         sums = jax.device_get(program.measure(state.params, state.frozen, batches[0]))
         assert sums["weight"] == 8 and sums["loss"] == 8 * np.float32(loss)

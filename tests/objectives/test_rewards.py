@@ -14,8 +14,8 @@ import pytest
 from llm_jax.__main__ import main
 from llm_jax.core.errors import InputError
 from llm_jax.core.serialization import from_json, parse, to_json
+from llm_jax.core.user_modules import load_module
 from llm_jax.data.documents import Conversation, Example, Preference
-from llm_jax.experiment import load_module
 from llm_jax.objectives import rewards
 from llm_jax.objectives.reward import Reward, scores
 from llm_jax.objectives.rewards import ExactAnswer, Function, as_reward
@@ -164,7 +164,7 @@ def test_a_reward_that_cannot_be_asked_is_refused():
     [
         ("os:system", r"names 'os:system', which is no part of this project: pass the file .* with --modules"),
         ("another.py:f", r"names 'user_another:f', which is no part of this project: pass the file"),
-        ("llm_jax.experiment:load_module", "which is no function of an experiment or a file of yours"),
+        ("llm_jax.core.user_modules:load_module", "which is no function of an experiment or a file of yours"),
         ("brevity", "a reward names 'brevity', which is no part of this project"),
     ],
 )

@@ -15,6 +15,7 @@ import pytest
 from llm_jax.core.dims import Fill
 from llm_jax.core.errors import InputError
 from llm_jax.core.quantized import Nf4, is_quantized, plain
+from llm_jax.core.user_modules import load_module
 from llm_jax.data.packing import One
 from llm_jax.data.pipeline import Data
 from llm_jax.data.preferences import Pairs
@@ -23,7 +24,7 @@ from llm_jax.engine.evaluation import evaluate
 from llm_jax.engine.init_from import begin, inherit
 from llm_jax.engine.restore import restore
 from llm_jax.engine.step import Program, fill
-from llm_jax.experiment import Experiment, load_module
+from llm_jax.experiment import Experiment
 from llm_jax.interop.peft import export_adapter
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
@@ -40,13 +41,15 @@ from llm_jax.objectives.preferences import BradleyTerry
 from llm_jax.optim.lora import Dora, Lora
 from llm_jax.optim.optimizers import AdamW
 from llm_jax.optim.schedules import Constant
-from llm_jax.optim.trainable import TUNINGS, Frozen, Only, leaves, merge, part, tree
+from llm_jax.optim.lora import ADAPTERS
+from llm_jax.optim.trainable import TUNINGS, Frozen, Only, TrainAll, leaves, merge, part, tree
 from llm_jax.runs.metrics import read
 from llm_jax.text.kept import Kept
 from llm_jax.text.recipes import Bytes, Characters
 from llm_jax.training.loop import train
 
-EXAMPLES = {  # of every entry of the table
+EXAMPLES = {  # of every entry of the tables
+    "TrainAll": TrainAll(),
     "Only": Only(("stack.*.query.*", "norm.scale")),
     "Frozen": Frozen(("embed.*", "*.ffn.*")),
     "Lora": Lora(2, paths=("*.query.kernel", "*.ffn.*.kernel"), also=("norm.scale",)),
@@ -104,7 +107,7 @@ def own(tmp_path_factory) -> Any:
 
 
 def test_every_entry_has_an_example():
-    assert EXAMPLES.keys() == TUNINGS.keys()
+    assert EXAMPLES.keys() == (TUNINGS | ADAPTERS).keys()
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +181,7 @@ def test_another_objective_than_the_runs_sees_its_reference(tiny, base, own, tmp
 def test_it_sees_the_reference_and_the_teacher(tiny, base, own):
     experiment = on(tiny, base, objective=own.Anchored(teacher=Pretrained(str(base))))
     filled = fill(inherit(experiment), tokenizer := Bytes().train([]))
-    program = Program(filled, filled.layout.mesh(), tokenizer)  # pyright: ignore[reportAttributeAccessIssue]
+    program = Program(filled, filled.layout.mesh(), tokenizer)
     state = begin(program)
     sums = program.measure(state.params, state.frozen, filled.data.blank(8))  # pyright: ignore[reportAttributeAccessIssue]
     assert float(sums["moved"]) == 0
@@ -188,7 +191,7 @@ def test_it_sees_the_reference_and_the_teacher(tiny, base, own):
 def test_a_head_is_drawn_on_a_trunk_of_another_run(tiny, base, own):
     experiment = on(tiny, base, model=Scorer(Inherited()), objective=own.Quiet())
     filled = fill(inherit(experiment), tokenizer := Bytes().train([]))
-    program = Program(filled, filled.layout.mesh(), tokenizer)  # pyright: ignore[reportAttributeAccessIssue]
+    program = Program(filled, filled.layout.mesh(), tokenizer)
     params = begin(program).params
     same(params["backbone"], restore(base)[2])
     assert params["head"]["kernel"].shape == (16, 1)

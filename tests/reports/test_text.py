@@ -7,6 +7,7 @@ import sacrebleu
 
 from llm_jax.core.errors import InputError
 from llm_jax.data.documents import Conversation, Example, Rendering, Text
+from llm_jax.experiment import Finding, Report
 from llm_jax.inference.language_model import LanguageModel
 from llm_jax.layers.attention import Attention
 from llm_jax.layers.block import Block
@@ -18,7 +19,7 @@ from llm_jax.models.decoder import Decoder
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.stack import Stack
 from llm_jax.models.transformer import Side
-from llm_jax.reports.base import Finding, Report, findings
+from llm_jax.reports.base import findings
 from llm_jax.reports.text import Bleu, ExactMatch, SampledConversations, Samples
 from llm_jax.text.calls import Call
 from llm_jax.text.chat import Message

@@ -9,7 +9,7 @@ import pytest
 from llm_jax import experiment as experiments
 from llm_jax.core.files import digest
 from llm_jax.core.errors import InputError
-from llm_jax.experiment import load_module, user_sources
+from llm_jax.core.user_modules import (load_module, user_sources)
 from llm_jax.runs.checkpoints import Checkpoints
 from llm_jax.runs.record import (record, recorded, sessions)
 from llm_jax.runs.folder import Run

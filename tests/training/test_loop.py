@@ -9,7 +9,7 @@ import pytest
 from llm_jax.core.errors import InputError
 from llm_jax.engine.evaluation import best_mode, evaluate
 from llm_jax.engine.restore import restore
-from llm_jax.reports.base import Report
+from llm_jax.experiment import Report
 from llm_jax.reports.text import Compression
 from llm_jax.training.loop import train
 

@@ -10,6 +10,7 @@ import pytest
 
 import llm_jax
 from llm_jax.__main__ import main
+from llm_jax.core import user_modules
 from llm_jax.core.errors import InputError
 from llm_jax.experiment import Experiment
 from llm_jax.layers.attention import Attention, CrossAttention
@@ -184,9 +185,8 @@ def test_show_of_a_preset_takes_settings(capsys):
 
 
 def test_names_of_presets_are_their_own(capsys):
-    from llm_jax import experiment
 
-    assert not set(presets.PRESETS) & set(experiment.names())
+    assert not set(presets.PRESETS) & set(user_modules.list_names())
     assert main(["llm_jax", "show", "gtp2"]) == 2
     assert "no experiment or preset named 'gtp2': did you mean 'gpt2'?" in capsys.readouterr().err
     assert main(["llm_jax", "train", "gpt2", "--workdir=nowhere"]) == 2
