@@ -1,0 +1,1 @@
+from ..tiny import batches, stepper, tiny, tokenizer  # noqa: F401
