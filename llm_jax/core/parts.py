@@ -324,7 +324,10 @@ def override(part: Any, path: str, value: Any, where: str = "") -> Any:
 def _replacement(old: Any, declared: Any, rest: str, value: Any, at: str) -> Any:
     if rest:
         return conform(override(old, rest, value, at), declared, at)
-    return conform(value, declared, at)
+    value = conform(value, declared, at)
+    if is_part(old) and is_part(value) and declared in (Part, nn.Module):
+        conform(value, family(type(old)), at)
+    return value
 
 
 def walk(part: Any, path: str = "") -> Iterator[tuple[str, Any]]:

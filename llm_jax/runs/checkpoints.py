@@ -27,13 +27,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from llm_jax.core.errors import InputError, nearest
 from llm_jax.core.files import delete, parse_json, unused
-from llm_jax.core.errors import (InputError, nearest)
-from llm_jax.runs.checkpoint_files import (checkpoint_path, half_saved, in_use, put_aside, saved_steps, unfinished)
-from llm_jax.runs.checksums import (damage, seal, sync)
+from llm_jax.runs.checkpoint_files import checkpoint_path, half_saved, in_use, put_aside, saved_steps, unfinished
+from llm_jax.runs.checksums import damage, seal, sync
 from llm_jax.runs.disk import space_for
 from llm_jax.runs.metrics import plain
-from llm_jax.runs.pytrees import (held_logs, load, save_async)
+from llm_jax.runs.pytrees import held_logs, load, save_async
 
 Found = TypeVar("Found")
 UNKNOWN, NONE = (1, -math.inf), (2, 0.0)  # ranks: the first whose step is not known, and that of no metric

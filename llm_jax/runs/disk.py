@@ -1,16 +1,15 @@
 """A full disk, told in one line; lines appended whole; and the lock by which one process writes in a folder."""
 
 from __future__ import annotations
+
 import contextlib
 import errno
-import fcntl
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+
 from llm_jax.core.errors import InputError
-
-
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.files import digest, parse_json
 from llm_jax.core.parts import show
-from llm_jax.core.errors import InputError
 from llm_jax.experiment import Experiment
-from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
-from llm_jax.runs.checkpoint_files import (checkpoint_path, saved_steps)
+from llm_jax.runs.checkpoint_files import checkpoint_path, saved_steps
 from llm_jax.runs.checksums import SEAL
-from llm_jax.runs.folder import (MAY_DIFFER, Run, differences)
+from llm_jax.runs.folder import MAY_DIFFER, Run, differences
+from llm_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 
 def beside(run: Run) -> dict[str, str | None]:

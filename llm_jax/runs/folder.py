@@ -8,12 +8,12 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.files import delete, parse_json, reading, user_path, write_atomically
 from llm_jax.core.parts import show
-from llm_jax.core.errors import InputError
 from llm_jax.runs.checkpoint_files import saved_steps
-from llm_jax.runs.lock import only_writer
 from llm_jax.runs.disk import space_for
+from llm_jax.runs.lock import only_writer
 
 MAY_DIFFER = frozenset(
     {

@@ -1,16 +1,14 @@
 """The lock by which one process writes in a folder."""
 
 from __future__ import annotations
+
 import contextlib
-import errno
 import fcntl
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
+
 from llm_jax.core.errors import InputError
-
-
 
 _locked: set[Path] = set()  # a record lock does not exclude its own process, so that is remembered here
 

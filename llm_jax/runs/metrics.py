@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_jax.core.files import parse_json, write_atomically
 from llm_jax.core.errors import InputError
-from llm_jax.runs.disk import (append_lines, space_for)
+from llm_jax.core.files import parse_json, write_atomically
+from llm_jax.runs.disk import append_lines, space_for
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from llm_jax.core.errors import (InputError, nearest)
+from llm_jax.core.errors import InputError, nearest
 
 
 def save_async(path: Path, state: Any) -> Any:

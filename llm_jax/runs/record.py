@@ -20,13 +20,13 @@ from typing import Any
 
 import jax
 
+from llm_jax.core.errors import InputError
 from llm_jax.core.files import cache_folder, parse_json, read_json_lines, reading, user_path, write_atomically
 from llm_jax.core.parts import ROOT
-from llm_jax.core.errors import InputError
+from llm_jax.core.user_modules import load_module, module_name, user_sources
 from llm_jax.experiment import Experiment
-from llm_jax.core.user_modules import (load_module, module_name, user_sources)
-from llm_jax.runs.checkpoint_files import (checkpoint_path, saved_steps)
-from llm_jax.runs.disk import (append_lines, space_for)
+from llm_jax.runs.checkpoint_files import checkpoint_path, saved_steps
+from llm_jax.runs.disk import append_lines, space_for
 from llm_jax.runs.folder import Run
 
 

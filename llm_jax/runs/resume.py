@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 
-from llm_jax.core.files import user_path
 from llm_jax.core.errors import InputError
+from llm_jax.core.files import user_path
 from llm_jax.experiment import Experiment
 from llm_jax.runs.checkpoint_files import saved_steps
 from llm_jax.runs.folder import Run

@@ -217,7 +217,7 @@ def test_the_state_of_another_stream_is_refused(words, tokenizer, change):
 
 TRAINING = """
 import os, pathlib, signal, sys, threading, time
-from llm_jax import experiment
+from llm_jax.core import user_modules
 from llm_jax.data.pipeline import Data
 from llm_jax.data.sources import TextFiles
 from llm_jax.text.recipes import Bytes

@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 import pytest
 
-from llm_jax import experiment as experiments
 from llm_jax.__main__ import VERBS, main
 from llm_jax.core import user_modules
 from llm_jax.models.presets import PRESETS
@@ -222,7 +221,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(here, tmp_path, capsy
 
 def forget(monkeypatch, tmp_path, cache):
     """As a new process would begin, of a user with that cache folder."""
-    monkeypatch.setattr(experiments, "_sources", {})
+    monkeypatch.setattr(user_modules, "_sources", {})
     monkeypatch.delitem(sys.modules, "user_own", raising=False)
     monkeypatch.setenv("LLM_JAX_CACHE", str(tmp_path / cache))
 

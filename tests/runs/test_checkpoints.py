@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from llm_jax.core.errors import InputError
 from llm_jax.runs.checkpoints import Checkpoints
-from llm_jax.runs.checksums import (SEAL, seal)
+from llm_jax.runs.checksums import SEAL, seal
 
 MANIFEST = {"part": "llm_jax.experiment:Experiment", "name": "small_gpt", "steps": 10}
 

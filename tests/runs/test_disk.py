@@ -4,7 +4,7 @@ import resource
 import pytest
 
 from llm_jax.core.errors import InputError
-from llm_jax.runs.disk import (append_lines, space_for)
+from llm_jax.runs.disk import append_lines, space_for
 from llm_jax.runs.lock import only_writer
 from llm_jax.runs.metrics import append
 

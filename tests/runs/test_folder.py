@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from llm_jax.core.errors import InputError
-from llm_jax.runs.folder import (Run, differences)
+from llm_jax.runs.folder import Run, differences
 
 
 def manifest(name="small_gpt", repeats=4, positions="Rope", steps=100, rate=0.1, **more):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llm_jax.core.errors import InputError
-from llm_jax.runs.metrics import (MetricsLog, read)
+from llm_jax.runs.metrics import MetricsLog, read
 
 
 @pytest.fixture

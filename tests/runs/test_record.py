@@ -6,13 +6,13 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from llm_jax import experiment as experiments
-from llm_jax.core.files import digest
+from llm_jax.core import user_modules
 from llm_jax.core.errors import InputError
-from llm_jax.core.user_modules import (load_module, user_sources)
+from llm_jax.core.files import digest
+from llm_jax.core.user_modules import load_module, user_sources
 from llm_jax.runs.checkpoints import Checkpoints
-from llm_jax.runs.record import (record, recorded, sessions)
 from llm_jax.runs.folder import Run
+from llm_jax.runs.record import record, recorded, sessions
 
 OWN = "from llm_jax.core.parts import Part\nclass Own(Part):\n    pass\n"
 
@@ -21,7 +21,7 @@ OWN = "from llm_jax.core.parts import Part\nclass Own(Part):\n    pass\n"
 def own(tmp_path, monkeypatch):
     """Loads files of a user's own, and is their folder."""
     monkeypatch.setenv("LLM_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(experiments, "_sources", {})
+    monkeypatch.setattr(user_modules, "_sources", {})
 
     def load(**texts):
         for name, text in texts.items():

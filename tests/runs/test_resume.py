@@ -5,11 +5,11 @@ import json
 import pytest
 
 from llm_jax.core.errors import InputError
-from llm_jax.runs import metrics
-from llm_jax.training.loop import train
 from llm_jax.optim.optimizers import AdamW
-from llm_jax.optim.schedules import (Constant, Cosine, Linear)
+from llm_jax.optim.schedules import Constant, Cosine, Linear
+from llm_jax.runs import metrics
 from llm_jax.runs.resume import resumed
+from llm_jax.training.loop import train
 
 
 def folder(tmp_path, experiment, newest):

@@ -9,6 +9,7 @@ from llm_jax.layers.feedforward import SwiGLU
 from llm_jax.layers.kernels import Auto, Chunked
 from llm_jax.layers.moe import MoE
 from llm_jax.optim.lora import Dora, Lora
+from llm_jax.optim.trainable import TrainAll
 from llm_jax.training.summary import summary
 
 
@@ -31,7 +32,7 @@ def test_the_kernels_that_auto_picks_and_the_active_parameters(tiny):
 
 def test_how_many_parameters_are_trained(tiny):
     """Of rank 2: 2 x (16 + 16) for each of four kernels of attention, and 2 x (16 + 24) for three of feed-forward."""
-    plain, tuned, few = (summary(tiny.override({"tuning": t})) for t in (None, Lora(2), Dora(2, base=Nf4())))
+    plain, tuned, few = (summary(tiny.override({"tuning": t})) for t in (TrainAll(), Lora(2), Dora(2, base=Nf4())))
     total = 272 * 16 + 4 * 16 * 16 + 3 * 16 * 24 + 3 * 16
     assert "trained" not in plain and f"{total:,} parameters\n" in plain
     assert (
