@@ -409,6 +409,14 @@ def test_a_manifest_may_name_only_parts(name):
     assert "\n" not in str(refusal.value)
 
 
+def test_a_manifest_of_an_older_version_says_where_a_part_is_now():
+    with pytest.raises(
+        InputError, match=r"which is llm_jax\.optim\.optimizers:AdamW now: a run of an older version"
+    ) as no:
+        serialization.from_json({"part": "llm_jax.training.optimizers:AdamW"})
+    assert "\n" not in str(no.value)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
