@@ -78,7 +78,7 @@ BYTES = Bytes().train(["a"])
 SHORT_SIDES = {f"model.{side}.stack.repeats": 1 for side in ("encoder", "decoder")}
 SMALLER = {  # where there is no model.stack
     "reward_ratings": {"model.backbone.stack.repeats": 1, "tokenizer.vocabulary": 400, "data.length": 32}
-    | {"data.evaluation_batches": 2},
+    | {"data.source.rounds": 1, "data.evaluation_batches": 2},
     "translate_gru": TRANSLATION | {"model.layers": 1},
     "translate_gru_attention": TRANSLATION | {"model.layers": 1},
     "translate_transformer": TRANSLATION | SHORT_SIDES,
