@@ -14,10 +14,10 @@ from llm_jax.data.sources import Instructions
 from llm_jax.experiment import Experiment
 from llm_jax.models.inherited import Inherited
 from llm_jax.objectives.next_token import NextToken
-from llm_jax.optim.lora import Lora
 from llm_jax.optim.optimizers import AdamW
 from llm_jax.optim.precision import Precision
 from llm_jax.optim.schedules import Cosine
+from llm_jax.optim.trainable import Lora
 from llm_jax.parallel.layout import Layout
 from llm_jax.reports.text import SampledConversations
 from llm_jax.text.kept import Kept

@@ -10,6 +10,9 @@ import pytest
 from llm_jax import experiment as experiments
 from llm_jax.core import user_modules
 from llm_jax.core.errors import InputError
+from llm_jax.core.parts import replace
+from llm_jax.layers.attention import Attention
+from llm_jax.optim.optimizers import AdamW
 
 BLOCK = "model.stack.pattern.0"
 
@@ -127,3 +130,18 @@ def test_a_path_that_no_file_can_have():
     for use in (experiments.get, user_modules.load_module):
         with pytest.raises(InputError, match="File name too long"):
             use("x" * 300 + ".py")
+
+
+def test_a_part_of_the_wrong_family_is_refused_where_it_is_set():
+    made = experiments.get("small_gpt")
+    fields = ("model", "tokenizer", "data", "objective", "optimizer", "layout", "precision", "tuning", "report")
+    for name in fields:
+        wrong = {"optimizer": Attention(1), "report": (AdamW(),)}.get(name, AdamW())
+        with pytest.raises(InputError, match=rf"^{name}(\.0)? must be an? ") as refused:
+            replace(made, **{name: wrong})
+        assert "\n" not in str(refused.value)
+
+
+def test_a_refused_tuning_names_all_there_are():
+    with pytest.raises(InputError, match=r"^tuning must be a Tuning \(Dora, Frozen, Lora, Only, TrainAll\), not None"):
+        experiments.get("small_gpt").override({"tuning": None})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import tomllib
 from pathlib import Path
@@ -39,3 +40,24 @@ def test_each_extra_that_is_named_exists():
         for extra in extras.split(",")
     }
     assert "interop" in named and named <= EXTRAS.keys()
+
+
+def named_in_text() -> list[str]:
+    """What messages and docstrings name by room, module and name: `interop.import_.read`. (`data.` begins settings.)"""
+    rooms = {path.parent.name for path in (ROOT / "llm_jax").glob("*/__init__.py")} - {"data"}
+    name = re.compile(rf"(?<![\w./])(?:llm_jax\.)?((?:{'|'.join(sorted(rooms))})(?:\.[a-z_]+){{2,}})")
+    found: set[str] = set()
+    for path in (ROOT / "llm_jax").rglob("*.py"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if not line.lstrip().startswith(("from ", "import ")):
+                found.update(name.findall(line))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("name", named_in_text())
+def test_what_a_text_names_is_there(name: str):
+    module, _, attribute = f"llm_jax.{name}".rpartition(".")
+    try:
+        importlib.import_module(f"llm_jax.{name}")
+    except ImportError:
+        assert hasattr(importlib.import_module(module), attribute)

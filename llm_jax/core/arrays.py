@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
 
-Params = Any  # nested dicts of arrays by name; before `nn.meta.unbox`, each in a box with its letters
 Batch = Mapping[str, jax.Array]  # by name, with letters: `tokens_BT`
 HostBatch = dict[str, np.ndarray]  # the same in NumPy, before it is placed on devices

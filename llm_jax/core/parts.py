@@ -1,7 +1,7 @@
 """Parts: what experiments are made of. A part is a frozen dataclass, or a linen module (a dataclass too).
 
 An experiment is a tree of parts. This file walks such trees, checks their settings and replaces one by its path;
-`spelling.py` reads and writes them. Neither knows what the parts do.
+`serialization.py` reads and writes them. Neither knows what the parts do.
 """
 
 from __future__ import annotations

@@ -154,12 +154,13 @@ def resolve(name: Any, modules: tuple[str, ...], where: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute, None)
     except (ImportError, ValueError):  # a ValueError: a name that no file can have
-        load_tables()
-        if ours and (moved := catalogue().get(attribute)) is not None:
-            raise InputError(
-                f"{where} names {name!r}, which is {moved.__module__}:{attribute} now: a run of an older version is "
-                "not opened; use that version, or train again"
-            ) from None
+        if ours:
+            load_tables()
+            if (moved := catalogue().get(attribute)) is not None:
+                raise InputError(
+                    f"{where} names {name!r}, which is {moved.__module__}:{attribute} now: a run of an older version "
+                    "cannot be opened; use that version, or train again"
+                ) from None
         raise InputError(f"{where} names {name!r}, but there is no module {module!r} here") from None
 
 

@@ -30,6 +30,11 @@ def description(name: str) -> str:
 
 
 def experiment_path(name: str) -> Path:
+    """The file of a registered experiment, or a user's own file, given by its path.
+
+    Raises:
+      InputError: there is none.
+    """
     if name.endswith(".py"):
         path = user_path(name)
         with reading(path):

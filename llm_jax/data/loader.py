@@ -193,7 +193,7 @@ class Filler:
 
 
 class TrainingBatches(grain.MapDataset):
-    """HostBatch number `first + i` at index i, endlessly; of its rows, those of one process."""
+    """Batch number `first + i` at index i, endlessly; of its rows, those of one process."""
 
     def __init__(self, filler: Filler, mixed: Mixed, batch: int, process: int, processes: int, first: int = 0):
         super().__init__()

@@ -51,8 +51,7 @@ def restore(
     experiment = check_labels(check(experiment))
     tokenizer = run_tokenizer(run)
     experiment = fill(experiment, tokenizer)
-    layout = experiment.layout
-    mesh = layout.mesh()
+    mesh = experiment.layout.mesh()
     free = ("model", "layout", "ema", "best_by", "best_mode")
     saved = dataclasses.replace(before, **{name: getattr(experiment, name) for name in free})
     trained = Program(saved, mesh, tokenizer)

@@ -66,7 +66,7 @@ def open_source(path: str | Path) -> Source:
     path = user_path(path)
     with reading(path):
         if path.is_file() and path.suffix == ".gguf":
-            from llm_jax.interop.gguf.reader import Gguf
+            from llm_jax.interop.gguf.reader import Gguf  # the package `gguf` is an extra
 
             return Gguf(path)
         if path.is_dir():

@@ -122,7 +122,7 @@ def write(
       special: the ids of special tokens that config.json is to name: `bos_token_id` and so on.
       likely: as of `family_for`.
       shard: the most bytes of a file, unless a single tensor is larger.
-      means: what config.json is to say of the scores of a classifier (`interop.classes.described`).
+      means: what config.json is to say of the scores of a classifier (`interop.configs.labels.described`).
       note: called with the size of each tensor in bytes, when it is on its way.
 
     Raises:

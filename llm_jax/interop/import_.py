@@ -112,7 +112,7 @@ def load(
     """The language model of a run's folder, a Hugging Face folder or a .gguf file, to generate and score with.
 
     Args:
-      modules, checkpoint, assignments: as of `training.restore.restore`, for a run.
+      modules, checkpoint, assignments: as of `engine.restore.restore`, for a run.
 
     Raises:
       InputError: there is no model, or it is damaged or of a kind that we do not read.
@@ -151,7 +151,7 @@ def refuse_images(source: Source) -> None:
     if isinstance(model_in(source), ImageEncoder | ImageClassifier):
         raise InputError(
             f"a {source.config['model_type']} reads images and has no tokenizer, so it is no run: in Python, "
-            "interop.imports.read(interop.checkpoint.open_source(FOLDER)) gives its model and parameters"
+            "interop.import_.read(interop.checkpoint.open_source(FOLDER)) gives its model and parameters"
         )
 
 

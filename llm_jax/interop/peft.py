@@ -23,8 +23,7 @@ from llm_jax.interop.export import family_for
 from llm_jax.interop.weights import BLOCK, Names, Theirs, unload
 from llm_jax.models.encoder import Encoder
 from llm_jax.models.model import Model, Translator
-from llm_jax.optim.lora import Dora, Lora
-from llm_jax.optim.trainable import leaves
+from llm_jax.optim.trainable import Dora, Lora, leaves
 from llm_jax.runs.checkpoints import Checkpoints
 from llm_jax.runs.fingerprints import check_belongs, run_tokenizer
 from llm_jax.runs.folder import Run

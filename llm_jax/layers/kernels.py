@@ -113,7 +113,7 @@ class Cudnn(Kernel):
 
     The mask goes in as an array [B, 1, T, S], so memory grows with T x S, if not with the heads. It takes no bias: of
     one that differs from row to row, cuDNN returns no gradient. Its gradients are the same bits at every call if XLA is
-    told to fix the order of sums, as our programs do (`core.process.fix_order`).
+    told to fix the order of sums, as our programs do (`core.runtime.fix_order`).
     """
 
     takes: ClassVar = frozenset(FEATURES) - {"a soft cap", "dropout", "a bias"}

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules, from Optax."""
+"""Optimisers, from Optax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A full disk, told in one line; lines appended whole; and the lock by which one process writes in a folder."""
+"""A full disk, told in one line, and lines appended whole."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def train(experiment: Experiment, workdir: str | Path) -> TrainState:
         tokenizer = prepare_tokenizer(experiment, run)
         experiment = fill(experiment, tokenizer)
         check_openings(experiment)
-        program = Program(experiment, _mesh(experiment), tokenizer)
+        program = Program(experiment, experiment.layout.mesh(), tokenizer)
         checkpoints = Checkpoints(
             run.checkpoints, experiment.manifest(), keep_last=experiment.keep_last, keep_best=experiment.keep_best,
             best_by=experiment.best_by, best_mode=best_mode(experiment),
@@ -284,8 +284,3 @@ def _unmeasured(experiment: Experiment) -> str | None:
         f"save_every={experiment.save_every} is no multiple of eval_every={experiment.eval_every}: the best checkpoint "
         f"is chosen among those that were evaluated at their own step ({which})"
     )
-
-
-def _mesh(experiment: Experiment) -> Any:
-    layout = experiment.layout
-    return layout.mesh()

@@ -38,12 +38,12 @@ def summary(experiment: Experiment) -> str:
     Raises:
       InputError: the experiment cannot be filled in (no data, for a tokenizer that depends on it).
     """
-    data, layout = _any(experiment.data), _any(experiment.layout)
+    data = experiment.data
     experiment = inherit(experiment)
     tokenizer = first_tokenizer(experiment)
     experiment = fill(experiment, tokenizer)
-    program = Program(experiment, layout.mesh(), tokenizer)
-    model = _any(experiment.model)
+    program = Program(experiment, experiment.layout.mesh(), tokenizer)
+    model = experiment.model
     lines = [f"{path} = {value}" for path, value in settings(experiment)]
     lines += ["", *cost(model, program.boxed, data.length), *trained(program)]
     template = program.template
@@ -189,7 +189,3 @@ def caches(model: Generator, context: int) -> list[tuple[str, tuple[int, ...]]]:
                 what = f"each of the last {slots:,}" if rolls else each
             found.setdefault(what, [0] * len(COLUMNS))[column] += size
     return [(what, tuple(sizes)) for what, sizes in found.items()]
-
-
-def _any(part: Any) -> Any:
-    return part

@@ -21,7 +21,7 @@ from llm_jax.core.errors import InputError
 from llm_jax.interop.families import FAMILIES
 from llm_jax.interop.peft import write
 from llm_jax.models.heads import Scorer
-from llm_jax.optim.lora import Dora, Lora
+from llm_jax.optim.trainable import Dora, Lora
 
 from .torch_tensors import boxes, drawn, imported, saved
 

@@ -27,9 +27,8 @@ from llm_jax.models.encoder import Encoder
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.stack import Stack
 from llm_jax.models.transformer import Side
-from llm_jax.optim.lora import Dora, Lora
 from llm_jax.optim.precision import Precision
-from llm_jax.optim.trainable import leaves, tree
+from llm_jax.optim.trainable import Dora, Lora, leaves, tree
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 V, T = 23, 6

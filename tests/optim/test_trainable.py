@@ -38,16 +38,15 @@ from llm_jax.models.inherited import Inherited
 from llm_jax.models.pretrained import Pretrained
 from llm_jax.models.stack import Stack
 from llm_jax.objectives.preferences import BradleyTerry
-from llm_jax.optim.lora import ADAPTERS, Dora, Lora
 from llm_jax.optim.optimizers import AdamW
 from llm_jax.optim.schedules import Constant
-from llm_jax.optim.trainable import TUNINGS, Frozen, Only, TrainAll, leaves, merge, part, tree
+from llm_jax.optim.trainable import TUNINGS, Dora, Frozen, Lora, Only, TrainAll, leaves, merge, part, tree
 from llm_jax.runs.metrics import read
 from llm_jax.text.kept import Kept
 from llm_jax.text.recipes import Bytes, Characters
 from llm_jax.training.loop import train
 
-EXAMPLES = {  # of every entry of the tables
+EXAMPLES = {  # of every entry of the table
     "TrainAll": TrainAll(),
     "Only": Only(("stack.*.query.*", "norm.scale")),
     "Frozen": Frozen(("embed.*", "*.ffn.*")),
@@ -106,7 +105,7 @@ def own(tmp_path_factory) -> Any:
 
 
 def test_every_entry_has_an_example():
-    assert EXAMPLES.keys() == (TUNINGS | ADAPTERS).keys()
+    assert EXAMPLES.keys() == TUNINGS.keys()
 
 
 @pytest.fixture(scope="module")

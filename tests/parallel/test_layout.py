@@ -28,10 +28,10 @@ from llm_jax.models.stack import Stack
 from llm_jax.models.vision import Captioner, ImageClassifier, ImageEncoder, Patches
 from llm_jax.objectives.classification import Classification
 from llm_jax.objectives.next_token import NextToken
-from llm_jax.optim.lora import Dora, Lora
 from llm_jax.optim.optimizers import Adafactor, AdamW, Lion, Muon
 from llm_jax.optim.precision import Precision
 from llm_jax.optim.schedules import Constant
+from llm_jax.optim.trainable import Dora, Lora
 from llm_jax.parallel.layout import Layout, place
 from llm_jax.runs.checkpoints import Checkpoints
 from llm_jax.text.recipes import Bytes

@@ -1,1 +1,1 @@
-from ..tiny import batches, stepper, tiny, tokenizer  # noqa: F401
+from ..tiny import tiny  # noqa: F401

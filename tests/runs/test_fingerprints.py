@@ -11,7 +11,7 @@ from llm_jax.core.errors import InputError
 from llm_jax.engine.restore import restore
 from llm_jax.interop.peft import export_adapter
 from llm_jax.models.inherited import Inherited
-from llm_jax.optim.lora import Lora
+from llm_jax.optim.trainable import Lora
 from llm_jax.runs.checksums import SEAL, damage, seal
 from llm_jax.text.kept import Kept
 from llm_jax.training.loop import train

@@ -160,7 +160,7 @@ from llm_jax.text.recipes import Bytes
 from llm_jax.optim.optimizers import AdamW, Cosine
 from llm_jax.optim.precision import Precision
 from llm_jax.rl.rollouts import Rollouts
-from llm_jax.optim.lora import Lora
+from llm_jax.optim.trainable import Lora
 
 base, texts = {base!r}, {texts!r}
 reads = Block(Attention(1, 2, 8, mask=Full()), SwiGLU(16), dropout=0.1)

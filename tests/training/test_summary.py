@@ -8,8 +8,7 @@ from llm_jax.layers.block import Block
 from llm_jax.layers.feedforward import SwiGLU
 from llm_jax.layers.kernels import Auto, Chunked
 from llm_jax.layers.moe import MoE
-from llm_jax.optim.lora import Dora, Lora
-from llm_jax.optim.trainable import TrainAll
+from llm_jax.optim.trainable import Dora, Lora, TrainAll
 from llm_jax.training.summary import summary
 
 

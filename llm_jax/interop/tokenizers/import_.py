@@ -77,7 +77,7 @@ def import_tokenizer(folder: str | Path, rows: int | None = None) -> tuple[Token
     if rust is None and (folder / "source.spm").exists():
         raise InputError(
             f"there is no tokenizer.json in {folder}, and Marian's source.spm and target.spm are not covered: "
-            "in Python, interop.imports.read(interop.checkpoint.open_source(FOLDER)) gives its model and parameters"
+            "in Python, interop.import_.read(interop.checkpoint.open_source(FOLDER)) gives its model and parameters"
         )
     if rust is None:
         raise InputError(f"there is no tokenizer.json in {folder}: save it with save_pretrained of a fast tokenizer")
